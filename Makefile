@@ -1,0 +1,44 @@
+# From clone to pictures: `make demo`. Everything is installed into .venv and nowhere else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench
+
+help:  ## show this list
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
+	@echo "Another interpreter: make setup PYTHON=/path/to/python3.12"
+
+setup: $(STAMP)  ## create .venv and install everything (downloads several GB once)
+
+demo: $(STAMP)  ## train a small model and write runs/demo/report.html
+	$(BIN)/unimodal demo --out runs/demo
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/pytest
+
+lint: $(STAMP)  ## check style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## run every benchmark; each comparison prints one JSON line
+	@set -e; for script in benchmarks/*.py; do echo "$$script" >&2; $(BIN)/python "$$script"; done
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "setup: no '$(PYTHON)' found; install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "setup: Python 3.11 or newer is needed, '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1); name another: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setup 1/2: making a virtual environment in $(VENV) with $$("$(PYTHON)" -V 2>&1)"
+	@"$(PYTHON)" -m venv $(VENV) || { \
+		echo "setup: '$(PYTHON) -m venv' failed; where Python comes in parts, its venv package is missing (python3-venv)" >&2; exit 1; }
+	@echo "setup 2/2: installing unimodal with PyTorch; this downloads several GB and takes some minutes"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+	@echo "setup: done. Next: make demo"

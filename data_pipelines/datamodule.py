@@ -1,0 +1,177 @@
+"""Lightning data modules: pictures for the image tokenizer, packed token documents for the transformer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from data_pipelines.batch import PackedBatch, collate
+from data_pipelines.documents import ImageSegment
+from data_pipelines.failures import FailureLog
+from data_pipelines.image_stream import ImageStream
+from data_pipelines.images import ImagePolicy, to_tensor
+from data_pipelines.shards.format import TokenDocument
+from data_pipelines.shards.reader import read_all
+from data_pipelines.sources.registry import open_source
+from data_pipelines.stream import PackedStream, StreamConfig, epoch_batches
+from data_pipelines.templates import TemplateConfig
+from tokenizers_vq.token_space import TokenSpace
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Distinct pictures of a source as tensors (B, 3, S, S) in [-1, 1]; a few are held out for validation."""
+
+    def __init__(
+        self,
+        source: str = "easy_vqa",
+        path: Path | None = None,
+        split: str = "train",
+        image_size: int = 64,
+        batch_size: int = 64,
+        flip: bool = True,
+        validation_images: int = 128,
+        seed: int = 0,
+        max_bad: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.source, self.path, self.split = source, path, split
+        self.policy = ImagePolicy(size=image_size)
+        self.batch_size, self.flip, self.seed = batch_size, flip, seed
+        self.validation_images, self.max_bad = validation_images, max_bad
+        self.images = torch.empty(0)
+
+    def setup(self, stage: str) -> None:
+        """Read all pictures once, as bytes."""
+        del stage
+        if len(self.images):
+            return
+        failures = FailureLog(limit=self.max_bad)
+        options = {"dialogues": 0} if self.source == "easy_vqa" else {}
+        source = open_source(self.source, path=self.path, split=self.split, failures=failures, **options)
+        images = []
+        for document in source.documents():
+            for segment in document.segments:
+                if isinstance(segment, ImageSegment):
+                    images.append(_as_bytes(segment, self.policy))
+        if len(images) < 2:
+            raise ValueError(f"source {self.source!r} gave {len(images)} pictures; a tokenizer needs at least 2")
+        self.images = torch.stack(images)
+
+    def train_dataloader(self) -> StatefulDataLoader[Tensor]:
+        """Endless shuffled batches with an exact position."""
+        rank, world_size = _rank(self.trainer)
+        stream = ImageStream(
+            self.images[self._held_out :], self.batch_size, self.flip, self.seed, rank=rank, world_size=world_size
+        )
+        return StatefulDataLoader(stream, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """The held-out pictures."""
+        held_out = self.images[: self._held_out].float() / 127.5 - 1
+        batches = list(held_out.split(self.batch_size))
+        return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+    def test_dataloader(self) -> DataLoader[Tensor]:
+        """All pictures of the split."""
+        batches = list((self.images.float() / 127.5 - 1).split(self.batch_size))
+        return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+    predict_dataloader = test_dataloader
+
+    @property
+    def _held_out(self) -> int:
+        return min(self.validation_images, len(self.images) // 10 + 1)
+
+
+def _as_bytes(segment: ImageSegment, policy: ImagePolicy) -> Tensor:
+    pixels = to_tensor(policy.apply(segment.open(), segment.role))
+    return ((pixels + 1) * 127.5).round().to(torch.uint8)
+
+
+class TokenDataModule(L.LightningDataModule):
+    """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out."""
+
+    def __init__(
+        self,
+        shards: list[Path],
+        stream: StreamConfig | None = None,
+        templates: TemplateConfig | None = None,
+        validation_share: float = 0.02,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"the validation share lies in [0, 1), got {validation_share}")
+        self.shards = [Path(folder) for folder in shards]
+        self.stream, self.templates = stream or StreamConfig(), templates or TemplateConfig()
+        self.validation_share, self.num_workers = validation_share, num_workers
+        self.space: TokenSpace | None = None
+        self.train_documents: list[TokenDocument] = []
+        self.val_documents: list[TokenDocument] = []
+
+    def setup(self, stage: str) -> None:
+        """Read and verify the shards once."""
+        del stage
+        if self.space is not None:
+            return
+        for folder in self.shards:
+            space, documents = read_all(folder)
+            if self.space is not None:
+                self.space.check_same(space, str(self.shards[0]), str(folder))
+            self.space = space
+            for document in documents:
+                held_out = _held_out(document.key, self.validation_share)
+                (self.val_documents if held_out else self.train_documents).append(document)
+        if self.space is None:
+            raise ValueError("name at least one folder of token shards")
+
+    def train_dataloader(self) -> StatefulDataLoader[PackedBatch]:
+        """Endless packed batches with an exact position."""
+        rank, world_size = _rank(self.trainer)
+        stream = PackedStream(
+            self.train_documents, self._space, self.templates, self.stream, rank=rank, world_size=world_size
+        )
+        return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[PackedBatch]:
+        """The held-out documents, the same batches every time."""
+        return self._fixed(self.val_documents)
+
+    def test_dataloader(self) -> DataLoader[PackedBatch]:
+        """All documents of the shards."""
+        return self._fixed([*self.val_documents, *self.train_documents])
+
+    predict_dataloader = test_dataloader
+
+    def _fixed(self, documents: Sequence[TokenDocument]) -> DataLoader[PackedBatch]:
+        config = replace(self.stream, seed=0)
+        batches: list[Any] = [
+            collate(rows, config.length, self._space)
+            for rows in epoch_batches(documents, self._space, self.templates, config, 0, keep_rest=True)
+        ]
+        return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def _space(self) -> TokenSpace:
+        if self.space is None:
+            raise ValueError("call setup first")
+        return self.space
+
+
+def _held_out(key: str, share: float) -> bool:
+    """Copies of a document (key, key+1, ...) fall on the same side."""
+    digest = hashlib.sha256(key.split("+")[0].encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _rank(trainer: L.Trainer | None) -> tuple[int, int]:
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)

@@ -1,0 +1,126 @@
+"""Documents: what every source yields, before any token exists."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_IMAGE_PIXELS = 64_000_000
+"""Larger pictures are refused as decompression bombs."""
+
+TEXT_ROLES = ("text", "caption", "request", "question", "answer")
+IMAGE_ROLES = ("image", "answer")
+
+
+class DamagedSample(ValueError):
+    """One sample of a source cannot be used; the message names it and says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSegment:
+    """A run of text with its role: `text`, `caption`, `request`, `question` or `answer`."""
+
+    text: str
+    role: str = "text"
+
+    def __post_init__(self) -> None:
+        if self.role not in TEXT_ROLES:
+            raise ValueError(f"text role must be one of {TEXT_ROLES}, got {self.role!r}")
+        if not self.text.strip():
+            raise DamagedSample(f"empty {self.role}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSegment:
+    """A picture, opened only when asked for: a path, encoded bytes, or a PIL image.
+
+    `image` is a picture the reader is shown; `answer` is one that was drawn in reply to a request.
+    """
+
+    source: Path | bytes | Image.Image
+    role: str = "image"
+
+    def __post_init__(self) -> None:
+        if self.role not in IMAGE_ROLES:
+            raise ValueError(f"image role must be one of {IMAGE_ROLES}, got {self.role!r}")
+
+    def open(self) -> Image.Image:
+        """The picture in RGB, alpha laid over white. Raises DamagedSample when it cannot be read."""
+        try:
+            return to_rgb(self._decode())
+        except DamagedSample:
+            raise
+        except UnidentifiedImageError as error:
+            raise DamagedSample(f"{self.name}: cannot be read as an image (unknown format)") from error
+        except Exception as error:  # decoders raise errors of every kind on damaged bytes
+            raise DamagedSample(f"{self.name}: cannot be read as an image ({error})") from error
+
+    @property
+    def name(self) -> str:
+        """What to call this picture in a message."""
+        return str(self.source) if isinstance(self.source, Path) else "image"
+
+    def _decode(self) -> Image.Image:
+        if isinstance(self.source, Image.Image):
+            return self.source
+        image = Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
+        if image.width * image.height > MAX_IMAGE_PIXELS:
+            raise DamagedSample(f"{self.name}: {image.width}x{image.height} pixels, over {MAX_IMAGE_PIXELS}")
+        image.load()
+        return image
+
+
+Segment = TextSegment | ImageSegment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Text and pictures in reading order.
+
+    A picture with its caption and question/answer pairs is one document: image, caption, question, answer,
+    question, answer ... Templates make training sequences of it. `meta` is kept beside the tokens as JSON;
+    `meta["layout"]` is `"sample"` for such a document and `"dialogue"` when the order itself is the content
+    (request, image, question, answer, request, image).
+    """
+
+    key: str
+    segments: tuple[Segment, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise DamagedSample(f"{self.key}: a document without segments")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode to RGB, upright as its EXIF orientation says; transparency is laid over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or floats to 8 bits, where Pillow alone would cut everything above 255 to white.
+
+    16 bits have a scale of their own. The others do not: the full scale is the first of 1 (floats only), 255 and
+    65535 that holds the brightest pixel, or else that pixel. Below 0 is black.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    if image.mode.startswith("I;16"):
+        scale = 65535.0
+    else:
+        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        brightest = float(values.max(initial=0.0))
+        scale = next((scale for scale in scales if brightest <= scale), brightest)
+    return Image.fromarray((values.clip(0, scale) * (255 / scale)).round().astype(np.uint8))

@@ -1,0 +1,124 @@
+"""Writes token shards: plain tar files, whole or not at all, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.shards.format import MANIFEST_FILE, Manifest, ShardEntry, TokenDocument
+from tokenizers_vq.token_space import TokenSpace
+
+PARTIAL = ".partial"
+
+
+class ShardWriter:
+    """A context manager that takes TokenDocuments and leaves `000000.tar, ..., manifest.json` in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        space: TokenSpace,
+        *,
+        image_policy: dict[str, Any],
+        source: dict[str, Any],
+        documents_per_shard: int = 1000,
+    ) -> None:
+        if (folder / MANIFEST_FILE).exists():
+            raise ValueError(f"{folder} already holds shards; give another folder or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.space = folder, space
+        self.image_policy, self.source = image_policy, source
+        self.documents_per_shard = documents_per_shard
+        self.entries: list[ShardEntry] = []
+        self.left_out: dict[str, int] = {}
+        self._pending: list[TokenDocument] = []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def write(self, document: TokenDocument) -> None:
+        """Add one document."""
+        self._pending.append(document)
+        if len(self._pending) == self.documents_per_shard:
+            self._flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+            self._write_manifest()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        name = f"{len(self.entries):06d}.tar"
+        data = _tar(self._pending, self.space)
+        _write_whole(self.folder / name, data)
+        self.entries.append(
+            ShardEntry(
+                name=name,
+                sha256=hashlib.sha256(data).hexdigest(),
+                documents=len(self._pending),
+                text_tokens=sum(document.count("text") for document in self._pending),
+                image_tokens=sum(document.count("image") for document in self._pending),
+            )
+        )
+        self._pending = []
+
+    def _write_manifest(self) -> None:
+        manifest = Manifest(
+            token_space=self.space.to_dict(),
+            fingerprint=self.space.fingerprint,
+            image_policy=self.image_policy,
+            source=self.source,
+            shards=tuple(self.entries),
+            left_out=self.left_out,
+        )
+        _write_whole(self.folder / MANIFEST_FILE, json.dumps(manifest.to_dict(), indent=2).encode())
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_bytes(data)
+    partial.rename(path)
+
+
+def _tar(documents: Iterable[TokenDocument], space: TokenSpace) -> bytes:
+    dtype = np.uint16 if space.vocab_size <= 2**16 else np.uint32
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for document in documents:
+            ids = np.concatenate([segment.ids for segment in document.segments]).astype(dtype)
+            _add(tar, f"{document.key}.ids.npy", _npy(ids))
+            _add(tar, f"{document.key}.json", json.dumps(_describe(document)).encode())
+    return buffer.getvalue()
+
+
+def _describe(document: TokenDocument) -> dict[str, Any]:
+    segments, start = [], 0
+    for segment in document.segments:
+        length = len(segment.ids)
+        segments.append({"kind": segment.kind, "role": segment.role, "start": start, "length": length})
+        start += length
+    return {"segments": segments, "meta": dict(document.meta)}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

@@ -1,0 +1,167 @@
+"""Image tokenizer: pictures -> codes -> pictures, and the folder it is kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig, build_backbone
+from tokenizers_vq.quantizers import FSQConfig, LFQConfig, QuantizerConfig, VQConfig, build_quantizer
+from tokenizers_vq.token_space import FixedLayout
+
+# Shapes: B images, S image side, G grid side, N = G * G codes an image, D code width.
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+KINDS: dict[str, type[Any]] = {
+    "patch": PatchBackboneConfig,
+    "vqgan": VQGANBackboneConfig,
+    "vq": VQConfig,
+    "fsq": FSQConfig,
+    "lfq": LFQConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokenizerConfig:
+    """A backbone and a quantizer for square images of `image_size` pixels."""
+
+    image_size: int
+    backbone: BackboneConfig
+    quantizer: QuantizerConfig
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.backbone.reduction:
+            raise ValueError(
+                f"an image of {self.image_size} pixels cannot be cut into codes of {self.backbone.reduction} pixels"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side."""
+        return self.image_size // self.backbone.reduction
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        names = {kind: name for name, kind in KINDS.items()}
+        parts = {
+            key: {"kind": names[type(part)], **dataclasses.asdict(part)}
+            for key, part in (("backbone", self.backbone), ("quantizer", self.quantizer))
+        }
+        return {"image_size": self.image_size, **parts}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageTokenizerConfig:
+        """The inverse of `to_dict`. Raises ValueError for anything else."""
+        try:
+            return cls(
+                image_size=values["image_size"],
+                backbone=_part(values["backbone"]),
+                quantizer=_part(values["quantizer"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not an image tokenizer config: {error}") from error
+
+
+def _part(values: dict[str, Any]) -> Any:
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return KINDS[fields.pop("kind")](**fields)
+
+
+class Reconstruction(NamedTuple):
+    """images (B, 3, S, S), indices (B, N), and the quantizer's named losses."""
+
+    images: Tensor
+    indices: Tensor
+    losses: dict[str, Tensor]
+
+
+class ImageTokenizer(nn.Module):
+    """Images in [-1, 1] <-> codes in [0, codebook_size)."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.quantizer = build_quantizer(config.quantizer)
+        encoder, decoder = build_backbone(config.backbone, config.quantizer.dim)
+        self.encoder = encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.decoder = decoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.config.image_size
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of different codes."""
+        return self.config.quantizer.codebook_size
+
+    @property
+    def layout(self) -> FixedLayout:
+        """How the codes of an image lie in a sequence."""
+        return FixedLayout(rows=self.config.grid, columns=self.config.grid)
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """images (B, 3, S, S) in [-1, 1] -> Reconstruction, for training."""
+        vectors = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(images.device.type, enabled=False):
+            quantized = self.quantizer(vectors.float().flatten(2).transpose(1, 2))
+        return Reconstruction(self._pixels(quantized.codes), quantized.indices, quantized.losses)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) in [-1, 1] -> codes (B, N) int64 in reading order."""
+        expected = (3, self.image_size, self.image_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"this tokenizer takes images of shape (B, {expected}), got {tuple(images.shape)}")
+        vectors = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return self.quantizer(vectors.float().flatten(2).transpose(1, 2)).indices
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes (B, N) int64 -> images (B, 3, S, S) in [-1, 1]. Raises ValueError for a code that does not exist."""
+        if codes.ndim != 2 or codes.shape[1] != self.layout.num_codes:
+            raise ValueError(f"an image has {self.layout.num_codes} codes, got a batch of shape {tuple(codes.shape)}")
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
+            raise ValueError(f"codes lie in 0 to {self.codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}")
+        return self._pixels(self.quantizer.lookup(codes)).clamp(-1, 1)
+
+    def _pixels(self, vectors: Tensor) -> Tensor:
+        grid = vectors.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid))
+        return self.decoder(grid.contiguous(memory_format=torch.channels_last)).float()
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over config and weights."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2))
+
+    @classmethod
+    def open(cls, folder: Path) -> ImageTokenizer:
+        """Open a folder written by `save`, in evaluation mode. Raises ValueError with the reason where it cannot."""
+        try:
+            config = ImageTokenizerConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+            tokenizer = cls(config)
+            tokenizer.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{folder} does not hold an image tokenizer: {reason}") from error
+        return tokenizer.eval().requires_grad_(False)

@@ -1,0 +1,164 @@
+"""Quantizers: vector-quantize-pytorch behind one contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
+
+# Shapes: B images, N codes an image, D code width.
+
+
+class Quantized(NamedTuple):
+    """codes (B, N, D) as the decoder sees them, with a straight-through gradient; indices (B, N) int64; named losses."""
+
+    codes: Tensor
+    indices: Tensor
+    losses: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQConfig:
+    """Vector quantisation (arXiv 1711.00937): k-means start, EMA codebook, dead codes revived from the batch."""
+
+    codebook_size: int = 1024
+    dim: int = 8
+    decay: float = 0.99
+    commitment: float = 1.0
+    revive_below: float = 1.0
+    """A code whose EMA count falls below this is replaced by a vector of the batch."""
+    cosine: bool = False
+    kmeans_iters: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class FSQConfig:
+    """Finite scalar quantisation (arXiv 2309.15505): every channel is rounded to one of a few levels."""
+
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+
+    @property
+    def codebook_size(self) -> int:
+        """Product of the levels."""
+        return prod(self.levels)
+
+    @property
+    def dim(self) -> int:
+        """One channel for each entry of `levels`."""
+        return len(self.levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LFQConfig:
+    """Look-up-free quantisation (arXiv 2310.05737): the signs of the channels are the code."""
+
+    bits: int = 10
+    entropy_weight: float = 0.1
+    diversity_gamma: float = 1.0
+    commitment: float = 0.25
+
+    @property
+    def codebook_size(self) -> int:
+        """2 to the number of bits."""
+        return 2**self.bits
+
+    @property
+    def dim(self) -> int:
+        """One channel a bit."""
+        return self.bits
+
+
+QuantizerConfig = VQConfig | FSQConfig | LFQConfig
+
+
+class Quantizer(nn.Module):
+    """What every quantizer gives: `forward` for training, `lookup` for decoding."""
+
+    codebook_size: int
+    dim: int
+
+    def forward(self, x: Tensor) -> Quantized:
+        """x (B, N, D) -> Quantized."""
+        raise NotImplementedError
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """indices (B, N) -> codes (B, N, D)."""
+        raise NotImplementedError
+
+
+class VQ(Quantizer):
+    """VectorQuantize."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.codebook_size, self.dim = config.codebook_size, config.dim
+        self.layer = VectorQuantize(
+            dim=config.dim,
+            codebook_size=config.codebook_size,
+            decay=config.decay,
+            commitment_weight=config.commitment,
+            kmeans_init=True,
+            kmeans_iters=config.kmeans_iters,
+            threshold_ema_dead_code=config.revive_below,  # pyright: ignore[reportArgumentType]
+            use_cosine_sim=config.cosine,
+        )
+
+    def forward(self, x: Tensor) -> Quantized:
+        codes, indices, loss = self.layer(x)
+        return Quantized(codes, indices, {"commitment": loss.sum()})
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return self.layer.get_output_from_indices(indices)
+
+
+class FiniteScalar(Quantizer):
+    """FSQ."""
+
+    def __init__(self, config: FSQConfig) -> None:
+        super().__init__()
+        self.codebook_size, self.dim = config.codebook_size, config.dim
+        self.layer = FSQ(levels=list(config.levels))
+
+    def forward(self, x: Tensor) -> Quantized:
+        codes, indices = self.layer(x)
+        return Quantized(codes, indices.long(), {})
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return self.layer.indices_to_codes(indices)
+
+
+class LookupFree(Quantizer):
+    """LFQ."""
+
+    def __init__(self, config: LFQConfig) -> None:
+        super().__init__()
+        self.codebook_size, self.dim = config.codebook_size, config.dim
+        self.layer = LFQ(
+            dim=config.bits,
+            codebook_size=config.codebook_size,
+            entropy_loss_weight=config.entropy_weight,
+            diversity_gamma=config.diversity_gamma,
+            commitment_loss_weight=config.commitment,
+        )
+
+    def forward(self, x: Tensor) -> Quantized:
+        codes, indices, loss = self.layer(x)
+        return Quantized(codes, indices, {"entropy": torch.as_tensor(loss).sum()})
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return self.layer.indices_to_codes(indices)
+
+
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
+    """The quantizer a config asks for."""
+    match config:
+        case VQConfig():
+            return VQ(config)
+        case FSQConfig():
+            return FiniteScalar(config)
+        case LFQConfig():
+            return LookupFree(config)

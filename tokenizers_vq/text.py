@@ -1,0 +1,84 @@
+"""Text tokenizer: train a byte-level BPE, or open any Hugging Face tokenizer.json."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tokenizers_vq.token_space import SPECIAL_STRINGS, Specials
+
+FILE_NAME = "tokenizer.json"
+
+
+class TextTokenizer:
+    """Bytes-exact text <-> ids. What a user types never becomes a special id."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        missing = [name for name in SPECIAL_STRINGS if tokenizer.token_to_id(name) is None]
+        if missing:
+            tokenizer.add_special_tokens(missing)
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.specials = Specials(
+            **{name.strip("<>"): int(tokenizer.token_to_id(name) or 0) for name in SPECIAL_STRINGS}
+        )
+        self._special_ids = {getattr(self.specials, name.strip("<>")) for name in SPECIAL_STRINGS}
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+        """Byte-level BPE (arXiv 1909.02165 via GPT-2) of at most `vocab_size` ids; a small corpus gives fewer."""
+        if vocab_size < 256 + len(SPECIAL_STRINGS):
+            raise ValueError(f"a byte-level vocabulary needs at least {256 + len(SPECIAL_STRINGS)} ids, got {vocab_size}")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_STRINGS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer=trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def open(cls, path: Path) -> TextTokenizer:
+        """Open a tokenizer.json, or a folder that holds one. Raises ValueError where it cannot be read."""
+        file = path / FILE_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise ValueError(f"{file} is missing")
+        try:
+            return cls(Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{file} is not a tokenizer.json: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(folder / FILE_NAME))
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids, never a special one: `<boi>` typed by a user is spelt out in pieces."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if not self._special_ids.isdisjoint(ids):
+            raise ValueError(f"this text cannot be encoded without special tokens: {text[:80]!r}")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids -> text; special ids are left out, broken UTF-8 becomes U+FFFD."""
+        return self._tokenizer.decode([i for i in ids if i not in self._special_ids], skip_special_tokens=True)
+
+    @property
+    def size(self) -> int:
+        """The true number of ids, one past the largest."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the serialised tokenizer."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()

@@ -1,0 +1,20 @@
+"""unimodal: any-to-any image and text models on discrete tokens, from tokenizer training to evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from unimodal.generation.pipeline import Pipeline
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: str | Path) -> Pipeline:
+    """Open a model bundle; see `unimodal.generation.pipeline.load`."""
+    from unimodal.generation.pipeline import load as open_bundle
+
+    return open_bundle(path)

@@ -1,0 +1,144 @@
+"""The `unimodal` command: tokenize, inspect, generate, evaluate, demo."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A mistake is answered with one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
+    _source_arguments(parser, split="train")
+    parser.add_argument("--image-tokenizer", type=Path, required=True, metavar="DIR", help="a trained image tokenizer")
+    parser.add_argument("--text-tokenizer", type=Path, metavar="PATH", help="a tokenizer.json; trained here if absent")
+    parser.add_argument("--text-vocabulary", type=int, default=1024, metavar="N", help="most ids of a trained one")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
+    parser.add_argument("--copies", type=int, default=1, help="copies of each document; all but the first augmented")
+    parser.add_argument("--augment", default="", help="flip, place or flip,place")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read pictures")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    from unimodal.commands.tokenize import run
+
+    return run(options)
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="a folder of shards or a model bundle")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from unimodal.commands.inspect import run
+
+    return run(options.path)
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model bundle")
+    parser.add_argument("--prompt", default="", help="text; it follows the images")
+    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE")
+    parser.add_argument("--mode", default="mixed", help="text, image or mixed")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where pictures and answer.txt go")
+    parser.add_argument("--number", type=int, default=1, metavar="N", help="answers, with seeds SEED, SEED+1, ...")
+    parser.add_argument("--max-new-tokens", type=int, default=None)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from unimodal.commands.generate import run
+
+    return run(options)
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    _source_arguments(parser, split="test")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model bundle")
+    parser.add_argument("--task", required=True, help="vqa, caption, t2i or reconstruction")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results file")
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N items")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance", type=float, default=None, help="for drawing")
+    parser.add_argument("--temperature", type=float, default=None, help="for drawing")
+    parser.add_argument("--seeds-per-prompt", type=int, default=None, metavar="N", help="for drawing")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from unimodal.commands.evaluate import run
+
+    return run(options)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from unimodal.demo import run
+
+    run(options.out, quick=options.quick)
+    return 0
+
+
+def _source_arguments(parser: argparse.ArgumentParser, split: str) -> None:
+    parser.add_argument("--source", required=True, metavar="NAME", help="easy_vqa or imagefolder")
+    parser.add_argument("--path", type=Path, default=None, metavar="P", help="where the source's data lies")
+    parser.add_argument("--split", default=split, metavar="S")
+    parser.add_argument("--max-bad", type=float, default=0.1, metavar="SHARE", help="stop past this share of bad samples")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handler]] = {
+    "tokenize": ("documents of a source become token shards", _tokenize_arguments, _tokenize),
+    "inspect": ("verify shards or a bundle and print what they hold", _inspect_arguments, _inspect),
+    "generate": ("text and pictures from text and pictures", _generate_arguments, _generate),
+    "evaluate": ("score a model on a task", _evaluate_arguments, _evaluate),
+    "demo": ("train, draw, answer and score on easy-VQA; ends with a report page", _demo_arguments, _demo),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = OneLineParser(prog="unimodal", description="Any-to-any image and text models on discrete tokens.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
+    for name, (summary, add_arguments, handler) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        add_arguments(command)
+        command.set_defaults(handler=handler)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. What a user did wrong becomes one line on stderr and exit code 2."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        code = options.handler(options)
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        print(f"unimodal {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    if arguments is None:
+        raise SystemExit(code)
+    return code

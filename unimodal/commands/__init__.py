@@ -1,0 +1,1 @@
+"""What the subcommands of `unimodal` do, one file each."""

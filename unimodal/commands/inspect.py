@@ -1,0 +1,79 @@
+"""`unimodal inspect`: verify shards or a bundle, and print what they hold."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_shard
+from data_pipelines.shards.format import MANIFEST_FILE
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.pipeline import load
+
+
+def run(path: Path) -> int:
+    """0 when all is well, 1 on any damage."""
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder")
+    return _shards(path) if (path / MANIFEST_FILE).exists() or any(path.glob("*.tar")) else _bundle(path)
+
+
+def _shards(folder: Path) -> int:
+    try:
+        manifest = open_manifest(folder)
+    except DamagedShard as error:
+        return _damaged([str(error)])
+    problems: list[str] = []
+    table = Table("shard", "documents", "text tokens", "image tokens", "state", title=str(folder))
+    for entry in manifest.shards:
+        state = "whole"
+        try:
+            found = _count(folder, manifest, entry.name)
+            stated = (entry.documents, entry.text_tokens, entry.image_tokens)
+            if found != stated:
+                raise DamagedShard(f"{folder / entry.name}: the manifest counts {stated}, the shard holds {found}")
+        except DamagedShard as error:
+            state = "damaged"
+            problems.append(str(error))
+        counts = (entry.documents, entry.text_tokens, entry.image_tokens)
+        table.add_row(entry.name, *(f"{count:,}" for count in counts), state)
+    Console().print(table)
+    listed = {entry.name for entry in manifest.shards}
+    problems += [f"{tar} is not in the manifest" for tar in sorted(folder.glob("*.tar")) if tar.name not in listed]
+    return _damaged(problems) if problems else 0
+
+
+def _count(folder: Path, manifest: Manifest, name: str) -> tuple[int, int, int]:
+    entry = next(entry for entry in manifest.shards if entry.name == name)
+    totals: Counter[str] = Counter()
+    for document in read_shard(folder, entry, TokenSpace.from_dict(manifest.token_space)):
+        totals.update(documents=1, text=document.count("text"), image=document.count("image"))
+    return totals["documents"], totals["text"], totals["image"]
+
+
+def _bundle(folder: Path) -> int:
+    try:
+        model = load(folder)
+    except ValueError as error:
+        return _damaged([str(error)])
+    space, config = model.token_space, model.transformer.config
+    table = Table("part", "what it is", title=str(folder))
+    table.add_row("transformer", f"{config.num_layers} layers of {config.dim}, {config.num_heads} heads")
+    table.add_row("parameters", f"{model.transformer.num_parameters(without_embedding=False):,}")
+    table.add_row("context", f"{config.max_length} tokens")
+    table.add_row("text ids", f"{space.text_size}")
+    table.add_row("image codes", f"{space.codebook_size}, {space.layout.rows}x{space.layout.columns} an image")
+    table.add_row("token space", space.fingerprint[:16])
+    table.add_row("weights", model.sha256[:16])
+    Console().print(table)
+    return 0
+
+
+def _damaged(problems: list[str]) -> int:
+    for problem in problems:
+        print(f"unimodal inspect: {problem}", file=sys.stderr)
+    return 1

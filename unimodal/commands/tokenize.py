@@ -1,0 +1,73 @@
+"""`unimodal tokenize`: documents of a source become token shards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from data_pipelines.failures import FailureLog
+from data_pipelines.images import Augmentation
+from data_pipelines.shards.reader import open_manifest
+from data_pipelines.sources.registry import Source, open_source
+from data_pipelines.tokenize import TokenizeConfig, tokenize, train_text_tokenizer
+from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.text import TextTokenizer
+from unimodal.commands.progress import progress_bar
+from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER
+
+AUGMENTATIONS = ("flip", "place")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tokenize, and leave both tokenizers beside the shards."""
+    console = Console()
+    config = TokenizeConfig(copies=options.copies, augmentations=_augmentations(options.augment), seed=options.seed)
+    image = ImageTokenizer.open(options.image_tokenizer)
+    text = _text_tokenizer(options, console)
+    failures = FailureLog(limit=options.max_bad)
+    source = _source(options, failures)
+    total = len(source) * config.copies if hasattr(source, "__len__") else None
+    with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
+        tokenize(source, text, image, options.out, failures, config, tell)
+    text.save(options.out / TEXT_TOKENIZER)
+    image.save(options.out / IMAGE_TOKENIZER)
+    _print_summary(options.out, console)
+    return 0
+
+
+def _augmentations(text: str) -> tuple[Augmentation, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in AUGMENTATIONS]
+    if unknown:
+        raise ValueError(f"unknown augmentation {unknown[0]!r}; choose from {', '.join(AUGMENTATIONS)}")
+    return cast("tuple[Augmentation, ...]", names)
+
+
+def _source(options: argparse.Namespace, failures: FailureLog) -> Source:
+    return open_source(options.source, path=options.path, split=options.split, failures=failures)
+
+
+def _text_tokenizer(options: argparse.Namespace, console: Console) -> TextTokenizer:
+    if options.text_tokenizer is not None:
+        return TextTokenizer.open(options.text_tokenizer)
+    source = _source(options, FailureLog(limit=1.0))
+    text = train_text_tokenizer(source, options.text_vocabulary)
+    console.print(f"trained a byte-level BPE of {text.size} ids on the texts of {options.source} {options.split}")
+    return text
+
+
+def _print_summary(folder: Path, console: Console) -> None:
+    manifest = open_manifest(folder)
+    table = Table("shard", "documents", "text tokens", "image tokens", title=str(folder))
+    for entry in manifest.shards:
+        table.add_row(entry.name, f"{entry.documents:,}", f"{entry.text_tokens:,}", f"{entry.image_tokens:,}")
+    console.print(table)
+    counted: dict[str, Any] = {**manifest.source.get("notes", {}), **manifest.left_out}
+    for reason, count in counted.items():
+        console.print(f"{count:,} {reason}", highlight=False)
+
+

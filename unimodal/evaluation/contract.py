@@ -1,0 +1,156 @@
+"""What evaluation asks of a model and of a source, and what a task hands back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from data_pipelines.documents import Document
+
+# Shapes: B images, S image side, N codes of one image; images lie in [-1, 1].
+
+Part = str | Image.Image
+Prompt = str | Sequence[Any]
+Mode = Literal["text", "image", "mixed"]
+
+
+class ImageCodec(Protocol):
+    """An image tokenizer as reconstruction sees it."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def codebook_size(self) -> int: ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, N) int64."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, N) int64 -> (B, 3, S, S)."""
+        ...
+
+
+class AnyToAnyModel(Protocol):
+    """The part of a model bundle that the tasks use."""
+
+    @property
+    def image_tokenizer(self) -> ImageCodec | None: ...
+
+    @property
+    def path(self) -> Path | None: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """A picture of any size -> (3, S, S)."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        mode: Mode = ...,
+        max_new_tokens: int | None = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        guidance: float = ...,
+        seed: int = ...,
+        *,
+        batch_size: int = ...,
+        progress: Callable[[int], None] = ...,
+    ) -> list[list[Part]]:
+        """An answer, as strings and pictures, for each prompt; `progress(n)` after every n answers."""
+        ...
+
+    def image_span_check(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        guidance: float = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        seed: int = ...,
+        constrained: bool = ...,
+        batch_size: int = ...,
+    ) -> tuple[int, int]:
+        """(image spans, malformed ones) over drawings of the prompts."""
+        ...
+
+
+class DocumentSource(Protocol):
+    """A source as the tasks read it."""
+
+    def documents(self) -> Iterator[Document]: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing, guidance 1 is none."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    guidance: float = 1.0
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON and for `generate`."""
+        return dataclasses.asdict(self)
+
+    def recipe(self) -> dict[str, Any]:
+        """As a results file tells it."""
+        cuts = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return {"sampling": cuts, "guidance": self.guidance, "seed": self.seed}
+
+
+GREEDY = Sampling()
+
+Reporter = Callable[[str, int], Callable[[int], None]]
+"""Called with a description and a total, gives back what is to be told of every n items done."""
+
+
+def silent(description: str, total: int) -> Callable[[int], None]:
+    """A reporter that shows nothing."""
+    return lambda done: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One item for a reader: what was asked, what came, what was right. Images have names such as `shown`."""
+
+    prompt: str = ""
+    answer: str = ""
+    reference: str = ""
+    right: bool | None = None
+    images: dict[str, Image.Image] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What a task measured over `n` items, and how."""
+
+    task: str
+    metrics: dict[str, float]
+    n: int
+    seconds: float
+    recipe: dict[str, Any]
+    examples: list[Example] = field(default_factory=list)
+
+
+def codec_of(model: AnyToAnyModel) -> ImageCodec:
+    """The model's image tokenizer. Raises ValueError for a model of text only."""
+    if model.image_tokenizer is None:
+        raise ValueError(f"model {model.path} has no image tokenizer: this task needs one that sees pictures")
+    return model.image_tokenizer

@@ -1,0 +1,146 @@
+"""Run one task of a model on a source and write its results file: what `unimodal evaluate` does."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data_pipelines.failures import FailureLog
+from data_pipelines.sources.registry import open_source
+from unimodal.evaluation.contract import GREEDY, AnyToAnyModel, DocumentSource, Reporter, Sampling, TaskResult
+from unimodal.evaluation.judge import STEPS, Judge, cached_judge
+from unimodal.evaluation.results import write_results
+from unimodal.evaluation.tasks import caption, reconstruction, t2i, vqa
+
+JUDGED_SOURCE = "easy_vqa"
+"""The source whose captions a judge of colour and shape can check."""
+
+ANSWER_TYPES = {"easy_vqa": vqa.EASY_VQA_TYPES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What to evaluate. None means the task's own choice (`sampling`, `batch_size`) or everything (`limit`).
+
+    `judge_dir` keeps the trained judge of drawings; beside the results file when None.
+    """
+
+    task: str
+    source: str
+    path: Path | None = None
+    split: str = "test"
+    limit: int | None = None
+    sampling: Sampling | None = None
+    batch_size: int | None = None
+    seeds_per_prompt: int = 16
+    judge_dir: Path | None = None
+    max_bad: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}; choose one of {', '.join(TASKS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"the limit is at least 1, got {self.limit}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"the batch size is at least 1, got {self.batch_size}")
+
+
+def run(model: AnyToAnyModel, config: EvaluationConfig, out: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Evaluate, write the results file `out` and return its content.
+
+    Raises ValueError, in one line, for an unknown source, split or path, and for a source without what the task needs.
+    """
+    source = open_source(config.source, path=config.path, split=config.split, failures=FailureLog(limit=config.max_bad))
+    data = {"source": config.source, "split": config.split, "sha256": source.fingerprint(), "limit": config.limit}
+    with _bars(quiet) as reporter:
+        result = TASKS[config.task](model, source, config, out, reporter)
+    described = {"path": str(model.path or ""), "sha256": model.sha256}
+    return write_results(result, out, model=described, data=data, command=command(model, config, out))
+
+
+def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
+    """What to type for this evaluation."""
+    words = ["unimodal", "evaluate", "--model", str(model.path or "MODEL"), "--task", config.task]
+    words += ["--source", config.source, "--split", config.split]
+    words += ["--path", str(config.path)] if config.path else []
+    words += ["--limit", str(config.limit)] if config.limit else []
+    words += ["--max-bad", str(config.max_bad)] if config.max_bad != EvaluationConfig.max_bad else []
+    if config.seeds_per_prompt != EvaluationConfig.seeds_per_prompt:
+        words += ["--seeds-per-prompt", str(config.seeds_per_prompt)]
+    for name, value in (config.sampling.to_dict() if config.sampling else {}).items():
+        if value != getattr(TASK_SAMPLING[config.task], name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _vqa(
+    model: AnyToAnyModel, source: DocumentSource, config: EvaluationConfig, out: Path, reporter: Reporter
+) -> TaskResult:
+    types = ANSWER_TYPES.get(config.source)
+    sampling = config.sampling or TASK_SAMPLING["vqa"]
+    return vqa.evaluate(model, source, sampling=sampling, answer_types=types, reporter=reporter, **_shared(config))
+
+
+def _caption(
+    model: AnyToAnyModel, source: DocumentSource, config: EvaluationConfig, out: Path, reporter: Reporter
+) -> TaskResult:
+    return caption.evaluate(
+        model, source, sampling=config.sampling or TASK_SAMPLING["caption"], reporter=reporter, **_shared(config)
+    )
+
+
+def _t2i(
+    model: AnyToAnyModel, source: DocumentSource, config: EvaluationConfig, out: Path, reporter: Reporter
+) -> TaskResult:
+    return t2i.evaluate(
+        model,
+        source,
+        judge=_judge(config, out, reporter),
+        sampling=config.sampling or TASK_SAMPLING["t2i"],
+        seeds_per_prompt=config.seeds_per_prompt,
+        reporter=reporter,
+        **_shared(config),
+    )
+
+
+def _reconstruction(
+    model: AnyToAnyModel, source: DocumentSource, config: EvaluationConfig, out: Path, reporter: Reporter
+) -> TaskResult:
+    return reconstruction.evaluate(model, source, reporter=reporter, **_shared(config))
+
+
+Runner = Callable[[AnyToAnyModel, DocumentSource, EvaluationConfig, Path, Reporter], TaskResult]
+TASKS: dict[str, Runner] = {"vqa": _vqa, "caption": _caption, "t2i": _t2i, "reconstruction": _reconstruction}
+TASK_SAMPLING = {"vqa": GREEDY, "caption": GREEDY, "t2i": t2i.SAMPLED, "reconstruction": GREEDY}
+
+
+def _shared(config: EvaluationConfig) -> dict[str, Any]:
+    """Settings that every task has; absent ones are the task's choice."""
+    batch = {} if config.batch_size is None else {"batch_size": config.batch_size}
+    return {"limit": config.limit} | batch
+
+
+def _judge(config: EvaluationConfig, out: Path, reporter: Reporter) -> Judge | None:
+    if config.source != JUDGED_SOURCE:
+        return None
+    folder = config.judge_dir or out.parent / "judge"
+    return cached_judge(folder, progress=reporter("judge", STEPS))
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[Reporter]:
+    """A reporter with one progress bar for each thing that is counted."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=quiet) as progress:
+
+        def start(description: str, total: int) -> Callable[[int], None]:
+            bar = progress.add_task(description, total=total)
+            return lambda done: progress.advance(bar, done)
+
+        yield start

@@ -1,0 +1,80 @@
+"""Documents as evaluation reads them: one picture with its captions and its questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
+from data_pipelines.failures import FailureLog
+from data_pipelines.images import to_image
+from unimodal.evaluation.contract import AnyToAnyModel, DocumentSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question with everything that people answered."""
+
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One picture as the model is shown it, and what the data say about it."""
+
+    key: str
+    image: Image.Image
+    captions: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+def read_samples(
+    source: DocumentSource, model: AnyToAnyModel, *, limit: int | None = None, failures: FailureLog | None = None
+) -> Iterator[Sample]:
+    """The first `limit` sample documents with a picture, each at the model's own size; dialogues are passed over.
+
+    A picture that cannot be read is counted in `failures`; too many of them raise TooMuchDamage.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit is at least 1, got {limit}")
+    failures = FailureLog() if failures is None else failures
+    found = 0
+    for document in source.documents():
+        picture = next((segment for segment in document.segments if isinstance(segment, ImageSegment)), None)
+        if document.meta.get("layout", "sample") != "sample" or picture is None:
+            continue
+        try:
+            image = to_image(model.preprocess(picture.open()))
+        except DamagedSample as error:
+            failures.drop(document.key, str(error))
+            continue
+        failures.keep()
+        yield Sample(key=document.key, image=image, captions=_captions(document), questions=_questions(document))
+        found += 1
+        if found == limit:
+            break
+    failures.close()
+
+
+def _captions(document: Document) -> tuple[str, ...]:
+    return tuple(_texts(document, "caption"))
+
+
+def _texts(document: Document, role: str) -> Iterator[str]:
+    return (part.text for part in document.segments if isinstance(part, TextSegment) and part.role == role)
+
+
+def _questions(document: Document) -> tuple[Question, ...]:
+    """Every question with the answers that stand right after it."""
+    found: list[tuple[str, list[str]]] = []
+    for part in document.segments:
+        if not isinstance(part, TextSegment):
+            continue
+        if part.role == "question":
+            found.append((part.text, []))
+        elif part.role == "answer" and found:
+            found[-1][1].append(part.text)
+    return tuple(Question(text=text, answers=tuple(answers)) for text, answers in found if answers)

@@ -1,0 +1,1 @@
+"""Tasks, one file each: every one has `evaluate(model, source, ...) -> TaskResult`."""

@@ -1,0 +1,73 @@
+"""Reconstruction: what the image tokenizer alone keeps of a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from data_pipelines.images import to_image, to_tensor
+from unimodal.evaluation.contract import (
+    AnyToAnyModel,
+    DocumentSource,
+    Example,
+    Reporter,
+    TaskResult,
+    codec_of,
+    silent,
+)
+from unimodal.evaluation.metrics.images import ReconstructionScores
+from unimodal.evaluation.samples import read_samples
+
+NUM_EXAMPLES = 12
+
+# Shapes: B images, S image side; images lie in [-1, 1].
+
+
+def evaluate(
+    model: AnyToAnyModel,
+    source: DocumentSource,
+    *,
+    limit: int | None = None,
+    batch_size: int = 64,
+    reporter: Reporter = silent,
+) -> TaskResult:
+    """Encode and decode every distinct picture among the first `limit`. Raises ValueError when there is none."""
+    start = time.perf_counter()
+    codec = codec_of(model)
+    pictures = list(_distinct_pictures(model, source, limit))
+    if not pictures:
+        raise ValueError("the source has no pictures: reconstruction has nothing to do")
+    scores = ReconstructionScores(codebook_size=codec.codebook_size)
+    examples: list[Example] = []
+    progress = reporter("pictures", len(pictures))
+    for index in range(0, len(pictures), batch_size):
+        batch = torch.stack(pictures[index : index + batch_size])
+        with torch.inference_mode():
+            codes = codec.encode(batch)
+            decoded = codec.decode(codes).float().clamp(-1, 1)
+        scores.update(batch, decoded, codes)
+        for original, copy in list(zip(batch, decoded, strict=True))[: NUM_EXAMPLES - len(examples)]:
+            examples.append(Example(images={"original": to_image(original), "reconstruction": to_image(copy)}))
+        progress(len(batch))
+    return TaskResult(
+        task="reconstruction",
+        metrics=scores.metrics(),
+        n=len(pictures),
+        seconds=time.perf_counter() - start,
+        recipe={"preprocessing": "border-pad to the model's image size", "images": "each distinct one once"},
+        examples=examples,
+    )
+
+
+def _distinct_pictures(model: AnyToAnyModel, source: DocumentSource, limit: int | None) -> Iterator[Tensor]:
+    """(3, S, S) of every picture that did not occur before."""
+    seen: set[bytes] = set()
+    for sample in read_samples(source, model, limit=limit):
+        digest = hashlib.sha256(sample.image.tobytes()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield to_tensor(sample.image)

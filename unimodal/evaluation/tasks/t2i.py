@@ -1,0 +1,174 @@
+"""Text to image: every colour and shape drawn many times and judged, and how many image spans are well formed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import islice, product
+from statistics import fmean
+from typing import Any
+
+import torch
+from PIL import Image
+
+from data_pipelines.documents import TextSegment
+from data_pipelines.images import to_tensor
+from data_pipelines.sources.easy_vqa import COLOURS, SHAPES, caption
+from unimodal.evaluation.contract import (
+    AnyToAnyModel,
+    DocumentSource,
+    Example,
+    Part,
+    Reporter,
+    Sampling,
+    TaskResult,
+    codec_of,
+    silent,
+)
+from unimodal.evaluation.judge import IMAGE_SIZE, Judge, Verdict
+
+SAMPLED = Sampling(temperature=1.0)
+PICTURES_SHOWN_PER_PROMPT = 4
+CAPTIONS_DRAWN = 32
+
+
+def evaluate(
+    model: AnyToAnyModel,
+    source: DocumentSource,
+    *,
+    judge: Judge | None,
+    sampling: Sampling = SAMPLED,
+    limit: int | None = None,
+    batch_size: int = 128,
+    seeds_per_prompt: int = 16,
+    checks_per_prompt: int = 4,
+    reporter: Reporter = silent,
+) -> TaskResult:
+    """Draw with the state machine on, then count malformed image spans with it on and off.
+
+    With a judge: every colour x shape caption of easy-VQA, `seeds_per_prompt` times, at most `limit` pictures.
+    Without: the first `limit` (32) distinct captions of the source, once each, with no score but the malformed
+    shares. A drawing that is not exactly one picture counts as malformed and as wrong.
+    Raises ValueError when there is no judge and the source has no captions.
+    """
+    start = time.perf_counter()
+    codec_of(model)
+    if min(seeds_per_prompt, checks_per_prompt) < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"drawings and checks are at least 1, got {seeds_per_prompt}, {checks_per_prompt}, {limit}")
+    captions = colour_shape_captions() if judge else source_captions(source, limit or CAPTIONS_DRAWN)
+    prompts = (captions * (seeds_per_prompt if judge else 1))[:limit]
+    settings = sampling.to_dict() | {"batch_size": batch_size}
+    outputs = model.generate(prompts, "image", progress=reporter("pictures", len(prompts)), **settings)
+    pictures = [_only_picture(parts) for parts in outputs]
+    checks = captions * checks_per_prompt
+    fresh = settings | {"seed": sampling.seed + len(prompts)}
+    metrics = _malformed(model, checks, fresh, pictures)
+    verdicts = _verdicts(judge, pictures) if judge else [None] * len(pictures)
+    if judge:
+        metrics = _accuracy(prompts, verdicts) | {"judge_accuracy": judge.accuracy_on("test")} | metrics
+    recipe = sampling.recipe() | {
+        "prompt_template": "caption",
+        "prompts": len(captions),
+        "drawings_per_prompt": len(prompts) / len(captions),
+        "span_checks": len(checks),
+        "judge": _judge_recipe(judge),
+    }
+    return TaskResult(
+        task="t2i",
+        metrics=metrics,
+        n=len(prompts),
+        seconds=time.perf_counter() - start,
+        recipe=recipe,
+        examples=_examples(prompts, pictures, verdicts, len(captions)),
+    )
+
+
+def colour_shape_captions() -> list[str]:
+    """Every caption that easy-VQA can have."""
+    return [caption(colour, shape) for colour, shape in product(COLOURS, SHAPES)]
+
+
+def source_captions(source: DocumentSource, count: int) -> list[str]:
+    """The first `count` distinct captions. Raises ValueError when there is none."""
+    texts = (
+        part.text
+        for document in source.documents()
+        if document.meta.get("layout", "sample") == "sample"
+        for part in document.segments
+        if isinstance(part, TextSegment) and part.role == "caption"
+    )
+    found: dict[str, None] = {}
+    for text in texts:
+        found[text] = None
+        if len(found) == count:
+            break
+    if not found:
+        raise ValueError("the source has no captions: t2i has nothing to draw")
+    return list(found)
+
+
+def _only_picture(parts: Sequence[Part]) -> Image.Image | None:
+    pictures = [part for part in parts if isinstance(part, Image.Image)]
+    return pictures[0] if len(pictures) == len(parts) == 1 else None
+
+
+def _malformed(
+    model: AnyToAnyModel, prompts: list[str], settings: dict[str, Any], pictures: Sequence[Image.Image | None]
+) -> dict[str, float]:
+    """Shares of malformed image spans: with the state machine, over drawings and checks; without it, over checks."""
+    spans, bad = model.image_span_check(prompts, constrained=True, **settings)
+    spans, bad = spans + len(pictures), bad + sum(picture is None for picture in pictures)
+    free_spans, free_bad = model.image_span_check(prompts, constrained=False, **settings)
+    return {"malformed": bad / spans, "malformed_free": free_bad / max(free_spans, 1)}
+
+
+def _verdicts(judge: Judge, pictures: Sequence[Image.Image | None]) -> list[Verdict | None]:
+    """The judge's word on each picture; None where there is none to judge."""
+    drawn = [picture for picture in pictures if picture is not None]
+    if not drawn:
+        return [None] * len(pictures)
+    resized = [picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for picture in drawn]
+    verdicts = iter(judge.predict(torch.stack([to_tensor(picture) for picture in resized])))
+    return [None if picture is None else next(verdicts) for picture in pictures]
+
+
+def _accuracy(prompts: Sequence[str], verdicts: Sequence[Verdict | None]) -> dict[str, float]:
+    truth = {caption(colour, shape): (colour, shape) for colour, shape in product(COLOURS, SHAPES)}
+    colours = [
+        verdict is not None and verdict[0] == truth[prompt][0]
+        for prompt, verdict in zip(prompts, verdicts, strict=True)
+    ]
+    shapes = [
+        verdict is not None and verdict[1] == truth[prompt][1]
+        for prompt, verdict in zip(prompts, verdicts, strict=True)
+    ]
+    both = [colour and shape for colour, shape in zip(colours, shapes, strict=True)]
+    return {"accuracy": fmean(both), "colour": fmean(colours), "shape": fmean(shapes)}
+
+
+def _judge_recipe(judge: Judge | None) -> dict[str, Any] | None:
+    if judge is None:
+        return None
+    return {"trained_on": "easy_vqa train, real pictures only", "seed": judge.seed, "data_sha256": judge.data_sha256}
+
+
+def _examples(
+    prompts: Sequence[str],
+    pictures: Sequence[Image.Image | None],
+    verdicts: Sequence[Verdict | None],
+    num_captions: int,
+) -> list[Example]:
+    """The first few drawings of every prompt; prompts come round by round."""
+    rows = zip(prompts, pictures, verdicts, strict=True)
+    examples = []
+    for prompt, picture, verdict in islice(rows, num_captions * PICTURES_SHOWN_PER_PROMPT):
+        answer = " ".join(verdict) if verdict else ""
+        examples.append(
+            Example(
+                prompt=prompt,
+                answer=answer,
+                right=caption(*verdict) == prompt if verdict else None,
+                images={} if picture is None else {"drawn": picture},
+            )
+        )
+    return examples

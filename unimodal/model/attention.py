@@ -1,0 +1,71 @@
+"""Attention: the one place where tokens look at each other."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.model.cache import KVCache
+from unimodal.model.config import TransformerConfig
+from unimodal.model.kernels import attend
+from unimodal.model.rope import rotate
+
+# Shapes: B batch, T tokens, D model width, H query heads, K key/value heads, W head width.
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class HeadLayerNorm(nn.Module):
+    """LayerNorm over each head's width, with a weight and a bias for every head.
+
+    Chameleon's QK-norm: LayerNorm with bias rather than RMSNorm, before the rotary rotation, and own parameters for
+    each head (arXiv 2405.09818, section 2.3, and its public inference code).
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_heads, head_dim))
+        self.bias = nn.Parameter(torch.zeros(num_heads, head_dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, heads, W) -> the same shape, in the dtype that came in."""
+        normed = F.layer_norm(x, x.shape[-1:], eps=self.eps).to(x.dtype)
+        return torch.addcmul(self.bias.to(x.dtype), normed, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with QK-norm and rotary positions."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        kv_dim = config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
+        self.q_norm = _head_norm(config, config.num_heads)
+        self.k_norm = _head_norm(config, config.num_kv_heads)
+
+    def forward(self, x: Tensor, rotation: Rotation, bias: Tensor, cache: KVCache | None, positions: Tensor) -> Tensor:
+        """x (B, T, D), bias (B or 1, 1, T, keys) -> (B, T, D). With a cache, keys are all used slots."""
+        queries = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
+        keys = rotate(self.k_norm(self._heads(self.k_proj(x))), *rotation)
+        values = self._heads(self.v_proj(x))
+        if cache is None:
+            keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        else:
+            keys, values = cache.update(self.layer, keys, values, positions)
+        mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), bias)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+def _head_norm(config: TransformerConfig, num_heads: int) -> nn.Module:
+    if config.qk_norm is None:
+        return nn.Identity()
+    return HeadLayerNorm(num_heads, config.head_dim, config.qk_norm.eps)

@@ -1,0 +1,103 @@
+"""The decoder: one sequence of text tokens and image codes in, the next token of either kind out.
+
+Chameleon (arXiv 2405.09818) in one picture:
+
+    ids ─▶ embedding ─▶ [ RMSNorm ─▶ attention (QK-norm, RoPE) ─▶ +  RMSNorm ─▶ SwiGLU ─▶ + ] x layers ─▶ RMSNorm ─▶ head
+
+Image codes and text tokens share the embedding, every layer and the head; nothing here knows which is which.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unimodal.model.block import BLOCKS
+from unimodal.model.cache import KVCache
+from unimodal.model.config import TransformerConfig
+from unimodal.model.masks import additive, cached_mask, causal_mask
+from unimodal.model.rope import RotaryEmbedding
+
+# Shapes: B batch, T tokens, D model width, V vocabulary.
+
+INIT_STD = 0.02
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer over one vocabulary of text and image tokens."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta)
+        block = BLOCKS[config.norm_placement]
+        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02), and projections back into the residual stream smaller by sqrt(2 x layers) (GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2 or "_norm." in name:
+                continue
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            std = INIT_STD / (2 * self.config.num_layers) ** 0.5 if into_residual else INIT_STD
+            nn.init.normal_(parameter, std=std)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """tokens (B, T) int64 -> logits (B, T, V).
+
+        positions (B, T) default to 0, 1, ...; mask is bool (B or 1, 1, T, T), True where attention is allowed, and
+        defaults to causal. With a cache, attention runs over all slots up to each token's own position, and
+        `cache.reserve` must have been called for the largest position.
+        """
+        return self.head(self.features(tokens, positions, mask, cache))
+
+    def features(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """As `forward`, but what the head reads: (B, T, D) after the last norm."""
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        if cache is not None:
+            mask = cached_mask(positions, cache.used)
+        elif mask is None:
+            mask = causal_mask(tokens.shape[1], tokens.device)
+        x = self.embedding(tokens)
+        dtype = _compute_dtype(x)
+        rotation, bias = self.rotary(positions, dtype), additive(mask, dtype)
+        for block in self.blocks:
+            x = block(x, rotation, bias, cache, positions)
+        return self.norm(x)
+
+    def num_parameters(self, *, without_embedding: bool = True) -> int:
+        """Parameters that take part in matrix products; the embedding table is a look-up."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return total - self.embedding.weight.numel() if without_embedding else total
+
+    def flops_per_token(self, length: int) -> float:
+        """Floating-point operations of forward and backward for one token of a row of `length` tokens.
+
+        6 per parameter plus 12 x layers x width x length for attention, counted without the causal half
+        (PaLM, arXiv 2204.02311, appendix B).
+        """
+        attention = 12 * self.config.num_layers * self.config.dim * length
+        return 6 * self.num_parameters() + attention
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products will produce: the autocast dtype where autocast is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -1,0 +1,52 @@
+"""The page itself: all parts in order, in one file that needs nothing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unimodal.report import sections
+from unimodal.report.run_files import RunFiles, read_run
+from unimodal.report.style import CSS
+
+FILE_NAME = "report.html"
+INTRODUCTION = (
+    "One transformer reads and writes text and images as one sequence of tokens: it answers questions about images, "
+    "describes them, and draws them from text. Everything below was made by this run; nothing was picked by hand."
+)
+PARTS = (
+    sections.summary,
+    sections.drawings,
+    sections.questions,
+    sections.captions,
+    sections.dialogue,
+    sections.reconstructions,
+    sections.curves,
+    sections.timings,
+    sections.recipes,
+    sections.notes,
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Build `report.html` from a run's results, logs, timings and dialogue; returns its path.
+
+    What is missing or unreadable is left out, and the page says so. Raises ValueError when `run_dir` is not there.
+    """
+    page = render(read_run(run_dir))
+    path = run_dir / FILE_NAME
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render(files: RunFiles) -> str:
+    """The whole document as text."""
+    body = "".join(part(files) for part in PARTS)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>unimodal: what the model does</title><style>{CSS}</style></head><body><main>"
+        f'<h1>What the model does</h1><p class="soft">{INTRODUCTION}</p>'
+        f"{sections.headlines(files)}{body}</main></body></html>\n"
+    )

@@ -1,0 +1,114 @@
+"""What a run left behind, read for the report; anything absent or unreadable becomes a note."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Points = list[tuple[float, float]]
+LOGS = ("tokenizer", "model")
+TASK_ORDER = ("vqa", "caption", "t2i", "reconstruction", "edit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One results file and the folder its pictures are relative to."""
+
+    content: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def task(self) -> str:
+        return str(self.content.get("task", "unknown"))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {str(name): float(value) for name, value in self.content.get("metrics", {}).items()}
+
+    @property
+    def examples(self) -> list[dict[str, Any]]:
+        return list(self.content.get("examples", []))
+
+
+@dataclass(kw_only=True)
+class RunFiles:
+    """Everything the page is made of. `curves`: log name -> column -> (step, value)."""
+
+    folder: Path
+    results: list[Result] = field(default_factory=list)
+    curves: dict[str, dict[str, Points]] = field(default_factory=dict)
+    timings: list[dict[str, Any]] = field(default_factory=list)
+    dialogue: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def of_task(self, task: str) -> list[Result]:
+        """Results of one task, in file order."""
+        return [result for result in self.results if result.task == task]
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run's folder. Raises ValueError when it is not there."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the folder of a run")
+    files = RunFiles(folder=folder)
+    for path in sorted((folder / "results").glob("*.json")):
+        content = _read_json(files, path)
+        if isinstance(content, dict):
+            files.results.append(Result(content=content, folder=path.parent))
+        elif content is not None:
+            files.notes.append(f"results/{path.name} is not a results file.")
+    files.results.sort(key=lambda result: TASK_ORDER.index(result.task) if result.task in TASK_ORDER else 99)
+    for name in LOGS:
+        files.curves[name] = _read_curves(files, folder / "logs" / name)
+    files.timings = _read_list(files, folder / "timings.json")
+    files.dialogue = _read_list(files, folder / "dialogue.json")
+    return files
+
+
+def _read_json(files: RunFiles, path: Path) -> Any:
+    """The file's content, or None and a note."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        files.notes.append(f"{path.relative_to(files.folder)} is not there.")
+    except ValueError as error:
+        files.notes.append(f"{path.relative_to(files.folder)} cannot be read: {error}.")
+    return None
+
+
+def _read_list(files: RunFiles, path: Path) -> list[dict[str, Any]]:
+    content = _read_json(files, path)
+    if content is not None and not isinstance(content, list):
+        files.notes.append(f"{path.relative_to(files.folder)} is not a list.")
+    return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
+
+
+def _read_curves(files: RunFiles, folder: Path) -> dict[str, Points]:
+    """Columns of the newest metrics.csv under `folder`; its rows are sparse."""
+    logs = sorted(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+    if not logs:
+        files.notes.append(f"{(folder / 'metrics.csv').relative_to(files.folder)} is not there.")
+        return {}
+    columns: dict[str, Points] = {}
+    with logs[-1].open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            step = _number(row.get("step"))
+            for name, text in row.items():
+                value = _number(text)
+                if name not in ("step", "epoch") and step is not None and value is not None:
+                    columns.setdefault(name, []).append((step, value))
+    return columns
+
+
+def _number(text: str | None) -> float | None:
+    """A finite number, or None for an empty or other cell."""
+    try:
+        value = float(text or "nan")
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,28 @@
+"""Leaves a model bundle when training ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+
+from data_pipelines.datamodule import TokenDataModule
+from unimodal.generation.pipeline import bundle
+from unimodal.training.module import TransformerModule
+
+
+class BundleWriter(L.Callback):
+    """Writes `out`, or `model` in the run's folder, with the tokenizers that lie beside the first shards."""
+
+    def __init__(self, out: Path | None = None) -> None:
+        super().__init__()
+        self.out = out
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not trainer.is_global_zero or not isinstance(pl_module, TransformerModule):
+            return
+        if not isinstance(data, TokenDataModule) or pl_module.transformer is None:
+            return
+        out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
+        bundle(pl_module.transformer.eval(), pl_module.space, data.shards[0]).save(out)

@@ -1,0 +1,134 @@
+"""Pictures and answers while training goes on, where people would look rather than read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.images import to_image
+from data_pipelines.shards.format import TokenDocument
+from unimodal.generation.engine import DecodeConfig
+from unimodal.generation.pipeline import Pipeline, bundle
+from unimodal.generation.sampling import SamplingConfig
+from unimodal.training.module import TransformerModule
+
+FOLDER = "samples"
+
+
+def picture_grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
+    """Pictures of one size in rows, on white."""
+    width, height = rows[0][0].size
+    columns = max(len(row) for row in rows)
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            canvas.paste(picture, (x * (width + gap), y * (height + gap)))
+    return canvas
+
+
+def save_picture(trainer: L.Trainer, name: str, picture: Image.Image) -> None:
+    """Into the run's samples folder, and to TensorBoard where it is on."""
+    folder = Path(trainer.default_root_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"{name}-{trainer.global_step:06d}.png")
+    for logger in trainer.loggers:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(experiment, "add_image"):
+            pixels = np.asarray(picture)
+            experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+
+
+class ReconstructionPictures(L.Callback):
+    """After every validation: originals above, reconstructions below."""
+
+    def __init__(self, count: int = 12) -> None:
+        super().__init__()
+        self.count = count
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        del pl_module, dataloader_idx
+        if batch_idx == 0 and trainer.is_global_zero and isinstance(outputs, Tensor):
+            rows = [[to_image(pixels) for pixels in images[: self.count]] for images in (batch, outputs.float())]
+            save_picture(trainer, "reconstructions", picture_grid(rows))
+
+
+class Samples(L.Callback):
+    """Every `every` optimizer steps: held-out captions drawn, held-out pictures captioned and asked about."""
+
+    def __init__(self, every: int = 500, count: int = 8) -> None:
+        super().__init__()
+        self.every, self.count = every, count
+        self._last = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del outputs, batch, batch_idx
+        step = trainer.global_step
+        due = self.every and step and step % self.every == 0 and step != self._last
+        data = getattr(trainer, "datamodule", None)
+        if not due or not trainer.is_global_zero:
+            return
+        self._last = step
+        if isinstance(pl_module, TransformerModule) and isinstance(data, TokenDataModule):
+            state = torch.get_rng_state()
+            pl_module.eval()
+            self._write(trainer, pl_module, data)
+            pl_module.train()
+            torch.set_rng_state(state)
+
+    def _write(self, trainer: L.Trainer, module: TransformerModule, data: TokenDataModule) -> None:
+        documents = [d for d in data.val_documents if d.meta.get("layout", "sample") == "sample"][: self.count]
+        assert module.transformer is not None
+        pipeline = bundle(module.transformer, module.space, data.shards[0])
+        captions = [_text(pipeline, document, "caption") for document in documents]
+        captions = [caption for caption in captions if caption]
+        if captions and pipeline.image_tokenizer is not None:
+            drawn = pipeline.generate(captions, mode="image", guidance=2.0)
+            pictures = [part for answer in drawn for part in answer if isinstance(part, Image.Image)]
+            save_picture(trainer, "drawn", picture_grid([pictures]))
+        self._write_answers(trainer, pipeline, documents, captions)
+
+    def _write_answers(
+        self, trainer: L.Trainer, pipeline: Pipeline, documents: Sequence[TokenDocument], captions: Sequence[str]
+    ) -> None:
+        asked = [document for document in documents if _text(pipeline, document, "question")]
+        config = DecodeConfig(mode="text", max_new_tokens=16, sampling=SamplingConfig(temperature=0))
+        lines = [f"step {trainer.global_step}", "drawn: " + "; ".join(captions)]
+        if asked:
+            prompts = [_question_prompt(pipeline, document) for document in asked]
+            answers = pipeline.generate_ids(prompts, config)
+            for document, answer in zip(asked, answers, strict=True):
+                question, reference = (_text(pipeline, document, role) for role in ("question", "answer"))
+                lines.append(f"{question} -> {pipeline.text_tokenizer.decode(answer)} ({reference})")
+        folder = Path(trainer.default_root_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"answers-{trainer.global_step:06d}.txt").write_text("\n".join(lines) + "\n")
+
+
+def _text(pipeline: Pipeline, document: TokenDocument, role: str) -> str:
+    found = [s for s in document.segments if s.kind == "text" and s.role == role]
+    return pipeline.text_tokenizer.decode(found[0].ids.tolist()) if found else ""
+
+
+def _question_prompt(pipeline: Pipeline, document: TokenDocument) -> list[int]:
+    specials = pipeline.token_space.specials
+    image = next(segment for segment in document.segments if segment.kind == "image")
+    question = next(segment for segment in document.segments if segment.role == "question")
+    return [specials.bos, specials.boi, *image.ids.tolist(), specials.eoi, *question.ids.tolist(), specials.sep]

@@ -1,0 +1,103 @@
+"""`python train.py fit|validate|test|predict`: LightningCLI with the defaults that this project's runs share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from data_pipelines import datamodule as _datamodules
+from tokenizers_vq import module as _tokenizer_module
+from unimodal.training import module as _transformer_module
+from unimodal.training.callbacks.bundle import BundleWriter
+from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
+from unimodal.training.callbacks.progress import StepProgress
+from unimodal.training.checkpointing import AtomicCheckpointIO
+
+KNOWN_CLASSES = (_datamodules, _tokenizer_module, _transformer_module)
+"""Imported so that configs may name their classes without a path."""
+
+HARMLESS = (
+    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*`IterableDataset` has `__len__`.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*The `srun` command is available.*",
+    r".*torch.distributed.*pkg_resources.*",
+)
+
+
+class OneLineParser(LightningArgumentParser):
+    """A mistake is answered with one line and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        del ex
+        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
+        print(f"train.py: {' '.join(lines)[:600]}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class TrainingCLI(LightningCLI):
+    """Adds checkpoints, logs, samples and the bundle; everything can be changed in the config."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Sections `checkpoint`, `samples` and `bundle` of a config."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(BundleWriter, "bundle")
+        parser.set_defaults({"checkpoint.every_n_train_steps": 500, "checkpoint.save_last": True})
+        parser.set_defaults({"checkpoint.save_top_k": 0})
+
+    def before_instantiate_classes(self) -> None:
+        """Checkpoints lie in the run's folder, so that `--ckpt_path last` finds them."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        root = Path(config.trainer.default_root_dir or "runs/unnamed")
+        config.trainer.default_root_dir = str(root)
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(root / "checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """A trainer with this project's loggers, progress and checkpoint format."""
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True):
+            csv = CSVLogger(config["default_root_dir"], name="logs")
+            board = TensorBoardLogger(config["default_root_dir"], name="logs", version=csv.version)
+            kwargs["logger"] = [csv, board]
+        config["plugins"] = [AtomicCheckpointIO()]
+        config["callbacks"] = [*(config.get("callbacks") or []), StepProgress(), ReconstructionPictures()]
+        return super().instantiate_trainer(**kwargs)
+
+
+def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
+    """Run a training command in this process."""
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("high")
+    return TrainingCLI(
+        args=list(arguments) if arguments is not None else None,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        parser_class=OneLineParser,
+        trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False, "log_every_n_steps": 10},
+        auto_configure_optimizers=False,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """As `run`; what a user did wrong becomes one line on stderr and exit code 2."""
+    try:
+        run(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

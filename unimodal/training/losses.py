@@ -1,0 +1,47 @@
+"""Losses of the decoder, as sums: whoever calls divides by the weight of the whole optimizer step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenizers_vq.token_space import Modality
+
+# Shapes: M tokens with a weight, D width, V vocabulary.
+
+
+class LossSums(NamedTuple):
+    """Weighted sums over tokens (scalars); `weight` is the sum of weights."""
+
+    text: Tensor
+    image: Tensor
+    z: Tensor
+    weight: Tensor
+    text_weight: Tensor
+    image_weight: Tensor
+
+
+def next_token_losses(
+    features: Tensor, head: nn.Module, targets: Tensor, weights: Tensor, modality: Tensor, z_weight: float
+) -> LossSums:
+    """Cross-entropy by modality, and Chameleon's z-loss: z_weight * log(Z)^2 (arXiv 2405.09818, section 2.3).
+
+    features (B, T, D) before the head; targets, weights, modality (B, T), already shifted. The head runs only where
+    a weight is not 0.
+    """
+    counted = weights > 0
+    logits = head(features[counted]).float()
+    targets, weights, modality = targets[counted], weights[counted], modality[counted]
+    log_z = torch.logsumexp(logits, dim=-1)
+    losses = (log_z - logits.gather(-1, targets[:, None]).squeeze(-1)) * weights
+    of_text, of_image = modality == int(Modality.TEXT), modality == int(Modality.IMAGE)
+    return LossSums(
+        text=(losses * of_text).sum(),
+        image=(losses * of_image).sum(),
+        z=z_weight * (log_z.square() * weights).sum(),
+        weight=weights.sum(),
+        text_weight=(weights * of_text).sum(),
+        image_weight=(weights * of_image).sum(),
+    )

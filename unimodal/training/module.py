@@ -1,0 +1,155 @@
+"""Trains the decoder with Lightning: moves data, logs, steps. What is computed lives in model and losses."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipelines.batch import PackedBatch
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.model.config import TransformerConfig
+from unimodal.model.masks import dense_mask
+from unimodal.model.transformer import Transformer
+from unimodal.training.compiling import compiled
+from unimodal.training.losses import LossSums, next_token_losses
+from unimodal.training.optim import MuonConfig, OptimizerConfig, build_optimizer
+from unimodal.training.schedule import ScheduleConfig
+
+log = logging.getLogger(__name__)
+
+
+class TransformerModule(L.LightningModule):
+    """The loss of a step is the sum over all its tokens (ranks, accumulated batches) over their summed weight."""
+
+    def __init__(
+        self,
+        dim: int = 256,
+        num_layers: int = 6,
+        num_heads: int = 2,
+        num_kv_heads: int = 1,
+        hidden_dim: int = 704,
+        max_length: int = 512,
+        dropout: float = 0.0,
+        norm_placement: str = "pre",
+        z_weight: float = 1e-5,
+        optimizer: OptimizerConfig | None = None,
+        schedule: ScheduleConfig | None = None,
+        compile: bool = True,
+    ) -> None:
+        super().__init__()
+        self.shape: dict[str, Any] = {
+            "dim": dim,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "hidden_dim": hidden_dim,
+            "max_length": max_length,
+            "dropout": dropout,
+            "norm_placement": norm_placement,
+        }
+        TransformerConfig(vocab_size=1, **self.shape)  # say now what is wrong with it
+        self.z_weight, self.compile_model = z_weight, compile
+        self.optimizer_config = optimizer or MuonConfig()
+        self.schedule = schedule or ScheduleConfig()
+        self.transformer: Transformer | None = None
+        self._features: Any = None
+        self._step_weight = torch.zeros(())
+
+    def configure_model(self) -> None:
+        """Build the transformer once the data has told the size of the vocabulary."""
+        if self.transformer is None:
+            config = TransformerConfig(vocab_size=self.space.vocab_size, **self.shape)
+            self.transformer = Transformer(config)
+            self._features = compiled(self.transformer.features) if self.compile_model else self.transformer.features
+
+    @property
+    def space(self) -> TokenSpace:
+        """The token space of the data."""
+        space = getattr(self.trainer, "datamodule", None) and self.trainer.datamodule.space  # pyright: ignore
+        if space is None:
+            raise ValueError("this module trains on a TokenDataModule, which knows the token space")
+        return space
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer and schedule of the config, stepped once an optimizer step."""
+        assert self.transformer is not None
+        optimizer = build_optimizer(self.transformer, self.optimizer_config)
+        total = max(self.trainer.max_steps, 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def losses(self, batch: PackedBatch) -> LossSums:
+        """Forward pass and sums of a batch."""
+        assert self.transformer is not None
+        mask = dense_mask(batch.documents, batch.branches)
+        features = self._features(batch.tokens, batch.positions, mask)
+        return next_token_losses(
+            features, self.transformer.head, batch.targets, batch.loss_weights, batch.modality, self.z_weight
+        )
+
+    def training_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
+        """The sum over this batch's tokens; `on_before_optimizer_step` divides by the step's weight."""
+        del batch_index
+        sums = self.losses(batch)
+        self._step_weight = self._step_weight.to(sums.weight.device) + sums.weight.detach()
+        self._log("train", sums, batch)
+        return (sums.text + sums.image + sums.z) * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Gradient of the sum -> gradient of the weighted mean over the whole step, then log its norm."""
+        del optimizer
+        weight, ranks = self._step_weight.clone(), 1
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(weight)
+            ranks = dist.get_world_size()
+        self._step_weight = torch.zeros(())
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, ranks / max(float(weight), 1e-8))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"the gradient norm is {float(norm)} at step {self.trainer.global_step}")
+        self.log("train/grad_norm", norm)
+
+    def validation_step(self, batch: PackedBatch, batch_index: int) -> None:
+        """Losses on held-out documents."""
+        del batch_index
+        self._log("val", self.losses(batch), batch)
+
+    def test_step(self, batch: PackedBatch, batch_index: int) -> None:
+        """Losses on all documents of the data."""
+        del batch_index
+        self._log("test", self.losses(batch), batch)
+
+    def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
+        """The most likely next token everywhere: (B, T)."""
+        del batch_index
+        assert self.transformer is not None
+        mask = dense_mask(batch.documents, batch.branches)
+        return self.transformer(batch.tokens, batch.positions, mask).argmax(-1)
+
+    def _log(self, stage: str, sums: LossSums, batch: PackedBatch) -> None:
+        values = {
+            "loss": (sums.text + sums.image + sums.z) / sums.weight.clamp_min(1e-8),
+            "loss_text": sums.text / sums.text_weight.clamp_min(1e-8),
+            "loss_image": sums.image / sums.image_weight.clamp_min(1e-8),
+            "z_loss": sums.z / sums.weight.clamp_min(1e-8),
+        }
+        for name, value in values.items():
+            bar = name != "z_loss"
+            self.log(f"{stage}/{name}", value.detach(), prog_bar=bar, batch_size=len(batch.tokens), sync_dist=stage != "train")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Random state and token space travel with the weights."""
+        checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["token_space"] = self.space.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the same random numbers; refuse another token space."""
+        saved = TokenSpace.from_dict(checkpoint["token_space"])
+        saved.check_same(self.space, "the checkpoint", "the data")
+        torch.set_rng_state(checkpoint["random_state"].cpu())
