@@ -21,8 +21,15 @@ class Quantized(NamedTuple):
     losses: dict[str, Tensor]
 
 
+class QuantizerConfig:
+    """The choice of a quantizer; a config names one of its subclasses."""
+
+    codebook_size: int
+    dim: int
+
+
 @dataclass(frozen=True, kw_only=True)
-class VQConfig:
+class VQConfig(QuantizerConfig):
     """Vector quantisation (arXiv 1711.00937): k-means start, EMA codebook, dead codes revived from the batch."""
 
     codebook_size: int = 1024
@@ -36,24 +43,24 @@ class VQConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSQConfig:
+class FSQConfig(QuantizerConfig):
     """Finite scalar quantisation (arXiv 2309.15505): every channel is rounded to one of a few levels."""
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
 
     @property
-    def codebook_size(self) -> int:
+    def codebook_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Product of the levels."""
         return prod(self.levels)
 
     @property
-    def dim(self) -> int:
+    def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """One channel for each entry of `levels`."""
         return len(self.levels)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LFQConfig:
+class LFQConfig(QuantizerConfig):
     """Look-up-free quantisation (arXiv 2310.05737): the signs of the channels are the code."""
 
     bits: int = 10
@@ -62,17 +69,14 @@ class LFQConfig:
     commitment: float = 0.25
 
     @property
-    def codebook_size(self) -> int:
+    def codebook_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """2 to the number of bits."""
         return 2**self.bits
 
     @property
-    def dim(self) -> int:
+    def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """One channel a bit."""
         return self.bits
-
-
-QuantizerConfig = VQConfig | FSQConfig | LFQConfig
 
 
 class Quantizer(nn.Module):
@@ -162,3 +166,5 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
             return FiniteScalar(config)
         case LFQConfig():
             return LookupFree(config)
+        case _:
+            raise ValueError(f"unknown quantizer {type(config).__name__}")

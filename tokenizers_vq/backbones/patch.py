@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_vq.backbones.config import BackboneConfig
+
 # Shapes: B images, S image side, P patch side, G = S / P grid side, D width, C code width.
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchBackboneConfig:
+class PatchBackboneConfig(BackboneConfig):
     """Patches of `patch_size` pixels, `depth` residual blocks of `width` channels on each side of the codes."""
 
     patch_size: int = 8

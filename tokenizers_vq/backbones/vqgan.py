@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizers_vq.backbones.config import BackboneConfig
+
 # Shapes: B images, S image side, G grid side, C code width.
 
 NORM_GROUPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQGANBackboneConfig:
+class VQGANBackboneConfig(BackboneConfig):
     """`width * multipliers[i]` channels at stage i; the image is halved between stages."""
 
     width: int = 32

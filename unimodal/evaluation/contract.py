@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -47,7 +48,7 @@ class AnyToAnyModel(Protocol):
     @property
     def path(self) -> Path | None: ...
 
-    @property
+    @cached_property
     def sha256(self) -> str: ...
 
     def preprocess(self, image: Image.Image) -> Tensor:

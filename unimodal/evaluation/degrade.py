@@ -44,12 +44,14 @@ def quantise_blocks(images: Tensor, step: Tensor) -> Tensor:
     (B, 3, S, S) and (B, 1, 1, 1) -> (B, 3, S, S).
     """
     batch, channels, height, width = images.shape
+    rows, columns = height // BLOCK, width // BLOCK
     basis = _dct_basis()
-    blocks = images.reshape(batch, channels, height // BLOCK, BLOCK, width // BLOCK, BLOCK).transpose(3, 4)
+    both = torch.kron(basis, basis)
+    blocks = images.reshape(batch, channels, rows, BLOCK, columns, BLOCK).transpose(3, 4).flatten(4)
     index = torch.arange(BLOCK)
-    steps = step[..., None, None] * (1 + index[:, None] + index)
-    coefficients = torch.round(basis @ blocks @ basis.T / steps) * steps
-    return (basis.T @ coefficients @ basis).transpose(3, 4).reshape(images.shape)
+    steps = step[..., None] * (1 + index[:, None] + index).flatten()
+    quantised = (torch.round(blocks @ both.T / steps) * steps) @ both
+    return quantised.unflatten(4, (BLOCK, BLOCK)).transpose(3, 4).reshape(images.shape)
 
 
 def _dct_basis() -> Tensor:
@@ -61,8 +63,10 @@ def _dct_basis() -> Tensor:
 
 
 def _blur(images: Tensor, *, dilation: int) -> Tensor:
-    """A 3x3 binomial filter, its taps `dilation` pixels apart."""
-    taps = torch.tensor([1.0, 2.0, 1.0]) / 4
-    kernel = (taps[:, None] * taps).expand(images.shape[1], 1, 3, 3)
+    """A 3x3 binomial filter, its taps `dilation` pixels apart; one direction at a time, which is fast on a CPU."""
     padded = functional.pad(images, (dilation,) * 4, mode="replicate")
-    return functional.conv2d(padded, kernel, groups=images.shape[1], dilation=dilation)
+    for axis in (2, 3):
+        size = images.shape[axis]
+        left, middle, right = (padded.narrow(axis, shift * dilation, size) for shift in range(3))
+        padded = (left + right) / 4 + middle / 2
+    return padded

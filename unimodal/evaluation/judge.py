@@ -25,7 +25,7 @@ from unimodal.evaluation.degrade import degrade
 
 IMAGE_SIZE = 64
 BATCH_SIZE = 64
-STEPS = 450
+STEPS = 350
 PEAK_LEARNING_RATE = 4e-3
 FILE_NAME = "judge.safetensors"
 JUDGE_VERSION = 1

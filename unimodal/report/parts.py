@@ -42,7 +42,7 @@ def metric_label(name: str) -> str:
 
 def metric_value(name: str, value: float) -> str:
     """A metric's value with its unit; shares are percentages."""
-    return UNITS[name].format(value) if name in UNITS else f"{value:.2%}".replace(".00%", "%")
+    return UNITS[name].format(value) if name in UNITS else f"{value:.2%}"
 
 
 def image(folder: Path, name: object, alt: str) -> str:
@@ -75,9 +75,10 @@ def section(title: str, body: str, lead: str = "") -> str:
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Rows of ready cells (`<td>…</td>`) below a head of plain text."""
-    cells = "".join(f"<th>{escape(title)}</th>" for title in head)
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    head_row = f"<thead><tr>{titles}</tr></thead>" if titles else ""
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table>{head_row}<tbody>{body}</tbody></table></div>'
 
 
 def cell(text: Any, kind: str = "") -> str:
@@ -94,7 +95,8 @@ def duration(seconds: float) -> str:
     """`7.2 s`, or minutes and seconds from one minute on."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return f"{int(round(seconds)) // 60} min {int(round(seconds)) % 60:02d} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
 
 
 def flatten(value: Any, name: str = "") -> str:

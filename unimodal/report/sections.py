@@ -56,14 +56,17 @@ def headlines(files: RunFiles) -> str:
 
 
 def summary(files: RunFiles) -> str:
-    """Every score, with the recipe in short."""
-    rows = []
+    """Every score by task, with the recipe in short."""
+    cards = []
     for result in files.results:
-        for name, value in result.metrics.items():
-            title = TASK_TITLES.get(result.task, result.task)
-            short = [cell(title), cell(metric_label(name)), cell(metric_value(name, value), "number")]
-            rows.append([*short, cell(_data(result)), cell(_short_recipe(result))])
-    return section("Scores", table(("task", "score", "value", "data", "recipe"), rows) if rows else "")
+        rows = [
+            [cell(metric_label(name)), cell(metric_value(name, value), "number")]
+            for name, value in result.metrics.items()
+        ]
+        recipe = " · ".join(filter(None, (_data(result), _short_recipe(result))))
+        title = escape(TASK_TITLES.get(result.task, result.task))
+        cards.append(f'<div class="card"><h3>{title}</h3><small>{escape(recipe)}</small>{table((), rows)}</div>')
+    return section("Scores", f'<div class="tables">{"".join(cards)}</div>' if cards else "")
 
 
 def curves(files: RunFiles) -> str:

@@ -17,6 +17,9 @@ p { margin: .25rem 0 1rem; max-width: 68ch; } .soft, small, figcaption { color: 
 .scores { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: .8rem; margin: 1.6rem 0; }
 .scores .card { padding: .9rem 1rem; } .scores b { display: block; font-size: 1.75rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; letter-spacing: -0.02em; } .scores small { display: block; line-height: 1.35; }
+.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 1rem;
+  align-items: start; } .tables .card { padding: .9rem 1rem .5rem; } .tables h3 { margin: 0; }
+.tables td:last-child { padding-right: 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th { text-align: left; font-weight: 600; color: var(--soft); } th, td { padding: .45rem .7rem .45rem 0;
   border-bottom: 1px solid var(--rule); vertical-align: top; } td.number { text-align: right; white-space: nowrap;
@@ -27,7 +30,8 @@ img { image-rendering: pixelated; display: block; border-radius: 4px; background
 .chart { margin: 0; padding: .9rem 1rem; background: var(--card); border: 1px solid var(--rule); border-radius: 10px; }
 .chart figcaption { font-size: .9rem; color: var(--ink); font-weight: 600; } .chart svg { width: 100%; height: auto; }
 .chart text { font: 11px system-ui, sans-serif; fill: var(--soft); } .chart .grid { stroke: var(--rule); }
-.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .legend { display: flex; flex-wrap: wrap; gap: 0 1.2rem;
+.line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 1.2rem;
   font-size: .82rem; color: var(--soft); } .legend b { color: var(--ink); } .key { display: inline-block; width: .9em;
   height: .28em; border-radius: 2px; margin-right: .4em; vertical-align: middle; }
 .line.s0 { stroke: var(--s0); } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); }
@@ -39,7 +43,8 @@ img { image-rendering: pixelated; display: block; border-radius: 4px; background
 .cards img { width: 100%; aspect-ratio: 1; object-fit: contain; margin-bottom: .5rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .35rem; } .pair img { margin: 0; }
 .drawn td, .drawn th { padding: .35rem; text-align: center; vertical-align: middle; }
-.drawn th { font-weight: 500; font-size: .85rem; } .drawn tbody th { text-align: right; width: 4.5rem; }
+.drawn th { font-weight: 500; font-size: .85rem; } .drawn table { table-layout: fixed; }
+.drawn th:first-child { text-align: right; width: 4rem; }
 .thumbs { display: flex; flex-wrap: wrap; gap: .25rem; justify-content: center; }
 .thumb { position: relative; } .thumb img { width: clamp(38px, 7vw, 64px); height: auto; }
 .thumb.wrong img { outline: 2px solid var(--bad); outline-offset: -2px; }
@@ -50,6 +55,7 @@ img { image-rendering: pixelated; display: block; border-radius: 4px; background
   border-radius: 14px; background: var(--card); border: 1px solid var(--rule); max-width: 85%; align-self: flex-start; }
 .turn.user { align-self: flex-end; background: color-mix(in srgb, var(--accent) 14%, var(--card)); }
 .turn img { width: 128px; margin: .3rem 0; } .turn small { display: block; line-height: 1.2; }
-.turn div { overflow-wrap: anywhere; } .bar { height: .5rem; border-radius: 3px; background: var(--accent); min-width: 2px; }
+.turn div { overflow-wrap: anywhere; }
+.bar { height: .5rem; border-radius: 3px; background: var(--accent); min-width: 2px; }
 td.wide { width: 34%; vertical-align: middle; } .left-out { color: var(--soft); font-style: italic; }
 """

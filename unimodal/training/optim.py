@@ -13,8 +13,12 @@ from torch import Tensor, nn
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
+class OptimizerConfig:
+    """The choice of an optimizer; a config names one of its subclasses."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
+class AdamWConfig(OptimizerConfig):
     """AdamW with Chameleon's betas (arXiv 2405.09818, table 1)."""
 
     learning_rate: float = 2e-3
@@ -25,17 +29,15 @@ class AdamWConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonConfig:
+class MuonConfig(OptimizerConfig):
     """Muon on matrices, AdamW on embeddings, head, norms and biases."""
 
     learning_rate: float = 2e-2
     momentum: float = 0.95
     weight_decay: float = 0.1
     steps: int = 5
-    adamw: AdamWConfig = AdamWConfig()
-
-
-OptimizerConfig = AdamWConfig | MuonConfig
+    adamw: AdamWConfig | None = None
+    """For the rest; None is AdamW as it comes."""
 
 
 def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
@@ -126,6 +128,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     matrices, tables, vectors = _sorted_parameters(model)
     if isinstance(config, AdamWConfig):
         return MuonAdamW(_adamw_groups(config, matrices + tables, vectors))
+    if not isinstance(config, MuonConfig):
+        raise ValueError(f"unknown optimizer {type(config).__name__}; use AdamWConfig or MuonConfig")
     muon = {
         "params": matrices,
         "muon": True,
@@ -134,7 +138,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         "weight_decay": config.weight_decay,
         "steps": config.steps,
     }
-    return MuonAdamW([muon, *_adamw_groups(config.adamw, tables, vectors)])
+    return MuonAdamW([muon, *_adamw_groups(config.adamw or AdamWConfig(), tables, vectors)])
 
 
 def _adamw_groups(config: AdamWConfig, decayed: list[Tensor], plain: list[Tensor]) -> list[dict[str, Any]]:

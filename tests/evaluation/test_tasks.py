@@ -1,0 +1,161 @@
+"""The four tasks with a model whose right scores are known by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.documents import Document, TextSegment
+from unimodal.evaluation.contract import Sampling
+from unimodal.evaluation.tasks import caption, reconstruction, t2i, vqa
+
+
+class FakeJudge:
+    """Says `red circle` of every picture that is bright in red, else `blue rectangle`."""
+
+    seed = 0
+    data_sha256 = "e" * 64
+
+    def predict(self, images: torch.Tensor) -> list[tuple[str, str]]:
+        assert images.shape[1:] == (3, 64, 64)
+        return [("red", "circle") if image[0].mean() > 0 else ("blue", "rectangle") for image in images]
+
+    def accuracy_on(self, split: str) -> float:
+        assert split == "test"
+        return 0.99
+
+
+def test_vqa_scores_are_those_counted_by_hand(model: Any, source: Any) -> None:
+    result = vqa.evaluate(model, source, answer_types=vqa.EASY_VQA_TYPES)
+    assert result.n == 5
+    assert result.metrics["accuracy"] == pytest.approx(3 / 5)
+    assert result.metrics["accuracy_colour"] == 1
+    assert result.metrics["accuracy_yes_no"] == pytest.approx(1 / 2)
+    assert result.metrics["accuracy_number"] == 0
+    assert result.metrics["image_blind_accuracy"] == pytest.approx(1 / 5)
+    assert result.metrics["majority_accuracy"] == pytest.approx(3 / 5)
+    assert [example.right for example in result.examples] == [True, True, True, False, False]
+
+
+def test_vqa_without_named_types_calls_colours_other(model: Any, source: Any) -> None:
+    metrics = vqa.evaluate(model, source).metrics
+    assert "accuracy_colour" not in metrics and metrics["accuracy_other"] == 1
+
+
+def test_vqa_asks_all_questions_in_one_greedy_call_and_the_blind_ones_once_each(model: Any, source: Any) -> None:
+    vqa.evaluate(model, source, sampling=Sampling(seed=7))
+    seeing, blind = model.calls
+    assert len(seeing["prompts"]) == 5 and len(blind["prompts"]) == 3
+    assert seeing["temperature"] == 0 and seeing["seed"] == 7 and seeing["max_new_tokens"] == 8
+    assert seeing["prompts"][0][0] is seeing["prompts"][1][0]
+    assert len({id(prompt[0]) for prompt in blind["prompts"]}) == 1
+    assert blind["prompts"][0][0].getpixel((0, 0)) == (85, 85, 85)  # red, green and blue, each picture once
+
+
+def test_the_mean_picture_is_the_mean_of_all() -> None:
+    mean = vqa.mean_picture([Image.new("RGB", (2, 2), paint) for paint in ("black", "white", "black", "white")])
+    assert all(abs(value - 127.5) <= 0.5 for value in mean.getpixel((0, 0)))
+
+
+def test_vqa_uses_all_ten_answers(model: Any, make_source: Any, make_sample: Any) -> None:
+    answers = ["red"] * 2 + ["blue"] * 8
+    source = make_source([make_sample("0", "red", pairs=[("what color is the shape?", *answers)])])
+    assert vqa.evaluate(model, source).metrics["accuracy"] == pytest.approx(0.6)
+
+
+def test_caption_scores_are_those_counted_by_hand(model: Any, source: Any) -> None:
+    result = caption.evaluate(model, source)
+    assert result.n == 3 and set(result.metrics) == {"exact_match", "bleu4", "rouge_l", "cider"}
+    assert result.metrics["exact_match"] == pytest.approx(2 / 3)
+    assert [example.answer for example in result.examples] == ["a red circle", "a blue circle", "a green circle"]
+    assert result.recipe["bleu_orders"] == 3
+    assert model.calls[0]["temperature"] == 0
+
+
+@pytest.mark.parametrize("task", [vqa, caption, reconstruction])
+def test_the_limit_counts_pictures(task: Any, model: Any, source: Any) -> None:
+    full, limited = task.evaluate(model, source), task.evaluate(model, source, limit=2)
+    assert limited.n < full.n
+    assert len(limited.examples) == limited.n
+
+
+@pytest.mark.parametrize(("task", "message"), [(vqa, "no questions"), (caption, "no captions")])
+def test_a_source_without_what_the_task_needs_is_one_readable_line(
+    task: Any, message: str, model: Any, make_source: Any, make_sample: Any
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        task.evaluate(model, make_source([make_sample("0", "red")]))
+    assert "\n" not in str(error.value)
+
+
+def test_t2i_draws_every_colour_and_shape_and_counts_what_the_judge_sees(make_model: Any, source: Any) -> None:
+    model = make_model(free_spans=(4, 1))
+    result = t2i.evaluate(model, source, judge=FakeJudge(), seeds_per_prompt=2, checks_per_prompt=3)
+    assert result.n == 48
+    assert result.metrics["accuracy"] == pytest.approx(1 / 24)
+    assert result.metrics["colour"] == pytest.approx(1 / 8)
+    assert result.metrics["shape"] == pytest.approx(1 / 3)
+    assert result.metrics["judge_accuracy"] == 0.99
+    assert result.metrics["malformed"] == 0
+    assert result.metrics["malformed_free"] == pytest.approx(1 / 4)
+    drawn, *checks = model.calls
+    assert drawn["mode"] == "image" and [check["constrained"] for check in checks] == [True, False]
+    assert all(len(check["prompts"]) == 72 for check in checks)
+    assert sum(bool(example.right) for example in result.examples) == 2
+
+
+@pytest.mark.parametrize("broken", [[], ["words"], [Image.new("RGB", (16, 16)), "words"]])
+def test_t2i_counts_a_drawing_that_is_not_one_picture_as_malformed_and_wrong(
+    broken: list[Any], make_model: Any, source: Any
+) -> None:
+    red = [Image.new("RGB", (16, 16), "red")]
+
+    def draw(prompt: str, index: int) -> list[Any]:
+        return broken if prompt == "a red circle" and index < 24 else red
+
+    result = t2i.evaluate(make_model(draw=draw), source, judge=FakeJudge(), seeds_per_prompt=2, checks_per_prompt=1)
+    assert result.metrics["malformed"] == pytest.approx(1 / (48 + 24))
+    assert result.metrics["accuracy"] == pytest.approx(1 / 48)
+
+
+def test_t2i_without_a_judge_draws_the_first_captions_and_keeps_the_pictures(model: Any, source: Any) -> None:
+    result = t2i.evaluate(model, source, judge=None, limit=2)
+    assert set(result.metrics) == {"malformed", "malformed_free"}
+    assert model.calls[0]["prompts"] == ["a red circle", "a blue circle"]
+    assert all("drawn" in example.images and example.right is None for example in result.examples)
+
+
+def test_t2i_without_a_judge_and_captions_is_an_error(
+    model: Any, make_source: Any, make_sample: Callable[..., Document]
+) -> None:
+    with pytest.raises(ValueError, match="no captions"):
+        t2i.evaluate(model, make_source([make_sample("0", "red")]), judge=None)
+
+
+def test_reconstruction_takes_every_distinct_picture_once(model: Any, make_source: Any, make_sample: Any) -> None:
+    colours = ["red", "red", "black", "red"]
+    source = make_source([make_sample(str(index), colour) for index, colour in enumerate(colours)])
+    result = reconstruction.evaluate(model, source, batch_size=1)
+    assert result.n == 2
+    assert result.metrics["codebook_use"] == pytest.approx(2 / 4)
+    assert result.metrics["perplexity"] == pytest.approx(2, rel=1e-5)
+    red, black = 10 * math.log10(4 / (2 / 3 * 4)), 100 + 20 * math.log10(2)
+    assert result.metrics["psnr"] == pytest.approx((red + black) / 2, rel=1e-4)
+    assert {"original", "reconstruction"} == set(result.examples[0].images)
+
+
+@pytest.mark.parametrize("task", [vqa, caption, reconstruction])
+def test_a_model_without_an_image_tokenizer_is_refused(task: Any, make_model: Any, source: Any) -> None:
+    with pytest.raises(ValueError, match="no image tokenizer"):
+        task.evaluate(make_model(image_tokenizer=None), source)
+
+
+def test_documents_of_dialogues_are_passed_over(model: Any, make_source: Any) -> None:
+    talk = Document(key="t", segments=(TextSegment(text="a red circle", role="caption"),), meta={"layout": "dialogue"})
+    with pytest.raises(ValueError, match="no captions"):
+        t2i.evaluate(model, make_source([talk]), judge=None)

@@ -1,0 +1,125 @@
+"""The whole repository: everything imports, every config parses, what the README promises exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unimodal.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("unimodal", "tokenizers_vq", "data_pipelines")
+MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PYTHON = [*MODULES, Path("train.py"), *(path.relative_to(ROOT) for path in sorted(ROOT.glob("tests/**/*.py")))]
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+NAMES_WITHOUT_AN_IDEA = {"utils.py", "helpers.py", "common.py", "misc.py"}
+LONGEST_MODULE = 400
+
+
+def readme_commands() -> Iterator[list[str]]:
+    """The words of every command line in the README's bash blocks."""
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := line.split():
+                yield words
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_every_module_imports(path: Path) -> None:
+    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    assert importlib.import_module(name).__name__ == name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_config_parses_and_its_header_gives_the_command(path: Path) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert isinstance(yaml.safe_load(text), dict)
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    assert f"--config {path.as_posix()}" in header
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    commands = list(readme_commands())
+    used = {words[1] for words in commands if words[0] == "unimodal"}
+    assert used, "the README shows no unimodal command"
+    assert used <= COMMANDS.keys()
+    make_targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {words[1] for words in commands if words[0] == "make"} <= make_targets
+
+
+def test_the_configs_and_pages_that_the_readme_names_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"--config (\S+)", text)) | set(re.findall(r"\]\(([^):#]+)\)", text))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_options_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    from unimodal.cli import main
+
+    for words in readme_commands():
+        if words[0] == "unimodal":
+            with pytest.raises(SystemExit):
+                main([words[1], "--help"])
+            known = capsys.readouterr().out
+            assert [word for word in words if word.startswith("--") and word not in known] == []
+
+
+def test_the_version_is_said_once_and_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert importlib.import_module("unimodal").__version__ == project["version"]
+
+
+def test_constraints_pin_what_the_project_needs_and_nothing_of_one_machine() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
+    pinned = {normal(line.split("==")[0]) for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert {normal(re.split(r"[\[><=]", need)[0]) for need in needed} <= pinned
+
+
+def normal(name: str) -> str:
+    """A package name as the index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_file_opens_with_its_one_job() -> None:
+    trees = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in PYTHON}
+    assert [str(path) for path, tree in trees.items() if tree.body and not ast.get_docstring(tree)] == []
+
+
+def test_no_file_is_named_after_nothing_and_none_is_overlong() -> None:
+    assert [path for path in PYTHON if path.name in NAMES_WITHOUT_AN_IDEA] == []
+    lengths = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {path: length for path, length in lengths.items() if length > LONGEST_MODULE} == {}
+
+
+def test_nothing_is_left_to_do_and_no_test_is_left_out() -> None:
+    """Words are put together here so that this file does not name them itself."""
+    unfinished = re.compile(
+        "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", r"mark\." + "skip", r"pytest\." + r"skip\("])
+    )
+    found = [path for path in PYTHON if unfinished.search((ROOT / path).read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_files_name_no_machine_and_hold_only_utf8() -> None:
+    pages = [
+        *ROOT.glob("docs/*.md"),
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "pyproject.toml",
+        ROOT / "Makefile",
+    ]
+    for path in [*pages, *(ROOT / name for name in [*PYTHON, *CONFIGS])]:
+        text = path.read_bytes().decode("utf-8")
+        assert not re.search(r"(?<![\w.])/(?:home|root|work|Users)/\w", text), f"{path} names a place on one machine"
+        assert "\r" not in text, f"{path} has Windows line ends"
