@@ -50,14 +50,17 @@ class PackedBatch:
         """Tokens that are not padding."""
         return int((self.documents >= 0).sum())
 
-    def _map(self, function) -> PackedBatch:  # noqa: ANN001
+    def _map(self, function) -> PackedBatch:
         fields = dataclasses.fields(self)
         return PackedBatch(**{field.name: function(getattr(self, field.name)) for field in fields})
 
 
-def collate(rows: Sequence[Sequence[Rendered]], length: int, space: TokenSpace) -> PackedBatch:
-    """Rows of sequences -> PackedBatch of `length` tokens a row."""
-    filled = [_row(row, length, space) for row in rows]
+def collate(
+    rows: Sequence[Sequence[Rendered]], length: int, space: TokenSpace, num_rows: int | None = None
+) -> PackedBatch:
+    """Rows of sequences -> PackedBatch of `length` tokens a row, with rows of padding up to `num_rows`."""
+    empty: list[Sequence[Rendered]] = [[] for _ in range(len(rows), num_rows or 0)]
+    filled = [_row(row, length, space) for row in [*rows, *empty]]
     columns = {name: torch.from_numpy(np.stack([row[name] for row in filled])) for name in filled[0]}
     return PackedBatch(**columns)
 

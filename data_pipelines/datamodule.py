@@ -156,7 +156,7 @@ class TokenDataModule(L.LightningDataModule):
         config = replace(self.stream, seed=0)
         batches: list[Any] = [
             collate(rows, config.length, self._space)
-            for rows in epoch_batches(documents, self._space, self.templates, config, 0, keep_rest=True)
+            for rows in epoch_batches(documents, self._space, self.templates, config, 0)
         ]
         return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +16,8 @@ from data_pipelines.packing import best_fit
 from data_pipelines.shards.format import TokenDocument
 from data_pipelines.templates import Rendered, TemplateConfig, render
 from tokenizers_vq.token_space import TokenSpace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +53,10 @@ def epoch_batches(
     config: StreamConfig,
     epoch: int,
     report: StreamReport | None = None,
-    *,
-    keep_rest: bool = False,
 ) -> Iterator[list[list[Rendered]]]:
     """The packed rows of one epoch, batch by batch; each document once, in an order drawn from (seed, epoch).
 
-    Too long documents are counted in `report`. Rows that do not fill the last batch are left to the next epoch's
-    draw and counted, unless `keep_rest`.
+    Too long documents are counted in `report`; the last batch may have fewer rows.
     """
     report = report or StreamReport()
     order = list(range(len(documents)))
@@ -69,11 +69,9 @@ def epoch_batches(
             batch, pending = pending[: config.rows], pending[config.rows :]
             _count(batch, config, report)
             yield batch
-    if pending and keep_rest:
+    if pending:
         _count(pending, config, report)
         yield pending
-    elif pending:
-        report.left_out["rows short of a batch"] = sum(len(row) for row in pending)
 
 
 def _pack(
@@ -103,6 +101,12 @@ def _count(batch: Sequence[Sequence[Rendered]], config: StreamConfig, report: St
     report.trained += sum(len(row) for row in batch)
     report.tokens += sum(len(sequence) for row in batch for sequence in row)
     report.capacity += len(batch) * config.length
+
+
+def _tell(epoch: int, report: StreamReport) -> None:
+    log.info("epoch %d: %d documents, packing efficiency %.3f", epoch, report.documents, report.efficiency)
+    for reason, count in report.left_out.items():
+        log.warning("epoch %d: left out %d of %d documents: %s", epoch, count, report.documents, reason)
 
 
 class PackedStream(IterableDataset[PackedBatch]):
@@ -147,20 +151,22 @@ class PackedStream(IterableDataset[PackedBatch]):
         mine = self.rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
         while True:
             epoch, done = self._position["epoch"], self._position["batches"]
-            batches = epoch_batches(self.documents, self.space, self.templates, self.config, epoch)
-            given = 0
+            report, given = StreamReport(), 0
+            batches = epoch_batches(self.documents, self.space, self.templates, self.config, epoch, report)
             for rows in islice(batches, mine, None, shares):
                 given += 1
                 if given <= done:
                     continue
                 self._position = {"epoch": epoch, "batches": given}
-                yield collate(rows, self.config.length, self.space)
+                yield collate(rows, self.config.length, self.space, self.config.rows)
             if not given:
                 raise ValueError(
-                    f"{len(self.documents)} documents do not fill one batch of {self.config.rows} rows of "
-                    f"{self.config.length} tokens for each of {shares} ranks x workers; use fewer rows"
+                    f"{len(self.documents)} documents give no batch of {self.config.rows} rows of "
+                    f"{self.config.length} tokens to each of {shares} ranks x workers; use fewer or longer rows"
                 )
             self._position = {"epoch": epoch + 1, "batches": 0}
+            if mine == 0:
+                _tell(epoch, report)
 
     def _shares(self) -> int:
         worker = get_worker_info()

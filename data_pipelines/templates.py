@@ -11,6 +11,7 @@ What stands right of `|` is a branch: all questions about a picture share it, an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -139,7 +140,7 @@ def _image_first(
 
 def _pairs(segments: Sequence[TokenSegment]) -> list[list[TokenSegment]]:
     """(question, answer) of a sample, in order."""
-    neighbours = zip(segments, segments[1:], strict=False)
+    neighbours = itertools.pairwise(segments)
     return [[a, b] for a, b in neighbours if a.role == "question" and b.role == "answer"]
 
 

@@ -52,10 +52,8 @@ class ImageTokenizerConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         names = {kind: name for name, kind in KINDS.items()}
-        parts = {
-            key: {"kind": names[type(part)], **dataclasses.asdict(part)}
-            for key, part in (("backbone", self.backbone), ("quantizer", self.quantizer))
-        }
+        chosen: dict[str, Any] = {"backbone": self.backbone, "quantizer": self.quantizer}
+        parts = {key: {"kind": names[type(part)], **dataclasses.asdict(part)} for key, part in chosen.items()}
         return {"image_size": self.image_size, **parts}
 
     @classmethod
@@ -72,7 +70,7 @@ class ImageTokenizerConfig:
 
 
 def _part(values: dict[str, Any]) -> Any:
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     return KINDS[fields.pop("kind")](**fields)
 
 
@@ -132,7 +130,9 @@ class ImageTokenizer(nn.Module):
         if codes.ndim != 2 or codes.shape[1] != self.layout.num_codes:
             raise ValueError(f"an image has {self.layout.num_codes} codes, got a batch of shape {tuple(codes.shape)}")
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
-            raise ValueError(f"codes lie in 0 to {self.codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}")
+            raise ValueError(
+                f"codes lie in 0 to {self.codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}"
+            )
         return self._pixels(self.quantizer.lookup(codes)).clamp(-1, 1)
 
     def _pixels(self, vectors: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class ImageTokenizer(nn.Module):
             config = ImageTokenizerConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
             tokenizer = cls(config)
             tokenizer.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+        except (OSError, ValueError, SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{folder} does not hold an image tokenizer: {reason}") from error
         return tokenizer.eval().requires_grad_(False)

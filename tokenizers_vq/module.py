@@ -118,7 +118,9 @@ class ImageTokenizerModule(L.LightningModule):
         return terms
 
     def _adversarial_now(self) -> bool:
-        return self.adversarial is not None and self.trainer.current_epoch >= 0 and self._steps() >= self.adversarial.start
+        return (
+            self.adversarial is not None and self.trainer.current_epoch >= 0 and self._steps() >= self.adversarial.start
+        )
 
     def _steps(self) -> int:
         scheduler: Any = self.lr_schedulers()

@@ -14,7 +14,7 @@ from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
 
 class Quantized(NamedTuple):
-    """codes (B, N, D) as the decoder sees them, with a straight-through gradient; indices (B, N) int64; named losses."""
+    """codes (B, N, D) for the decoder, with a straight-through gradient; indices (B, N) int64; named losses."""
 
     codes: Tensor
     indices: Tensor

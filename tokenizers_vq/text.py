@@ -33,7 +33,9 @@ class TextTokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> TextTokenizer:
         """Byte-level BPE (arXiv 1909.02165 via GPT-2) of at most `vocab_size` ids; a small corpus gives fewer."""
         if vocab_size < 256 + len(SPECIAL_STRINGS):
-            raise ValueError(f"a byte-level vocabulary needs at least {256 + len(SPECIAL_STRINGS)} ids, got {vocab_size}")
+            raise ValueError(
+                f"a byte-level vocabulary needs at least {256 + len(SPECIAL_STRINGS)} ids, got {vocab_size}"
+            )
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()

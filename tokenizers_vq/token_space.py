@@ -132,9 +132,12 @@ class TokenSpace:
         path = folder / FILE_NAME
         if not path.is_file():
             raise ValueError(f"{path} is missing")
-        values = json.loads(path.read_text())
-        fingerprint = values.pop("fingerprint", None)
-        space = cls.from_dict(values)
+        try:
+            values = dict(json.loads(path.read_text()))
+            fingerprint = values.pop("fingerprint", None)
+            space = cls.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
         if fingerprint != space.fingerprint:
             raise ValueError(f"{path} was changed by hand: its fingerprint does not match its fields")
         return space

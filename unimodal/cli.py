@@ -76,9 +76,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, help="vqa, caption, t2i or reconstruction")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results file")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N items")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--guidance", type=float, default=None, help="for drawing")
-    parser.add_argument("--temperature", type=float, default=None, help="for drawing")
+    parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; the task's own if absent")
+    parser.add_argument("--top-p", type=float, default=None)
+    parser.add_argument("--top-k", type=int, default=None)
     parser.add_argument("--seeds-per-prompt", type=int, default=None, metavar="N", help="for drawing")
 
 
@@ -95,8 +97,9 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _demo(options: argparse.Namespace) -> int:
     from unimodal.demo import run
+    from unimodal.training.cli import main as train
 
-    run(options.out, quick=options.quick)
+    run(options.out, {"train.py": train, "unimodal": main}, quick=options.quick)
     return 0
 
 
@@ -104,7 +107,9 @@ def _source_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--source", required=True, metavar="NAME", help="easy_vqa or imagefolder")
     parser.add_argument("--path", type=Path, default=None, metavar="P", help="where the source's data lies")
     parser.add_argument("--split", default=split, metavar="S")
-    parser.add_argument("--max-bad", type=float, default=0.1, metavar="SHARE", help="stop past this share of bad samples")
+    parser.add_argument(
+        "--max-bad", type=float, default=0.1, metavar="SHARE", help="stop past this share of bad samples"
+    )
 
 
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handler]] = {

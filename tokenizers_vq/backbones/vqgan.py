@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class Upsample(nn.Module):
 
 def _stage(channels_in: int, channels_out: int, num_blocks: int) -> list[nn.Module]:
     widths = [channels_in] + [channels_out] * num_blocks
-    return [ConvBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    return [ConvBlock(a, b) for a, b in itertools.pairwise(widths)]
 
 
 def _to(channels_in: int, channels_out: int) -> list[nn.Module]:

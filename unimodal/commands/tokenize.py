@@ -69,5 +69,3 @@ def _print_summary(folder: Path, console: Console) -> None:
     counted: dict[str, Any] = {**manifest.source.get("notes", {}), **manifest.left_out}
     for reason, count in counted.items():
         console.print(f"{count:,} {reason}", highlight=False)
-
-

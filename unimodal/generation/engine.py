@@ -8,7 +8,7 @@ slots are simply written again when the next image begins.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class DecodeConfig:
 
     mode: Mode = "mixed"
     max_new_tokens: int = 128
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     guidance: float = 1.0
     constrained: bool = True
 

@@ -62,13 +62,11 @@ class ModalityGrammar:
         return torch.where(state.in_image[:, None], inside, outside)
 
     def _outside(self, fits: Tensor) -> Tensor:
-        match self.mode:
-            case "text":
-                return self._text.expand(len(fits), -1)
-            case "image":
-                return torch.where(fits, self._boi, self._eos)
-            case "mixed":
-                return self._text | (self._boi & fits)
+        if self.mode == "text":
+            return self._text.expand(len(fits), -1)
+        if self.mode == "image":
+            return torch.where(fits, self._boi, self._eos)
+        return self._text | (self._boi & fits)
 
     def advance(self, state: ModalityState, tokens: Tensor) -> ModalityState:
         """The state after tokens (B,). In image mode a row ends with its image."""

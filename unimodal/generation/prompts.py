@@ -24,7 +24,8 @@ Answer = list[Part]
 class ImageCodec(Protocol):
     """What prompts need of an image tokenizer."""
 
-    image_size: int
+    @property
+    def image_size(self) -> int: ...
 
     def encode(self, images: Tensor) -> Tensor: ...
 

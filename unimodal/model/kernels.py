@@ -62,7 +62,7 @@ class ChunkedAttention(torch.autograd.Function):
             probabilities = _probabilities(q, k, bias[rows])
             grad_v[rows] = torch.bmm(probabilities.transpose(1, 2), g).view(grad_v[rows].shape)
             grad_p = torch.bmm(g, v.transpose(1, 2))
-            grad_s = torch._softmax_backward_data(grad_p, probabilities, -1, q.dtype).mul_(scale)
+            grad_s = torch.ops.aten._softmax_backward_data(grad_p, probabilities, -1, q.dtype).mul_(scale)
             grad_q[rows] = torch.bmm(grad_s, k).view(grad_q[rows].shape)
             grad_k[rows] = torch.bmm(grad_s.transpose(1, 2), q).view(grad_k[rows].shape)
         return grad_q, grad_k, grad_v, None

@@ -2,7 +2,7 @@
 
 Chameleon (arXiv 2405.09818) in one picture:
 
-    ids ─▶ embedding ─▶ [ RMSNorm ─▶ attention (QK-norm, RoPE) ─▶ +  RMSNorm ─▶ SwiGLU ─▶ + ] x layers ─▶ RMSNorm ─▶ head
+    ids ─▶ embedding ─▶ [ RMSNorm ─▶ attention (QK-norm, RoPE) ─▶ +  RMSNorm ─▶ SwiGLU ─▶ + ] x L ─▶ RMSNorm ─▶ head
 
 Image codes and text tokens share the embedding, every layer and the head; nothing here knows which is which.
 """

@@ -20,8 +20,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         del weights_only
         try:
-            return super().load_checkpoint(path, map_location or "cpu", weights_only=True)
+            return super().load_checkpoint(path, map_location or _on_cpu, weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
         except Exception as error:
             raise ValueError(f"{path} holds more than plain tensors and values, or is damaged; not loaded") from error
+
+
+def _on_cpu(storage: Any, location: str) -> Any:
+    del location
+    return storage

@@ -109,7 +109,8 @@ class TransformerModule(L.LightningModule):
             ranks = dist.get_world_size()
         self._step_weight = torch.zeros(())
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        torch._foreach_mul_(gradients, ranks / max(float(weight), 1e-8))
+        for gradient in gradients:
+            gradient.mul_(ranks / max(float(weight), 1e-8))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {float(norm)} at step {self.trainer.global_step}")
@@ -141,7 +142,13 @@ class TransformerModule(L.LightningModule):
         }
         for name, value in values.items():
             bar = name != "z_loss"
-            self.log(f"{stage}/{name}", value.detach(), prog_bar=bar, batch_size=len(batch.tokens), sync_dist=stage != "train")
+            self.log(
+                f"{stage}/{name}",
+                value.detach(),
+                prog_bar=bar,
+                batch_size=len(batch.tokens),
+                sync_dist=stage != "train",
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Random state and token space travel with the weights."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw as functional_adamw
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -105,7 +106,7 @@ class MuonAdamW(torch.optim.Optimizer):
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
         states = [self.state[parameter] for parameter in parameters]
-        torch.optim._functional.adamw(
+        functional_adamw(
             parameters,
             [parameter.grad for parameter in parameters],
             [state["exp_avg"] for state in states],
@@ -142,7 +143,13 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def _adamw_groups(config: AdamWConfig, decayed: list[Tensor], plain: list[Tensor]) -> list[dict[str, Any]]:
-    shared = {"muon": False, "lr": config.learning_rate, "beta1": config.beta1, "beta2": config.beta2, "eps": config.eps}
+    shared = {
+        "muon": False,
+        "lr": config.learning_rate,
+        "beta1": config.beta1,
+        "beta2": config.beta2,
+        "eps": config.eps,
+    }
     return [
         {"params": decayed, "weight_decay": config.weight_decay, **shared},
         {"params": plain, "weight_decay": 0.0, **shared},

@@ -1,0 +1,46 @@
+"""`unimodal evaluate`: score a model on a task and write the results file."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from unimodal.evaluation.contract import Sampling
+from unimodal.evaluation.run import TASK_SAMPLING, EvaluationConfig
+from unimodal.evaluation.run import run as evaluate
+from unimodal.generation.pipeline import load
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate and print the metrics."""
+    config = EvaluationConfig(
+        task=options.task,
+        source=options.source,
+        path=options.path,
+        split=options.split,
+        limit=options.limit,
+        sampling=_sampling(options),
+        max_bad=options.max_bad,
+    )
+    if options.seeds_per_prompt is not None:
+        config = replace(config, seeds_per_prompt=options.seeds_per_prompt)
+    results = evaluate(load(options.model), config, options.out)
+    table = Table("metric", "value", title=f"{options.task}, n = {results['n']:,}, {results['seconds']:.0f} s")
+    for name, value in results["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(f"-> {options.out}", highlight=False)
+    return 0
+
+
+def _sampling(options: argparse.Namespace) -> Sampling | None:
+    """The task's own sampling with what the command line changes."""
+    names = ("temperature", "top_p", "top_k", "guidance", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if not given or options.task not in TASK_SAMPLING:
+        return None
+    return replace(TASK_SAMPLING[options.task], **given)

@@ -1,0 +1,177 @@
+"""`unimodal demo`: the whole chain on easy-VQA with the commands a user would type, then a page that shows it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from unimodal.generation.pipeline import Pipeline, load
+from unimodal.generation.prompts import Answer, Turn
+from unimodal.report import write_report
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+FOLDERS = ("tokenizer", "shards", "training", "model", "results", "logs", "dialogue")
+Program = Callable[[Sequence[str]], object]
+"""Runs arguments; gives an exit code, None or 0 when all went well."""
+
+FILES = ("timings.json", "dialogue.json", "report.html")
+
+REQUESTS: tuple[tuple[str, float], ...] = (
+    ("draw a red circle and describe it", 1.0),
+    ("what color is the shape?", 0.0),
+    ("draw a teal triangle", 1.0),
+    ("draw a blue rectangle and say what it is", 1.0),
+)
+"""What the user of the dialogue says, and the temperature of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A command of the tour: `train.py` or `unimodal`, and its arguments."""
+
+    title: str
+    program: str
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """As a user would type it."""
+        prefix = ["python", "train.py"] if self.program == "train.py" else [self.program]
+        return shlex.join([*prefix, *self.arguments])
+
+
+def plan(out: Path, *, quick: bool = False) -> list[Step]:
+    """The commands of the tour, in order; `quick` does a few steps and items of each."""
+    model = str(out / "model")
+    steps = [
+        Step(title="train the image tokenizer", program="train.py", arguments=_tokenizer_arguments(out, quick)),
+        Step(title="tokenize the documents", program="unimodal", arguments=_tokenize_arguments(out, quick)),
+        Step(title="train the decoder", program="train.py", arguments=_decoder_arguments(out, quick)),
+    ]
+    extra: dict[str, tuple[str, ...]] = {"t2i": ("--seeds-per-prompt", "1")} if quick else {}
+    for task in ("vqa", "caption", "t2i", "reconstruction"):
+        arguments = ("evaluate", "--model", model, "--task", task, "--source", "easy_vqa", "--split", "test")
+        arguments += ("--out", str(out / "results" / f"{task}.json"), *extra.get(task, ()))
+        arguments += ("--limit", "8") if quick else ()
+        steps.append(Step(title=f"evaluate {task}", program="unimodal", arguments=arguments))
+    return steps
+
+
+def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False) -> Path:
+    """Run the tour into `out` and return the report page.
+
+    `programs` runs the arguments of `train.py` and of `unimodal` in this process and gives their exit codes.
+    Raises ValueError where a step fails.
+    """
+    console = Console()
+    _clear(out)
+    timings: list[dict[str, object]] = []
+
+    def timed(title: str, command: str, action: Callable[[], object]) -> None:
+        console.rule(f"[bold]{title}")
+        console.print(f"$ {command}", style="cyan", highlight=False, markup=False)
+        started = time.perf_counter()
+        if action():
+            raise ValueError(f"the step {title!r} failed: {command}")
+        timings.append({"step": title, "seconds": time.perf_counter() - started, "command": command})
+        (out / "timings.json").write_text(json.dumps(timings, indent=2))
+
+    for step in plan(out, quick=quick):
+        timed(step.title, step.command, lambda step=step: programs[step.program](step.arguments))
+    _keep_logs(out)
+    timed("a mixed dialogue", "unimodal.load(...).generate(...)", lambda: write_dialogue(load(out / "model"), out))
+    page = write_report(out)
+    total = sum(float(str(timing["seconds"])) for timing in timings)
+    console.rule("[bold]done")
+    console.print(f"{total / 60:.1f} minutes in all. Open {page}", highlight=False)
+    return page
+
+
+def write_dialogue(model: Pipeline, out: Path) -> None:
+    """Talk with the model, which sees all that was said and drawn before; writes dialogue.json and its pictures."""
+    folder = out / "dialogue"
+    folder.mkdir(parents=True, exist_ok=True)
+    said: list[Turn] = []
+    turns: list[dict[str, object]] = []
+    for number, (request, temperature) in enumerate(REQUESTS):
+        prompt = _recent(model, [*said, request])
+        answer = model.generate([prompt], mode="mixed", temperature=temperature, guidance=2.0, seed=number)[0]
+        said += [request, list(answer)]
+        turns.append({"role": "user", "parts": [{"text": request}]})
+        turns.append({"role": "model", "parts": _saved(answer, folder, number)})
+    (out / "dialogue.json").write_text(json.dumps(turns, indent=2))
+
+
+def _recent(model: Pipeline, turns: list[Turn]) -> list[Turn]:
+    """The last turns, whole exchanges, that leave room for an answer with a picture."""
+    room = model.transformer.config.max_length - model.token_space.layout.span - 32
+    while len(turns) > 1 and len(model.coder.encode([turns])[0]) > room:
+        turns = turns[2:]
+    return turns
+
+
+def _saved(answer: Answer, folder: Path, number: int) -> list[dict[str, str]]:
+    parts = []
+    for index, part in enumerate(answer):
+        if isinstance(part, Image.Image):
+            name = f"{number}-{index}.png"
+            part.save(folder / name)
+            parts.append({"image": f"{folder.name}/{name}"})
+        else:
+            parts.append({"text": part})
+    return parts
+
+
+def _tokenizer_arguments(out: Path, quick: bool) -> tuple[str, ...]:
+    arguments = ("fit", "--config", str(_config("tokenizer/demo.yaml")))
+    arguments += ("--trainer.default_root_dir", str(out / "tokenizer"))
+    arguments += ("--model.init_args.out", str(out / "tokenizer" / "image_tokenizer"))
+    return arguments + (("--trainer.max_steps", "4", "--trainer.val_check_interval", "4") if quick else ())
+
+
+def _tokenize_arguments(out: Path, quick: bool) -> tuple[str, ...]:
+    arguments = ("tokenize", "--source", "easy_vqa", "--split", "train")
+    arguments += ("--image-tokenizer", str(out / "tokenizer" / "image_tokenizer"), "--out", str(out / "shards"))
+    return arguments if quick else (*arguments, "--copies", "4", "--augment", "flip,place")
+
+
+def _decoder_arguments(out: Path, quick: bool) -> tuple[str, ...]:
+    arguments = ("fit", "--config", str(_config("run/demo.yaml")))
+    arguments += ("--trainer.default_root_dir", str(out / "training"), "--bundle.out", str(out / "model"))
+    arguments += ("--data.init_args.shards", f"[{out / 'shards'}]")
+    few = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "4", "--model.init_args.compile", "false")
+    return arguments + (few if quick else ())
+
+
+def _config(name: str) -> Path:
+    path = CONFIGS / name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run the demo from a clone of the repository (make demo)")
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier demo left, and nothing else."""
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _keep_logs(out: Path) -> None:
+    """Curves where the report looks for them."""
+    for name, folder in (("tokenizer", "tokenizer"), ("model", "training")):
+        logs: Sequence[Path] = sorted((out / folder / "logs").glob("version_*/metrics.csv"))
+        (out / "logs" / name).mkdir(parents=True, exist_ok=True)
+        for log in logs:
+            shutil.copy(log, out / "logs" / name / f"{'metrics' if log == logs[-1] else log.parent.name}.csv")
