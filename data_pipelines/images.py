@@ -40,7 +40,9 @@ def fit_square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
         return image
     if fit == "crop":
         return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    inner = ImageOps.contain(image, (size, size), Image.Resampling.BICUBIC)
+    longest = max(image.size)
+    width, height = (max(1, round(side / longest * size)) for side in image.size)
+    inner = image.resize((width, height), Image.Resampling.BICUBIC)
     return _paste(inner, size, ((size - inner.width) // 2, (size - inner.height) // 2))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -27,12 +28,16 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig:
-    """`copies` of every document are written, the first as it is, the others with augmented pictures."""
+    """`copies` of every document are written, the first as it is, the others with augmented pictures.
+
+    `workers` threads read and augment pictures; the result does not depend on their number.
+    """
 
     copies: int = 1
     augmentations: tuple[Augmentation, ...] = ()
     seed: int = 0
     documents_per_shard: int = 1000
+    workers: int = 0
 
     def __post_init__(self) -> None:
         if self.copies < 1 or (self.copies > 1 and not self.augmentations):
@@ -63,7 +68,8 @@ def tokenize(
     """Write the shards of a source; `progress` is told the number of documents written each time."""
     space = make_token_space(text, image)
     policy = ImagePolicy(size=image.image_size)
-    described = {"fingerprint": source.fingerprint(), "notes": dict(source.notes), "tokenize": asdict(config)}
+    recipe = {name: value for name, value in asdict(config).items() if name != "workers"}
+    described = {"fingerprint": source.fingerprint(), "notes": dict(source.notes), "tokenize": recipe}
     with ShardWriter(
         out,
         space,
@@ -110,17 +116,28 @@ def _encode(
 ) -> Iterator[TokenDocument]:
     usable: list[tuple[Document, int]] = []
     pixels: list[Tensor] = []
-    for document, copy in batch:
-        try:
-            pixels += _pixels(document, copy, policy, config)
-            usable.append((document, copy))
-        except DamagedSample as error:
-            failures.drop(document.key, str(error))
+    with ThreadPoolExecutor(max(config.workers, 1)) as threads:
+        opened = threads.map(lambda item: _pixels_or_damage(*item, policy, config), batch)
+        for (document, copy), tensors in zip(batch, opened, strict=True):
+            if isinstance(tensors, DamagedSample):
+                failures.drop(document.key, str(tensors))
+            else:
+                pixels += tensors
+                usable.append((document, copy))
     ids = _image_ids(pixels, image, space)
     for document, copy in usable:
         segments = tuple(_segment(segment, text, ids) for segment in document.segments)
         key = document.key if copy == 0 else f"{document.key}+{copy}"
         yield TokenDocument(key=key, segments=segments, meta={**document.meta, "copy": copy})
+
+
+def _pixels_or_damage(
+    document: Document, copy: int, policy: ImagePolicy, config: TokenizeConfig
+) -> list[Tensor] | DamagedSample:
+    try:
+        return _pixels(document, copy, policy, config)
+    except DamagedSample as error:
+        return error
 
 
 def _pixels(document: Document, copy: int, policy: ImagePolicy, config: TokenizeConfig) -> list[Tensor]:

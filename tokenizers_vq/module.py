@@ -102,7 +102,7 @@ class ImageTokenizerModule(L.LightningModule):
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         if self._adversarial_now():
-            self._discriminator_step(optimizers[1], batch, result.images.detach())
+            self._discriminator_step(batch, result.images.detach())
         self.log("train/psnr", psnr(result.images.detach(), batch).mean(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", sum(value.detach() for value in terms.values()), prog_bar=True)
@@ -130,8 +130,10 @@ class ImageTokenizerModule(L.LightningModule):
         convolutions = [m for m in self.tokenizer.decoder.modules() if isinstance(m, nn.Conv2d)]
         return convolutions[-1].weight
 
-    def _discriminator_step(self, optimizer: Any, real: Tensor, fake: Tensor) -> None:
+    def _discriminator_step(self, real: Tensor, fake: Tensor) -> None:
         assert self.discriminator is not None
+        # Lightning counts the steps of its own wrappers towards max_steps; the discriminator's are not to shorten a run
+        optimizer = _as_list(self.optimizers(use_pl_optimizer=False))[1]
         loss = discriminator_loss(self.discriminator(real), self.discriminator(fake))
         optimizer.zero_grad()
         self.manual_backward(loss)

@@ -29,7 +29,7 @@ def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
     parser.add_argument("--copies", type=int, default=1, help="copies of each document; all but the first augmented")
     parser.add_argument("--augment", default="", help="flip, place or flip,place")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read pictures")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads that read pictures")
     parser.add_argument("--seed", type=int, default=0)
 
 

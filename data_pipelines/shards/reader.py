@@ -41,7 +41,7 @@ def read_shard(folder: Path, entry: ShardEntry, space: TokenSpace) -> Iterator[T
         raise DamagedShard(f"{path}: its SHA-256 is not the manifest's; the file was damaged or changed")
     try:
         documents = list(_documents(data, space))
-    except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
         raise DamagedShard(f"{path}: {error}") from error
     if len(documents) != entry.documents:
         raise DamagedShard(f"{path} holds {len(documents)} documents, the manifest says {entry.documents}")
@@ -73,14 +73,26 @@ def _documents(data: bytes, space: TokenSpace) -> Iterator[TokenDocument]:
 
 
 def _document(key: str, parts: dict[str, bytes], space: TokenSpace) -> TokenDocument:
-    ids = np.load(io.BytesIO(parts["ids.npy"]), allow_pickle=False).astype(np.int64)
-    if ids.size and (ids.min() < 0 or ids.max() >= space.vocab_size):
-        raise ValueError(f"{key!r} holds id {ids.max()}, the token space ends at {space.vocab_size - 1}")
+    ids = np.lib.format.read_array(io.BytesIO(parts["ids.npy"]), allow_pickle=False)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{key!r} holds {ids.dtype} in {ids.ndim} dimensions; ids are whole numbers in one")
     described: dict[str, Any] = json.loads(parts["json"])
-    segments = tuple(
-        TokenSegment(kind=s["kind"], role=s["role"], ids=ids[s["start"] : s["start"] + s["length"]])
-        for s in described["segments"]
-    )
-    if sum(len(segment.ids) for segment in segments) != len(ids):
+    segments, end = [], 0
+    for s in described["segments"]:
+        if s["start"] != end or s["length"] < 0:
+            raise ValueError(f"{key!r}: its segments do not follow one another")
+        end += s["length"]
+        segments.append(_segment(key, s["kind"], s["role"], ids[s["start"] : end].astype(np.int64), space))
+    if end != len(ids):
         raise ValueError(f"{key!r}: its segments do not cover its ids")
-    return TokenDocument(key=key, segments=segments, meta=described["meta"])
+    return TokenDocument(key=key, segments=tuple(segments), meta=dict(described["meta"]))
+
+
+def _segment(key: str, kind: Any, role: str, ids: np.ndarray, space: TokenSpace) -> TokenSegment:
+    if kind not in ("text", "image"):
+        raise ValueError(f"{key!r} holds a segment of kind {kind!r}; kinds are text and image")
+    first, end = (0, space.text_size) if kind == "text" else (space.image_offset, space.vocab_size)
+    outside = ids[(ids < first) | (ids >= end)]
+    if len(outside):
+        raise ValueError(f"{key!r} holds {kind} id {outside[0]}; those are {first} to {end - 1}")
+    return TokenSegment(kind=kind, role=role, ids=ids)

@@ -40,12 +40,19 @@ class ShardWriter:
         self.entries: list[ShardEntry] = []
         self.left_out: dict[str, int] = {}
         self._pending: list[TokenDocument] = []
+        self._keys: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def write(self, document: TokenDocument) -> None:
-        """Add one document."""
+        """Add one document. Raises ValueError for a key that was there before or holds a dot.
+
+        In a webdataset tar, the first dot parts a key from what its member is.
+        """
+        if document.key in self._keys or "." in document.key:
+            raise ValueError(f"a document's key occurs once and holds no dot, got {document.key!r}")
+        self._keys.add(document.key)
         self._pending.append(document)
         if len(self._pending) == self.documents_per_shard:
             self._flush()

@@ -25,7 +25,12 @@ AUGMENTATIONS = ("flip", "place")
 def run(options: argparse.Namespace) -> int:
     """Tokenize, and leave both tokenizers beside the shards."""
     console = Console()
-    config = TokenizeConfig(copies=options.copies, augmentations=_augmentations(options.augment), seed=options.seed)
+    config = TokenizeConfig(
+        copies=options.copies,
+        augmentations=_augmentations(options.augment),
+        seed=options.seed,
+        workers=options.workers,
+    )
     image = ImageTokenizer.open(options.image_tokenizer)
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)

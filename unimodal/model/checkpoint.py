@@ -36,7 +36,8 @@ def open_transformer(folder: Path) -> tuple[Transformer, TokenSpace]:
             transformer = Transformer(config)
         transformer.load_state_dict(tensors, assign=True)
     except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder} does not hold a model: {str(error).splitlines()[0]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{folder} does not hold a model: {reason}") from error
     space = TokenSpace.open(folder)
     if space.vocab_size != config.vocab_size:
         raise ValueError(f"{folder}: the model has {config.vocab_size} ids, its token space {space.vocab_size}")

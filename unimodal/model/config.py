@@ -61,10 +61,10 @@ class TransformerConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing fields."""
-        values = dict(values)
-        if isinstance(values.get("qk_norm"), dict):
-            values["qk_norm"] = QKNormConfig(**values["qk_norm"])
         try:
+            values = dict(values)
+            if isinstance(values.get("qk_norm"), dict):
+                values["qk_norm"] = QKNormConfig(**values["qk_norm"])
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"not a transformer config: {error}") from error

@@ -15,6 +15,7 @@ METRIC_LABELS = {
     "accuracy": "accuracy",
     "image_blind_accuracy": "accuracy with the image replaced",
     "majority_accuracy": "accuracy of always the commonest answer",
+    "question_prior_accuracy": "accuracy of each question's commonest answer",
     "exact_match": "exact match",
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",

@@ -27,7 +27,7 @@ from unimodal.evaluation.contract import (
 )
 from unimodal.evaluation.judge import IMAGE_SIZE, Judge, Verdict
 
-SAMPLED = Sampling(temperature=1.0)
+SAMPLED = Sampling(temperature=1.0, guidance=2.0)
 PICTURES_SHOWN_PER_PROMPT = 4
 CAPTIONS_DRAWN = 32
 

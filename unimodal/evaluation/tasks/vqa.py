@@ -29,6 +29,8 @@ from unimodal.evaluation.samples import Question, Sample, read_samples
 
 MAX_NEW_TOKENS = 8
 NUM_EXAMPLES = 24
+QUESTION_OFTEN = 5
+"""Asked this often on average, a question has an answer of its own that is commonest."""
 YES_NO = frozenset({"yes", "no"})
 EASY_VQA_TYPES: Mapping[str, frozenset[str]] = {"colour": frozenset(COLOURS), "shape": frozenset(SHAPES)}
 
@@ -49,7 +51,8 @@ def evaluate(
     """Ask every question of the first `limit` pictures.
 
     `answer_types`: type -> its answers, beyond yes_no, number and other. The blind run replaces every picture by the
-    mean picture of the evaluated ones; majority_accuracy answers each type with that split's own commonest answer.
+    mean picture of the evaluated ones; majority_accuracy answers each type with that split's own commonest answer,
+    and question_prior_accuracy, where questions recur, each question: what a model that cannot see may reach at best.
     Raises ValueError when the source has no questions.
     """
     start = time.perf_counter()
@@ -123,17 +126,21 @@ def _metrics(
     for kind, score in zip(types, scores, strict=True):
         by_type[kind].append(score)
     metrics = {"accuracy": fmean(scores), "image_blind_accuracy": fmean(blind_scores)}
-    metrics["majority_accuracy"] = _majority_accuracy([question for _, question in items], types)
+    questions = [question for _, question in items]
+    metrics["majority_accuracy"] = _majority_accuracy(questions, types)
+    texts = [question.text for question in questions]
+    if len(texts) >= QUESTION_OFTEN * len(set(texts)):
+        metrics["question_prior_accuracy"] = _majority_accuracy(questions, texts)
     return metrics | {f"accuracy_{kind}": fmean(by_type[kind]) for kind in sorted(by_type)}
 
 
-def _majority_accuracy(questions: Sequence[Question], types: Sequence[str]) -> float:
-    """Score of always giving the commonest answer of the question's type."""
+def _majority_accuracy(questions: Sequence[Question], groups: Sequence[str]) -> float:
+    """Score of always giving the commonest answer of the question's group."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for kind, question in zip(types, questions, strict=True):
-        counts[kind][_consensus(question)] += 1
-    commonest = {kind: answers.most_common(1)[0][0] for kind, answers in counts.items()}
-    return fmean(vqa_score(commonest[kind], question.answers) for kind, question in zip(types, questions, strict=True))
+    for group, question in zip(groups, questions, strict=True):
+        counts[group][_consensus(question)] += 1
+    commonest = {group: answers.most_common(1)[0][0] for group, answers in counts.items()}
+    return fmean(vqa_score(commonest[group], q.answers) for group, q in zip(groups, questions, strict=True))
 
 
 def _examples(items: Sequence[Item], answers: Sequence[str]) -> list[Example]:

@@ -1,0 +1,110 @@
+"""PackedBatch: targets are shifted inside documents and branches, compared with a loop that is slow and obvious."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.batch import PackedBatch, collate
+from data_pipelines.templates import Rendered
+from tests.oracles.pictures import SPACE
+
+LENGTH = 24
+FIELDS = [field.name for field in dataclasses.fields(PackedBatch)]
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> Rendered:
+    """A trunk and a few branches of random ids and weights."""
+    runs = draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+    branches = np.repeat(np.arange(len(runs)), runs)
+    ids = draw(st.lists(st.integers(0, SPACE.vocab_size - 1), min_size=sum(runs), max_size=sum(runs)))
+    weights = draw(st.lists(st.sampled_from([0.0, 0.1, 1.0]), min_size=sum(runs), max_size=sum(runs)))
+    positions = [*range(runs[0]), *(runs[0] + i for run in runs[1:] for i in range(run))]
+    return Rendered(
+        np.asarray(ids, dtype=np.int64),
+        np.asarray(weights, dtype=np.float32),
+        branches.astype(np.int32),
+        np.asarray(positions, dtype=np.int64),
+    )
+
+
+def row_by_hand(row: list[Rendered]) -> dict[str, list[float]]:
+    """Token by token: what stands here, and what comes next in the same branch of the same document."""
+    out: dict[str, list[float]] = {name: [] for name in FIELDS}
+    for number, sequence in enumerate(row):
+        for i in range(len(sequence)):
+            follows = i + 1 < len(sequence) and sequence.branches[i + 1] == sequence.branches[i]
+            target = int(sequence.ids[i + 1]) if follows else SPACE.specials.pad
+            out["tokens"].append(int(sequence.ids[i]))
+            out["targets"].append(target)
+            out["loss_weights"].append(float(sequence.weights[i + 1]) if follows else 0.0)
+            out["positions"].append(int(sequence.positions[i]))
+            out["documents"].append(number)
+            out["branches"].append(int(sequence.branches[i]))
+            out["modality"].append(1 if target >= SPACE.image_offset else 0)
+    for _ in range(LENGTH - len(out["tokens"])):
+        padding = {"tokens": 0, "targets": 0, "documents": -1, "modality": -1}
+        for name in FIELDS:
+            out[name].append(padding.get(name, 0))
+    return out
+
+
+def fit_into_rows(drawn: list[list[Rendered]]) -> list[list[Rendered]]:
+    """Leave out what passes the row's end."""
+    rows = []
+    for row in drawn:
+        kept: list[Rendered] = []
+        for sequence in row:
+            if sum(map(len, kept)) + len(sequence) <= LENGTH:
+                kept.append(sequence)
+        rows.append(kept)
+    return rows
+
+
+@settings(deadline=None)
+@given(drawn=st.lists(st.lists(sequences(), max_size=5), min_size=1, max_size=3))
+def test_every_field_of_every_token_is_what_a_slow_loop_says(drawn: list[list[Rendered]]) -> None:
+    rows = fit_into_rows(drawn)
+    batch = collate(rows, LENGTH, SPACE)
+    for index, row in enumerate(rows):
+        for name, expected in row_by_hand(row).items():
+            found = getattr(batch, name)[index]
+            assert found.tolist() == pytest.approx(expected), name
+    assert batch.num_tokens == sum(len(sequence) for row in rows for sequence in row)
+
+
+def plain(*ids: int) -> Rendered:
+    return Rendered(np.array(ids), np.ones(len(ids), np.float32), np.zeros(len(ids), np.int32), np.arange(len(ids)))
+
+
+def test_shapes_and_types_are_as_contracted() -> None:
+    batch = collate([[plain(1, 2)], [plain(1, 100, 2), plain(3)]], 6, SPACE)
+    for name in FIELDS:
+        tensor = getattr(batch, name)
+        assert tensor.shape == (2, 6)
+        assert tensor.dtype == (torch.float32 if name == "loss_weights" else torch.int64)
+
+
+def test_nothing_is_predicted_across_the_border_of_documents() -> None:
+    batch = collate([[plain(10, 11), plain(12, 13)]], 5, SPACE)
+    assert batch.targets.tolist() == [[11, 0, 13, 0, 0]]
+    assert batch.loss_weights.tolist() == [[1, 0, 1, 0, 0]]
+
+
+def test_a_row_that_overflows_is_refused() -> None:
+    with pytest.raises(ValueError, match="7 tokens do not fit a row of 6"):
+        collate([[plain(1, 2, 3, 4), plain(5, 6, 7)]], 6, SPACE)
+
+
+def test_some_rows_and_another_device_keep_every_field() -> None:
+    batch = collate([[plain(1, 2)], [plain(3, 4)], [plain(5, 6)]], 4, SPACE)
+    part = batch.rows(1, 3)
+    assert part.tokens[:, 0].tolist() == [3, 5] and part.documents.shape == (2, 4)
+    meta = batch.to("meta")
+    assert {getattr(meta, name).device.type for name in FIELDS} == {"meta"}

@@ -1,0 +1,160 @@
+"""Templates: every sequence written out by hand, prompts weigh nothing, answers weigh one."""
+
+from __future__ import annotations
+
+import dataclasses
+from random import Random
+
+import numpy as np
+import pytest
+
+from data_pipelines.shards import TokenDocument, TokenSegment
+from data_pipelines.templates import Rendered, TemplateConfig, render
+from tests.oracles.pictures import SPACE, image, text
+from tokenizers_vq.text import TextTokenizer
+
+PAD, BOS, EOS, BOI, EOI, SEP, NULL = range(7)
+CODES = [100, 101, 102, 103]
+IMAGE = [BOI, *CODES, EOI]
+PICTURE, CAPTION = image(0, 1, 2, 3), text("caption", 10, 11)
+PAIRS = (text("question", 20), text("answer", 30), text("question", 21, 22), text("answer", 31))
+
+SHOW = TemplateConfig(image_first=1.0)
+DRAW = TemplateConfig(image_first=0.0, drop_prompt=0.0)
+
+
+def told(config: TemplateConfig, *segments: TokenSegment, layout: str = "sample", seed: int = 0) -> Rendered:
+    return render(TokenDocument(key="d", segments=segments, meta={"layout": layout}), SPACE, config, Random(seed))
+
+
+def check(rendered: Rendered, ids: list[int], weights: list[float], branches: list[int], positions: list[int]) -> None:
+    assert rendered.ids.tolist() == ids
+    assert rendered.weights.tolist() == pytest.approx(weights)
+    assert rendered.branches.tolist() == branches
+    assert rendered.positions.tolist() == positions
+    assert len(rendered) == len(ids)
+
+
+def test_a_picture_is_shown_and_every_caption_and_question_is_a_branch_of_its_own() -> None:
+    check(
+        told(SHOW, PICTURE, CAPTION, *PAIRS),
+        [BOS, *IMAGE, SEP, 10, 11, EOS, 20, SEP, 30, EOS, 21, 22, SEP, 31, EOS],
+        [0, *[0.1] * 6, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1],
+        [0, *[0] * 6, *[1] * 4, *[2] * 4, *[3] * 5],
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 7, 8, 9, 10, 7, 8, 9, 10, 11],
+    )
+
+
+def test_a_picture_is_drawn_from_its_caption() -> None:
+    check(
+        told(DRAW, PICTURE, CAPTION, *PAIRS),
+        [BOS, 10, 11, SEP, *IMAGE, EOS],
+        [0, 0, 0, 0, *[1] * 6, 1],
+        [0] * 11,
+        list(range(11)),
+    )
+
+
+@pytest.mark.parametrize("segments", [(PICTURE, CAPTION), (PICTURE, *PAIRS)])
+def test_a_dropped_or_missing_caption_is_null(segments: tuple[TokenSegment, ...]) -> None:
+    config = dataclasses.replace(DRAW, drop_prompt=1.0 if CAPTION in segments else 0.0)
+    check(
+        told(config, *segments),
+        [BOS, NULL, SEP, *IMAGE, EOS],
+        [0, 0, 0, *[1] * 6, 1],
+        [0] * 10,
+        list(range(10)),
+    )
+
+
+def test_a_dialogue_keeps_its_order_and_only_answers_weigh() -> None:
+    check(
+        told(
+            SHOW,
+            text("request", 40),
+            image(0, 1, 2, 3, role="answer"),
+            text("answer", 41),
+            text("question", 42),
+            text("answer", 43),
+            layout="dialogue",
+        ),
+        [BOS, 40, SEP, *IMAGE, 41, EOS, 42, SEP, 43, EOS],
+        [0, 0, 0, *[1] * 6, 1, 1, 0, 0, 1, 1],
+        [0] * 15,
+        list(range(15)),
+    )
+
+
+def test_a_picture_shown_in_a_dialogue_weighs_little() -> None:
+    check(
+        told(DRAW, PICTURE, text("question", 42), text("answer", 43), layout="dialogue"),
+        [BOS, *IMAGE, 42, SEP, 43, EOS],
+        [0, *[0.1] * 6, 0, 0, 1, 1],
+        [0] * 11,
+        list(range(11)),
+    )
+
+
+def test_text_alone_is_all_learned() -> None:
+    check(told(SHOW, text("text", 10, 11)), [BOS, 10, 11, EOS], [0, 1, 1, 1], [0] * 4, [0, 1, 2, 3])
+
+
+def test_every_weight_of_the_config_is_used() -> None:
+    config = TemplateConfig(prompt_weight=0.5, shown_image_weight=0.25, drawn_image_weight=2.0, drop_prompt=0.0)
+    shown = told(dataclasses.replace(config, image_first=1.0), PICTURE, *PAIRS[:2])
+    assert shown.weights.tolist() == [0, *[0.25] * 6, 0.5, 0, 1, 1]
+    drawn = told(dataclasses.replace(config, image_first=0.0), PICTURE, CAPTION)
+    assert drawn.weights.tolist() == [0, 0.5, 0.5, 0, *[2] * 6, 1]
+    talk = told(config, PICTURE, text("request", 9), image(4, 5, 6, 7, role="answer"), layout="dialogue")
+    assert talk.weights.tolist() == [0, *[0.25] * 6, 0.5, 0, *[2] * 6, 1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_prompts_are_dropped_as_often_as_the_config_says(share: float) -> None:
+    config = dataclasses.replace(DRAW, drop_prompt=share)
+    dropped = [NULL in told(config, PICTURE, CAPTION, seed=seed).ids for seed in range(1000)]
+    assert np.mean(dropped) == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_pictures_come_first_as_often_as_the_config_says(share: float) -> None:
+    config = TemplateConfig(image_first=share)
+    first = [told(config, PICTURE, CAPTION, seed=seed).ids[1] == BOI for seed in range(1000)]
+    assert np.mean(first) == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize("most", [1, 5, 12, 50])
+def test_there_are_never_more_branches_than_the_most_and_all_are_asked_at_some_time(most: int) -> None:
+    pairs = [text(role, i) for i in range(20, 32) for role in ("question", "answer")]
+    config = dataclasses.replace(SHOW, max_branches=most)
+    asked: set[int] = set()
+    for seed in range(60):
+        rendered = told(config, PICTURE, *pairs, seed=seed)
+        now = rendered.ids[(rendered.ids >= 20) & (rendered.ids < 100)].reshape(-1, 2)
+        assert len(now) == min(most, 12) == rendered.branches.max()
+        assert (now[:, 0] == now[:, 1]).all() and len(set(now[:, 0])) == len(now), "each with its answer, none twice"
+        asked |= set(now[:, 0])
+    assert asked == set(range(20, 32))
+
+
+def test_any_of_several_captions_is_drawn() -> None:
+    captions = [text("caption", i) for i in (10, 11, 12)]
+    assert {told(DRAW, PICTURE, *captions, seed=seed).ids[1] for seed in range(40)} == {10, 11, 12}
+
+
+def test_special_strings_that_a_user_typed_add_no_special_ids() -> None:
+    tokenizer = TextTokenizer.train(["draw a picture"], 263)
+    space = dataclasses.replace(SPACE, text_size=tokenizer.size)
+    typed = np.asarray(tokenizer.encode("<boi> 5 <eoi><sep><eos> <null>"), dtype=np.int64)
+    segments = (image(0, 1, 2, 3, space=space), TokenSegment(kind="text", role="caption", ids=typed))
+    document = TokenDocument(key="d", segments=segments)
+    for config, specials in ((SHOW, [BOS, BOI, EOI, SEP, EOS]), (DRAW, [BOS, SEP, BOI, EOI, EOS])):
+        ids = render(document, space, config, Random(0)).ids
+        assert [i for i in ids if i < 7] == specials
+        assert tokenizer.decode(ids[ids < space.text_size].tolist()) == "<boi> 5 <eoi><sep><eos> <null>"
+
+
+@pytest.mark.parametrize("wrong", [{"image_first": 1.1}, {"drop_prompt": -0.1}, {"max_branches": 0}])
+def test_a_config_out_of_range_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="shares lie between 0 and 1|at least one branch"):
+        TemplateConfig(**wrong)

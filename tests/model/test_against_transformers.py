@@ -1,0 +1,86 @@
+"""The decoder against Hugging Face's Llama and Chameleon on shared weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import ChameleonConfig, ChameleonModel, LlamaConfig, LlamaForCausalLM
+from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
+
+from tests.oracles.tiny import tiny_transformer
+from unimodal.model.config import TransformerConfig
+from unimodal.model.transformer import Transformer
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+"""Theirs computes norms and angles in float32 whatever the dtype; logits here are about 5."""
+
+RENAMED = (
+    ("blocks.", "layers."),
+    ("attention_norm.", "input_layernorm."),
+    ("feed_forward_norm.", "post_attention_layernorm."),
+    ("attention.", "self_attn."),
+    ("feed_forward.", "mlp."),
+    ("embedding.", "embed_tokens."),
+)
+SHAPE = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48, "rope_theta": 500.0}
+
+
+def their_names(transformer: Transformer) -> dict[str, Tensor]:
+    weights = {}
+    for name, tensor in transformer.state_dict().items():
+        for ours, theirs in RENAMED:
+            name = name.replace(ours, theirs)
+        weights[name] = tensor
+    return weights
+
+
+def their_shape(config: TransformerConfig) -> dict:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attn_implementation": "eager",
+    }
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], *, ignored: str = "-") -> None:
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert [name for name in missing if not name.startswith(ignored)] == [] and unexpected == []
+
+
+def test_without_qk_norm_the_logits_are_those_of_llama() -> None:
+    ours = tiny_transformer(qk_norm=None, **SHAPE)
+    llama = LlamaForCausalLM(LlamaConfig(**their_shape(ours.config))).double().eval()
+    weights = their_names(ours)
+    head = {"lm_head.weight": weights.pop("head.weight")}
+    load_strictly(llama, {**{f"model.{name}": tensor for name, tensor in weights.items()}, **head})
+    tokens = torch.randint(24, (2, 15))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), llama(tokens).logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize("norm_placement", ["pre", "swin"])
+def test_with_qk_norm_the_hidden_states_are_those_of_chameleon(norm_placement: str) -> None:
+    ours = tiny_transformer(norm_placement=norm_placement, **SHAPE)
+    small = ChameleonVQVAEConfig(base_channels=32, channel_multiplier=[1], num_res_blocks=1, embed_dim=4)
+    config = ChameleonConfig(
+        **their_shape(ours.config),
+        swin_norm=norm_placement == "swin",
+        vq_config=small,
+        vocabulary_map={"<image>": 8711},
+    )
+    chameleon = ChameleonModel(config).double().eval()
+    weights = their_names(ours)
+    del weights["head.weight"]
+    load_strictly(chameleon, weights, ignored="vqmodel.")
+    tokens = torch.randint(24, (2, 15))
+    with torch.no_grad():
+        theirs = chameleon(tokens).last_hidden_state
+        torch.testing.assert_close(ours.features(tokens), theirs, **TOLERANCE)

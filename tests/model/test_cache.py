@@ -1,0 +1,93 @@
+"""The key/value cache: what it holds gives the same logits as computing everything again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.oracles.tiny import tiny_transformer
+from unimodal.model.cache import KVCache
+from unimodal.model.transformer import Transformer
+
+KINDS: dict[str, dict[str, Any]] = {
+    "pre": {},
+    "swin": {"norm_placement": "swin"},
+    "without QK-norm": {"qk_norm": None},
+    "grouped": {"num_heads": 4, "num_kv_heads": 2},
+}
+SLOTS = 20
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+def transformer(request: pytest.FixtureRequest) -> Transformer:
+    return tiny_transformer(**request.param).requires_grad_(False)
+
+
+def empty_cache(transformer: Transformer, rows: int) -> KVCache:
+    return KVCache(transformer.config, rows, SLOTS, torch.float64)
+
+
+def feed(transformer: Transformer, cache: KVCache, tokens: Tensor, start: Tensor) -> Tensor:
+    """Logits of tokens (B, T) that begin at position start (B,) of their rows."""
+    positions = start[:, None] + torch.arange(tokens.shape[1])
+    cache.reserve(int(positions.max()) + 1)
+    return transformer(tokens, positions, cache=cache)
+
+
+@pytest.mark.parametrize("pieces", [(12,), (5, 7), (1,) * 12, (4, 1, 1, 6)])
+def test_logits_with_a_cache_equal_those_without(transformer: Transformer, pieces: tuple[int, ...]) -> None:
+    tokens = torch.randint(24, (3, 12))
+    cache, start, found = empty_cache(transformer, 3), 0, []
+    for piece in pieces:
+        found.append(feed(transformer, cache, tokens[:, start : start + piece], torch.full((3,), start)))
+        start += piece
+    torch.testing.assert_close(torch.cat(found, dim=1), transformer(tokens), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_different_lengths_decode_as_they_would_alone(transformer: Transformer) -> None:
+    lengths = torch.tensor([2, 7, 4])
+    rows = [torch.randint(24, (int(length) + 6,)) for length in lengths]
+    prompt = torch.zeros(3, 7, dtype=torch.int64)
+    for row, tokens in enumerate(rows):
+        prompt[row, : lengths[row]] = tokens[: lengths[row]]
+    cache = empty_cache(transformer, 3)
+    feed(transformer, cache, prompt, torch.zeros(3, dtype=torch.int64))
+    for step in range(6):
+        new = torch.stack([tokens[lengths[row] + step] for row, tokens in enumerate(rows)])
+        logits = feed(transformer, cache, new[:, None], lengths + step)
+        for row, tokens in enumerate(rows):
+            expected = transformer(tokens[: lengths[row] + step + 1][None])[0, -1]
+            torch.testing.assert_close(logits[row, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_slots_past_a_rows_own_position_are_never_seen(transformer: Transformer) -> None:
+    tokens = torch.randint(24, (2, 6))
+    clean, stale = empty_cache(transformer, 2), empty_cache(transformer, 2)
+    for layer in stale.layers:
+        layer.keys.fill_(1e3)
+        layer.values.fill_(1e3)
+    stale.reserve(SLOTS)
+    start = torch.tensor([0, 0])
+    torch.testing.assert_close(
+        feed(transformer, stale, tokens, start), feed(transformer, clean, tokens, start), rtol=0, atol=1e-13
+    )
+
+
+def test_selected_rows_go_on_as_before(transformer: Transformer) -> None:
+    tokens = torch.randint(24, (3, 5))
+    cache = empty_cache(transformer, 3)
+    feed(transformer, cache, tokens, torch.zeros(3, dtype=torch.int64))
+    chosen = torch.tensor([2, 0, 2, 2])
+    cache.select(chosen)
+    new = torch.randint(24, (4, 1))
+    expected = transformer(torch.cat([tokens[chosen], new], dim=1))[:, -1:]
+    torch.testing.assert_close(feed(transformer, cache, new, torch.full((4,), 5)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_more_positions_than_slots_are_refused() -> None:
+    cache = empty_cache(tiny_transformer(), 1)
+    with pytest.raises(ValueError, match="room for 20 positions, 21"):
+        cache.reserve(21)

@@ -1,0 +1,58 @@
+"""Masks: one predicate says who sees whom, and every mask is made of it."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import torch
+
+from tests.oracles.slow_attention import random_layout, visible
+from unimodal.model.masks import additive, allowed, cached_mask, causal_mask, dense_mask
+
+LENGTH = 24
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_predicate_lets_a_token_see_what_its_trunk_and_branch_hold_alone(seed: int) -> None:
+    documents, branches = random_layout(Random(seed), LENGTH)
+    seen = visible(documents, branches)
+    for query in range(LENGTH):
+        found = {
+            key
+            for key in range(LENGTH)
+            if allowed(query, documents[query], branches[query], key, documents[key], branches[key])
+        }
+        assert found == seen[query]
+
+
+def test_the_dense_mask_is_the_predicate_for_every_pair() -> None:
+    layouts = [random_layout(Random(seed), LENGTH) for seed in range(20)]
+    mask = dense_mask(torch.tensor([d for d, _ in layouts]), torch.tensor([b for _, b in layouts]))
+    assert mask.shape == (20, 1, LENGTH, LENGTH)
+    for row, (documents, branches) in enumerate(layouts):
+        for query, keys in enumerate(visible(documents, branches)):
+            assert set(mask[row, 0, query].nonzero().flatten().tolist()) == keys
+
+
+def test_padding_and_documents_never_see_each_other_and_no_query_is_left_without_a_key() -> None:
+    documents = torch.tensor([[0, 0, 1, 1, -1, -1]])
+    mask = dense_mask(documents)[0, 0]
+    assert not mask[4:, :4].any() and not mask[:4, 4:].any()
+    assert mask.any(-1).all()
+
+
+def test_without_branches_one_document_is_plain_causal() -> None:
+    torch.testing.assert_close(dense_mask(torch.zeros(1, 9, dtype=torch.int64)), causal_mask(9, torch.device("cpu")))
+
+
+def test_a_cached_query_sees_the_slots_up_to_its_own_position() -> None:
+    mask = cached_mask(torch.tensor([[2, 3], [0, 1]]), num_keys=5)
+    assert mask.shape == (2, 1, 2, 5)
+    assert mask.sum(-1).tolist() == [[[3, 4]], [[1, 2]]]
+    assert bool(mask[0, 0, 0, 2]) and not bool(mask[0, 0, 0, 3])
+
+
+def test_the_additive_mask_is_zero_or_minus_infinity() -> None:
+    bias = additive(torch.tensor([True, False]), torch.float64)
+    assert bias.dtype == torch.float64 and bias.tolist() == [0.0, float("-inf")]

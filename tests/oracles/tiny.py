@@ -1,0 +1,119 @@
+"""Real parts, very small: token space, transformer, tokenizers, bundle, picture folder, shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from data_pipelines.failures import FailureLog
+from data_pipelines.sources.registry import open_source
+from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize
+from tokenizers_vq.backbones import PatchBackboneConfig
+from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from tokenizers_vq.quantizers import VQConfig
+from tokenizers_vq.text import TextTokenizer
+from tokenizers_vq.token_space import FixedLayout, TokenSpace
+from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
+from unimodal.model.config import TransformerConfig
+from unimodal.model.transformer import Transformer
+
+SENTENCES = ("a red circle", "a blue square", "what color is it?", "is there a red square?", "yes", "no", "red", "blue")
+PAINTS = ("red", "blue", "green", "black", "white", "teal", "yellow", "gray")
+IMAGE_SIZE = 16
+
+
+def tiny_space(*, text_size: int = 16, codebook_size: int = 8, rows: int = 2, columns: int = 2) -> TokenSpace:
+    """A vocabulary of 24 ids: 7 specials, 9 text ids, 8 image codes; four codes an image."""
+    layout = FixedLayout(rows=rows, columns=columns)
+    return TokenSpace(
+        text_size=text_size, text_hash="t", codebook_size=codebook_size, image_hash="i", layout=layout
+    )
+
+
+def tiny_config(vocab_size: int = 24, **changes: Any) -> TransformerConfig:
+    """Two layers of two query heads that share one key/value head."""
+    shape = {"dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "hidden_dim": 24, "max_length": 64}
+    return TransformerConfig(vocab_size=vocab_size, **{**shape, **changes})
+
+
+def tiny_transformer(
+    vocab_size: int = 24, *, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
+) -> Transformer:
+    """A transformer in evaluation mode whose parameters, norms and biases too, are large and all different."""
+    transformer = Transformer(tiny_config(vocab_size, **changes)).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(centre + 0.4 * noise)
+    return transformer.eval()
+
+
+def tiny_text_tokenizer() -> TextTokenizer:
+    """A byte-level BPE trained on a few sentences."""
+    return TextTokenizer.train(SENTENCES, 300)
+
+
+def tiny_image_tokenizer(seed: int = 0) -> ImageTokenizer:
+    """Pictures of 16 pixels as four of 16 codes; one forward pass in training mode has set up the codebook."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = ImageTokenizerConfig(
+            image_size=IMAGE_SIZE,
+            backbone=PatchBackboneConfig(patch_size=8, width=16, depth=1),
+            quantizer=VQConfig(codebook_size=16, dim=4),
+        )
+        tokenizer = ImageTokenizer(config).train()
+        with torch.no_grad():
+            tokenizer(torch.rand(16, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def tiny_pipeline(*, dtype: torch.dtype = torch.float32, with_images: bool = True, **changes: Any) -> Pipeline:
+    """A pipeline with random weights and real tokenizers."""
+    text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
+    space = make_token_space(text, image)
+    transformer = tiny_transformer(space.vocab_size, dtype=dtype, **changes)
+    return Pipeline(transformer, space, text, image if with_images else None)
+
+
+def tiny_bundle(folder: Path) -> Path:
+    """A saved `tiny_pipeline`."""
+    tiny_pipeline().save(folder)
+    return folder
+
+
+def tiny_picture(index: int) -> Image.Image:
+    """One of eight plain pictures with a corner of the next colour."""
+    picture = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), PAINTS[index % len(PAINTS)])
+    picture.paste(PAINTS[(index + 1) % len(PAINTS)], (0, 0, 6, 6 + index % 5))
+    return picture
+
+
+def tiny_picture_folder(folder: Path, count: int = 24) -> Path:
+    """Pictures with metadata.jsonl, as source `imagefolder` reads them."""
+    folder.mkdir(parents=True)
+    rows = []
+    for index in range(count):
+        name, paint = f"{index:03d}.png", PAINTS[index % len(PAINTS)]
+        tiny_picture(index).save(folder / name)
+        questions = [{"question": "what color is it?", "answer": paint}, {"question": "is it red?", "answer": "no"}]
+        rows.append({"file_name": name, "text": f"a {paint} picture", "qa": questions})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def tiny_shards(folder: Path, count: int = 24) -> Path:
+    """Token shards of such a folder with both tokenizers beside them, through the code that users run."""
+    pictures = tiny_picture_folder(folder.with_name(folder.name + "-pictures"), count)
+    text, image, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), FailureLog()
+    source = open_source("imagefolder", path=pictures, split="train", failures=failures)
+    tokenize(source, text, image, folder, failures, TokenizeConfig(documents_per_shard=16))
+    text.save(folder / TEXT_TOKENIZER)
+    image.save(folder / IMAGE_TOKENIZER)
+    return folder
