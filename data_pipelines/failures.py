@@ -23,6 +23,8 @@ class FailureLog:
     """
 
     limit: float = 0.1
+    loud: bool = True
+    """Whether every bad sample is logged as it comes."""
     good: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason) of every sample left out."""
@@ -38,7 +40,7 @@ class FailureLog:
     def drop(self, name: str, reason: str) -> None:
         """Count, name and log one unusable sample. Raises TooMuchDamage past the limit."""
         self.bad.append((name, reason))
-        log.warning("left out %s: %s", name, reason)
+        log.log(logging.WARNING if self.loud else logging.DEBUG, "left out %s: %s", name, reason)
         if self.good + len(self.bad) >= SAMPLES_BEFORE_JUDGING:
             self._judge()
 

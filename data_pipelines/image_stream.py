@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from data_pipelines.stream import ENDLESS
+
 
 class ImageStream(IterableDataset[Tensor]):
     """Batches (B, 3, S, S) in [-1, 1] drawn from (seed, step, rank); the position is one number."""
@@ -28,6 +30,9 @@ class ImageStream(IterableDataset[Tensor]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position."""
         self._step = state["step"]
+
+    def __len__(self) -> int:
+        return ENDLESS
 
     def __iter__(self) -> Iterator[Tensor]:
         while True:

@@ -19,6 +19,10 @@ from tokenizers_vq.token_space import TokenSpace
 
 log = logging.getLogger(__name__)
 
+ENDLESS = 10**9
+"""Length of an endless stream. Lightning fetches one batch ahead of a stream without a length, and a checkpoint would
+then hold a position one batch past what was trained on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
@@ -144,6 +148,9 @@ class PackedStream(IterableDataset[PackedBatch]):
                 f"this run was saved with {state['shares']} ranks x workers and cannot go on with {self._shares()}"
             )
         self._position = {"epoch": state["epoch"], "batches": state["batches"]}
+
+    def __len__(self) -> int:
+        return ENDLESS
 
     def __iter__(self) -> Iterator[PackedBatch]:
         worker = get_worker_info()

@@ -117,7 +117,7 @@ def _encode(
     usable: list[tuple[Document, int]] = []
     pixels: list[Tensor] = []
     with ThreadPoolExecutor(max(config.workers, 1)) as threads:
-        opened = threads.map(lambda item: _pixels_or_damage(*item, policy, config), batch)
+        opened = threads.map(lambda item: _pixels_or_damage(item[0], item[1], policy, config), batch)
         for (document, copy), tensors in zip(batch, opened, strict=True):
             if isinstance(tensors, DamagedSample):
                 failures.drop(document.key, str(tensors))

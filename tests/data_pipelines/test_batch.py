@@ -102,6 +102,13 @@ def test_a_row_that_overflows_is_refused() -> None:
         collate([[plain(1, 2, 3, 4), plain(5, 6, 7)]], 6, SPACE)
 
 
+def test_missing_rows_are_padding() -> None:
+    batch = collate([[plain(1, 2)]], 4, SPACE, num_rows=3)
+    assert batch.tokens.shape == (3, 4) and batch.num_tokens == 2
+    assert (batch.documents[1:] == -1).all() and (batch.modality[1:] == -1).all()
+    assert batch.loss_weights[1:].sum() == 0
+
+
 def test_some_rows_and_another_device_keep_every_field() -> None:
     batch = collate([[plain(1, 2)], [plain(3, 4)], [plain(5, 6)]], 4, SPACE)
     part = batch.rows(1, 3)

@@ -94,7 +94,9 @@ def test_shards_with_different_token_spaces_are_refused_and_both_named(tmp_path:
     documents = [numbered(0, 0)]
     a = write(tmp_path / "a", documents)
     b = write(tmp_path / "b", documents, dataclasses.replace(SPACE, image_hash="other"))
-    with pytest.raises(TokenSpaceMismatch, match=r"/a and .*/b have different token spaces: image_hash is i+ and other"):
+    with pytest.raises(
+        TokenSpaceMismatch, match=r"/a and .*/b have different token spaces: image_hash is i+ and other"
+    ):
         module(a, b)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from webdataset.compat import WebDataset
 
 from data_pipelines.shards import DamagedShard, ShardWriter, TokenDocument, TokenSegment, open_manifest, read_all
 from tests.oracles.pictures import SPACE, caption_document, same_documents
@@ -67,7 +67,8 @@ def test_what_was_written_is_read_back(data: tuple[TokenSpace, list[TokenDocumen
 def test_plain_webdataset_reads_them(tmp_path: Path) -> None:
     write(tmp_path, DOCUMENTS)
     urls = [str(path) for path in sorted(tmp_path.glob("*.tar"))]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+    plain: Any = WebDataset(urls, shardshuffle=False, empty_check=False).decode()
+    samples = list(plain)
     assert [sample["__key__"] for sample in samples] == [document.key for document in DOCUMENTS]
     for sample, document in zip(samples, DOCUMENTS, strict=True):
         assert sample["ids.npy"].tolist() == np.concatenate([s.ids for s in document.segments]).tolist()

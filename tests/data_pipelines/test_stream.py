@@ -53,32 +53,28 @@ def stream(config: StreamConfig = CONFIG, **options: int) -> PackedStream:
     rows=st.integers(1, 4),
     window=st.integers(1, 30),
     epoch=st.integers(0, 3),
-    keep_rest=st.booleans(),
 )
 def test_every_document_of_an_epoch_is_trained_once_or_left_out_with_a_reason(
-    lengths: list[int], rows: int, window: int, epoch: int, keep_rest: bool
+    lengths: list[int], rows: int, window: int, epoch: int
 ) -> None:
     documents = [numbered(index, length) for index, length in enumerate(lengths)]
     config = StreamConfig(length=24, rows=rows, window=window)
     report = StreamReport()
-    batches = list(epoch_batches(documents, SPACE, TEMPLATES, config, epoch, report, keep_rest=keep_rest))
+    batches = list(epoch_batches(documents, SPACE, TEMPLATES, config, epoch, report))
     trained = [number for batch in batches for number in numbers(batch)]
     too_long = sum(length + 4 > 24 for length in lengths)
     assert len(trained) == len(set(trained)) == report.trained
     assert all(lengths[number] + 4 <= 24 for number in trained)
     assert report.documents == len(lengths) == report.trained + sum(report.left_out.values())
-    assert report.left_out.get("longer than a row", 0) == too_long
-    assert set(report.left_out) <= {"longer than a row", "rows short of a batch"}
-    if keep_rest:
-        assert report.trained == len(lengths) - too_long
-    assert all(len(batch) == rows for batch in (batches[:-1] if keep_rest else batches))
+    assert report.left_out == ({"longer than a row": too_long} if too_long else {})
+    assert all(len(batch) == rows for batch in batches[:-1]) and all(0 < len(batch) <= rows for batch in batches[-1:])
     assert report.tokens == sum(lengths[number] + 4 for number in trained)
     assert report.capacity == sum(len(batch) for batch in batches) * 24
 
 
 def test_the_efficiency_of_an_epoch_is_its_share_of_tokens_that_are_not_padding() -> None:
     report = StreamReport()
-    list(epoch_batches([numbered(0, 8)], SPACE, TEMPLATES, CONFIG, 0, report, keep_rest=True))
+    list(epoch_batches([numbered(0, 8)], SPACE, TEMPLATES, CONFIG, 0, report))
     assert report.efficiency == 12 / 32
 
 
@@ -98,6 +94,8 @@ def test_epochs_have_the_same_documents_in_another_order() -> None:
     ]
     assert [sorted(order) for order in orders] == [list(range(48))] * 3
     assert orders[0] != orders[1] != orders[2] != orders[0]
+    windows = [frozenset(order[:16]) for order in orders]
+    assert len(set(windows)) == 3, "other documents are packed together"
 
 
 def test_the_stream_goes_on_into_the_next_epoch() -> None:
@@ -153,9 +151,22 @@ def test_going_on_with_another_number_of_ranks_is_refused() -> None:
         stream().load_state_dict(two.state_dict())
 
 
-def test_no_documents_and_too_few_documents_are_refused() -> None:
+def test_a_few_documents_are_padded_to_a_whole_batch() -> None:
+    (batch,) = islice(PackedStream(DOCUMENTS[:2], SPACE, TEMPLATES, CONFIG), 1)
+    assert batch.tokens.shape == (3, 32)
+    assert 0 < batch.num_tokens < 40 and (batch.documents[-1] == -1).all()
+
+
+def test_documents_that_give_no_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="no document to train on"):
         PackedStream([], SPACE, TEMPLATES, CONFIG)
-    few = PackedStream(DOCUMENTS[:2], SPACE, TEMPLATES, CONFIG)
-    with pytest.raises(ValueError, match=r"2 documents do not fill one batch of 3 rows of 32 tokens .* use fewer rows"):
-        next(iter(few))
+    too_long = PackedStream([numbered(0, 40), numbered(1, 50)], SPACE, TEMPLATES, CONFIG)
+    with pytest.raises(ValueError, match=r"2 documents give no batch of 3 rows of 32 tokens .* fewer or longer rows"):
+        next(iter(too_long))
+
+
+def test_documents_left_out_of_training_are_told_once_an_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    documents = [*(numbered(i, 5) for i in range(6)), numbered(6, 40), numbered(7, 40)]
+    list(islice(PackedStream(documents, SPACE, TEMPLATES, CONFIG), 2))  # the second batch is of the second epoch
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["epoch 0: left out 2 of 8 documents: longer than a row"]

@@ -156,5 +156,5 @@ def test_special_strings_that_a_user_typed_add_no_special_ids() -> None:
 
 @pytest.mark.parametrize("wrong", [{"image_first": 1.1}, {"drop_prompt": -0.1}, {"max_branches": 0}])
 def test_a_config_out_of_range_is_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="shares lie between 0 and 1|at least one branch"):
+    with pytest.raises(ValueError, match=r"shares lie between 0 and 1|at least one branch"):
         TemplateConfig(**wrong)

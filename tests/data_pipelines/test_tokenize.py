@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 from PIL import Image
 
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import ImagePolicy, to_tensor
+from data_pipelines.images import ImagePolicy, to_image, to_tensor
 from data_pipelines.shards import TokenDocument, open_manifest, read_all
 from data_pipelines.sources import open_source
 from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize, train_text_tokenizer
-from tests.oracles.pictures import ListSource, captioned, noise, tiny_tokenizer
+from tests.oracles.pictures import ListSource, captioned, noise, random_images, sharp_tokenizer
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TextTokenizer
 from unimodal.cli import main
@@ -34,7 +35,7 @@ PICTURES = {
     "line.png": ("RGB", (900, 1)),
     "photo.webp": ("RGB", (123, 77)),
 }
-IMAGE = tiny_tokenizer("patch", "fsq")
+IMAGE = sharp_tokenizer()
 TEXT = TextTokenizer.train(["a picture of something", "what is it?"], 280)
 
 
@@ -65,10 +66,8 @@ def ids(document: TokenDocument, kind: str) -> list[list[int]]:
 def command(folder: Path, out: Path, *options: str) -> int:
     IMAGE.save(out.parent / "tok")
     tokenizer = str(out.parent / "tok")
-    return main(
-        ["tokenize", "--source", "imagefolder", "--path", str(folder), "--image-tokenizer", tokenizer]
-        + ["--out", str(out), *options]
-    )
+    named = {"--source": "imagefolder", "--path": folder, "--image-tokenizer": tokenizer, "--out": out}
+    return main(["tokenize", *(str(part) for pair in named.items() for part in pair), *options])
 
 
 def test_pictures_of_any_size_and_mode_become_shards(tmp_path: Path) -> None:
@@ -147,15 +146,16 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_augmented_copies_have_other_image_ids_and_the_same_text(tmp_path: Path) -> None:
-    source = ListSource([captioned(f"k{i}", noise(30, 20, seed=i)) for i in range(6)])
+    source = ListSource([captioned(f"k{i}", to_image(image)) for i, image in enumerate(random_images(6))])
     documents = run(source, tmp_path, TokenizeConfig(copies=3, augmentations=("place",)))
     assert [document.key for document in documents[:3]] == ["k0", "k0+1", "k0+2"]
     assert [document.meta["copy"] for document in documents[:3]] == [0, 1, 2]
+    different = 0
     for start in range(0, 18, 3):
         original, *copies = documents[start : start + 3]
         assert all(ids(copy, "text") == ids(original, "text") for copy in copies)
-        assert all(ids(copy, "image") != ids(original, "image") for copy in copies)
-        assert ids(copies[0], "image") != ids(copies[1], "image")
+        different += len({str(ids(document, "image")) for document in (original, *copies)})
+    assert different >= 15, "of 18; a tenth of the places are the whole square"
 
 
 def test_the_first_copy_is_the_document_without_augmentation(tmp_path: Path) -> None:
@@ -180,13 +180,13 @@ def test_batches_of_pictures_do_not_mix_documents_up(tmp_path: Path, monkeypatch
     assert [d.key for d in apart] == [f"k{i}" for i in range(11)]
     for a, b in zip(together, apart, strict=True):
         assert ids(a, "image") == ids(b, "image") and ids(a, "text") == ids(b, "text")
-    assert len({tuple(ids(d, "image")[0]) for d in apart}) > 8
+    assert len({tuple(ids(d, "image")[0]) for d in apart}) == 11
 
 
 def test_what_a_damaged_picture_would_have_taken_is_not_given_to_its_neighbour(tmp_path: Path) -> None:
     good = [captioned(f"k{i}", noise(16, 16, seed=i)) for i in range(12)]
-    lazy = Image.open(_half_a_picture(tmp_path))
-    failures = FailureLog()
+    lazy = Image.open(io.BytesIO(_half_a_picture()))
+    failures = FailureLog(limit=1.0)
     source = ListSource([*good[:2], captioned("bad", lazy), *good[2:]])
     tokenize(source, TEXT, IMAGE, tmp_path / "with", failures, TokenizeConfig())
     expected = run(ListSource(good), tmp_path / "without")
@@ -194,10 +194,19 @@ def test_what_a_damaged_picture_would_have_taken_is_not_given_to_its_neighbour(t
     assert failures.bad[0][0] == "bad"
 
 
-def _half_a_picture(folder: Path) -> Path:
-    noise(64, 64).save(folder / "half.png")
-    (folder / "half.png").write_bytes((folder / "half.png").read_bytes()[:2000])
-    return folder / "half.png"
+def _half_a_picture() -> bytes:
+    buffer = io.BytesIO()
+    noise(64, 64).save(buffer, "PNG")
+    return buffer.getvalue()[:2000]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, workers: int) -> None:
+    source = ListSource([captioned(f"k{i}", noise(30, 20, seed=i)) for i in range(20)])
+    for name, number in (("none", 0), ("some", workers)):
+        run(source, tmp_path / name, TokenizeConfig(copies=2, augmentations=("flip", "place"), workers=number))
+    for path in (tmp_path / "none").iterdir():
+        assert path.read_bytes() == (tmp_path / "some" / path.name).read_bytes()
 
 
 def test_progress_is_told_every_document(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.shards import TokenDocument, TokenSegment
@@ -27,13 +27,14 @@ QUANTIZERS: dict[str, QuantizerConfig] = {
     "fsq": FSQConfig(levels=(5, 4, 3)),
     "lfq": LFQConfig(bits=4),
 }
+FINE = FSQConfig(levels=(8, 8, 8, 8))
 SPACE = TokenSpace(
     text_size=100, text_hash="t" * 64, codebook_size=16, image_hash="i" * 64, layout=FixedLayout(rows=2, columns=2)
 )
 
 
 def random_images(number: int, seed: int = 0) -> Tensor:
-    """(number, 3, SIZE, SIZE) in [-1, 1]: plain grounds with one plain rectangle each, so that there is much to learn."""
+    """(number, 3, SIZE, SIZE) in [-1, 1]: plain grounds with a plain square each, easy to learn."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.rand(number, 2, 3, 1, 1, generator=generator) * 2 - 1
     images = colours[:, 0].expand(-1, -1, SIZE, SIZE).clone()
@@ -51,12 +52,28 @@ def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Im
 
 def tiny_tokenizer(backbone: str = "patch", quantizer: str = "fsq") -> ImageTokenizer:
     """Untrained, in evaluation mode; a VQ codebook is started from data. 2x2 codes for images of 16 pixels."""
-    config = ImageTokenizerConfig(image_size=SIZE, backbone=BACKBONES[backbone], quantizer=QUANTIZERS[quantizer])
-    tokenizer = ImageTokenizer(config)
-    if quantizer == "vq":
-        with torch.no_grad():
+    chosen = FINE if quantizer == "fine" else QUANTIZERS[quantizer]
+    config = ImageTokenizerConfig(image_size=SIZE, backbone=BACKBONES[backbone], quantizer=chosen)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        tokenizer = ImageTokenizer(config)
+        if quantizer == "vq":
             tokenizer.train()(random_images(32))
     return tokenizer.eval()
+
+
+def projection(tokenizer: ImageTokenizer) -> nn.Conv2d:
+    """What the patch encoder ends with."""
+    layer = tokenizer.encoder.project
+    assert isinstance(layer, nn.Conv2d)
+    return layer
+
+
+def sharp_tokenizer() -> ImageTokenizer:
+    """Untrained as `tiny_tokenizer`, but with many codes, so that small changes of a picture change its codes."""
+    tokenizer = tiny_tokenizer("patch", "fine")
+    projection(tokenizer).weight.data.mul_(10)
+    return tokenizer
 
 
 def text(role: str, *ids: int) -> TokenSegment:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.oracles.pictures import BACKBONES, QUANTIZERS, SIZE, random_images
+from tests.oracles.pictures import BACKBONES, QUANTIZERS, SIZE, projection, random_images
 from tokenizers_vq.discriminator import AdversarialLossConfig
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.module import ImageTokenizerModule, TokenizerOptimizerConfig
@@ -96,8 +96,8 @@ def test_a_discriminator_does_not_shorten_the_training(tmp_path: Path) -> None:
 def test_a_collapsed_codebook_sounds_the_alarm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = make_module(quantizer=QUANTIZERS["fsq"])
     with torch.no_grad():
-        module.tokenizer.encoder.project.weight.zero_()
-        module.tokenizer.encoder.project.bias.fill_(5.0)
+        for name, value in (("weight", 0.0), ("bias", 5.0)):
+            getattr(projection(module.tokenizer), name).fill_(value)
     with caplog.at_level(logging.WARNING):
         fit(module, 4, tmp_path)
     assert "the codebook has collapsed: 1.7% of 60 codes occur" in caplog.text
@@ -114,4 +114,5 @@ def test_prediction_gives_codes(tmp_path: Path) -> None:
     module = make_module()
     _, trainer = fit(module, 2, tmp_path)
     predicted = trainer.predict(module, loader([random_images(4)]))
-    assert predicted is not None and torch.equal(predicted[0], module.tokenizer.encode(random_images(4)))
+    assert predicted is not None and isinstance(predicted[0], Tensor)
+    assert torch.equal(predicted[0], module.tokenizer.encode(random_images(4)))

@@ -24,7 +24,7 @@ def test_shapes_types_and_ranges_are_the_same_for_every_quantizer(kind: str, tra
     codes, indices, losses = quantizer(x)
     assert codes.shape == x.shape and codes.dtype == torch.float32
     assert indices.shape == (6, 9) and indices.dtype == torch.int64
-    assert 0 <= int(indices.min()) and int(indices.max()) < quantizer.codebook_size
+    assert int(indices.min()) >= 0 and int(indices.max()) < quantizer.codebook_size
     assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
     assert quantizer.dim == x.shape[-1]
 

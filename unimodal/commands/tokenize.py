@@ -59,7 +59,7 @@ def _source(options: argparse.Namespace, failures: FailureLog) -> Source:
 def _text_tokenizer(options: argparse.Namespace, console: Console) -> TextTokenizer:
     if options.text_tokenizer is not None:
         return TextTokenizer.open(options.text_tokenizer)
-    source = _source(options, FailureLog(limit=1.0))
+    source = _source(options, FailureLog(limit=1.0, loud=False))
     text = train_text_tokenizer(source, options.text_vocabulary)
     console.print(f"trained a byte-level BPE of {text.size} ids on the texts of {options.source} {options.split}")
     return text

@@ -7,6 +7,7 @@ slots are simply written again when the next image begins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,8 +36,8 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is at least 1, got {self.max_new_tokens}")
-        if self.guidance < 0:
-            raise ValueError(f"the guidance scale is at least 0, got {self.guidance}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"the guidance scale is finite and at least 0, got {self.guidance}")
 
 
 class Engine:

@@ -57,6 +57,9 @@ class TrainingCLI(LightningCLI):
         parser.set_defaults({"checkpoint.every_n_train_steps": 500, "checkpoint.save_last": True})
         parser.set_defaults({"checkpoint.save_top_k": 0})
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the config alone says what is built, and only AtomicCheckpointIO opens a checkpoint."""
+
     def before_instantiate_classes(self) -> None:
         """Checkpoints lie in the run's folder, so that `--ckpt_path last` finds them."""
         config = self.config[self.subcommand] if self.subcommand else self.config

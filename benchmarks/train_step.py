@@ -1,0 +1,254 @@
+"""How much of the machine's own bf16 matmul rate does a training step of the decoder use?
+
+Both are measured in one run and in turn. The step is the one of unimodal/training/module.py: packed batches, forward
+in bf16 autocast, losses, backward, gradient clip, optimizer; eager and compiled. One JSON line goes to stdout, the
+rest to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from data_pipelines.batch import PackedBatch, collate
+from data_pipelines.shards import TokenDocument, TokenSegment
+from data_pipelines.stream import StreamConfig, epoch_batches
+from data_pipelines.templates import TemplateConfig
+from tokenizers_vq.token_space import FixedLayout, TokenSpace
+from unimodal.model.config import TransformerConfig
+from unimodal.model.masks import dense_mask
+from unimodal.model.transformer import Transformer
+from unimodal.training.compiling import compiled
+from unimodal.training.losses import next_token_losses
+from unimodal.training.optim import MuonConfig, build_optimizer
+
+SPACE = TokenSpace(
+    text_size=340, text_hash="", codebook_size=1024, image_hash="", layout=FixedLayout(rows=8, columns=8)
+)
+DOCUMENTS, WINDOW = 1024, 512
+PRODUCTS = 30
+STEPS_A_ROUND = 2
+WARM_UP_STEPS = 2
+PROFILED_STEPS = 3
+MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::matmul", "aten::linear", "mkldnn::_linear_pointwise")
+ATTENTION = ("ChunkedAttention", "scaled_dot_product")
+
+
+def synthetic_documents(number: int, seed: int = 0) -> list[TokenDocument]:
+    """Documents as long as easy-VQA's: 64 codes, a caption of 4 ids, 8 to 11 questions of 5 to 8, answers of 1."""
+    random = Random(seed)
+
+    def segment(role: str, length: int) -> TokenSegment:
+        ids = [random.randrange(len(SPACE.specials.__dict__), SPACE.text_size) for _ in range(length)]
+        return TokenSegment(kind="text", role=role, ids=np.asarray(ids))
+
+    documents = []
+    for index in range(number):
+        codes = [SPACE.image_offset + random.randrange(SPACE.codebook_size) for _ in range(SPACE.layout.num_codes)]
+        segments = [TokenSegment(kind="image", role="image", ids=np.asarray(codes)), segment("caption", 4)]
+        for _ in range(random.randint(8, 11)):
+            segments += [segment("question", random.randint(5, 8)), segment("answer", 1)]
+        documents.append(TokenDocument(key=str(index), segments=tuple(segments)))
+    return documents
+
+
+class Step:
+    """One training step at a time, as Lightning composes it from the module."""
+
+    def __init__(self, model: Transformer, *, compile: bool) -> None:
+        self.model = model
+        self.features: Callable[..., Tensor] = compiled(model.features) if compile else model.features
+        self.optimizer = build_optimizer(model, MuonConfig())
+
+    def run(self, batch: PackedBatch) -> None:
+        """Zero the gradients, forward, losses, backward, clip, optimizer."""
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            mask = dense_mask(batch.documents, batch.branches)
+            features = self.features(batch.tokens, batch.positions, mask)
+            sums = next_token_losses(
+                features, self.model.head, batch.targets, batch.loss_weights, batch.modality, z_weight=1e-5
+            )
+        (sums.text + sums.image + sums.z).backward()
+        with record_function("part: optimizer"):
+            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            torch._foreach_mul_(gradients, 1 / float(sums.weight))  # pyright: ignore[reportPrivateImportUsage]
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches made beforehand, and how long one takes: packing works on many documents at once, so it is a mean."""
+
+    batches: list[PackedBatch]
+    seconds: float
+
+    @classmethod
+    def make(cls, length: int, rows: int) -> Data:
+        """As many batches as the documents give, timed together."""
+        stream = StreamConfig(length=length, rows=rows, window=WINDOW)
+        documents = synthetic_documents(DOCUMENTS)
+        start = time.perf_counter()
+        packed = list(epoch_batches(documents, SPACE, TemplateConfig(), stream, epoch=0))
+        batches = [collate(batch, length, SPACE, rows) for batch in packed]
+        seconds = (time.perf_counter() - start) / len(batches)
+        return cls(batches[:-1] or batches, seconds)  # the last one is mostly padding
+
+    @property
+    def full(self) -> float:
+        """Share of tokens that are not padding."""
+        return sum(batch.num_tokens for batch in self.batches) / sum(batch.tokens.numel() for batch in self.batches)
+
+
+def matmul_rate(size: int) -> float:
+    """FLOP/s of the median of some bf16 products of two square matrices."""
+    a, b = torch.randn(2, size, size).bfloat16()
+    seconds = []
+    for _ in range(PRODUCTS):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Medians: matmul FLOP/s by size, seconds of a step by kind."""
+
+    rates: dict[int, float]
+    steps: dict[str, float]
+
+
+def measure(model: Transformer, data: Data, rounds: int) -> Found:
+    """Matmul and steps in turn."""
+    batches = itertools.cycle(data.batches)
+    steps = {name: Step(model, compile=name == "compiled") for name in ("eager", "compiled")}
+    for step in steps.values():
+        for _ in range(WARM_UP_STEPS):
+            step.run(next(batches))
+    rates: dict[int, list[float]] = {1024: [], 2048: []}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            for size, found in rates.items():
+                found.append(matmul_rate(size))
+            for _ in range(STEPS_A_ROUND):
+                start = time.perf_counter()
+                step.run(next(batches))
+                seconds[name].append(time.perf_counter() - start)
+    medians = statistics.median
+    return Found({k: medians(v) for k, v in rates.items()}, {k: medians(v) for k, v in seconds.items()})
+
+
+def where_it_goes(step: Step, data: Data) -> dict[str, float]:
+    """Share of an eager step's time by part, from torch.profiler."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        start = time.perf_counter()
+        for batch in itertools.islice(itertools.cycle(data.batches), PROFILED_STEPS):
+            step.run(batch)
+        total = time.perf_counter() - start
+    spent: defaultdict[str, float] = defaultdict(float)
+    for event in profiler.events() or []:
+        spent[_part(event)] += event.self_cpu_time_total / 1e6
+    spent["python and the profiler itself"] = max(total - sum(spent.values()), 0)
+    spent["data"] = data.seconds * PROFILED_STEPS
+    return {
+        name: seconds / (total + spent["data"]) for name, seconds in sorted(spent.items(), key=lambda item: -item[1])
+    }
+
+
+def _part(event: Any) -> str:
+    own_name, ancestor = event.name, event
+    while ancestor is not None:
+        if ancestor.name.startswith("part: "):
+            return ancestor.name.removeprefix("part: ")
+        if any(word in ancestor.name for word in ATTENTION):
+            return "attention"
+        ancestor = ancestor.cpu_parent
+    return "matmul" if own_name in MATRIX_PRODUCTS else "elementwise and the rest"
+
+
+def report(found: Found, model: Transformer, data: Data, options: argparse.Namespace) -> dict[str, Any]:
+    """Tell the details on stderr; returns the line for stdout, about compiled steps with the making of their data."""
+    tokens = options.rows * options.length
+    flops = tokens * model.flops_per_token(options.length)
+    for size, rate in found.rates.items():
+        tell(f"bf16 matmul {size}x{size}: {rate / 1e9:.1f} GFLOP/s")
+    tell(f"making a batch: {data.seconds:.4f} s; {data.full:.1%} of its tokens are no padding")
+    for name, seconds in found.steps.items():
+        share = flops / (seconds + data.seconds) / found.rates[1024]
+        tell(
+            f"{name} step: {seconds:.3f} s, with its data {share:.1%} of matmul 1024 "
+            f"({share * found.rates[1024] / found.rates[2048]:.1%} of 2048), without padding {share * data.full:.1%}; "
+            f"without data {flops / seconds / found.rates[1024]:.1%}; "
+            f"{tokens * data.full / (seconds + data.seconds):,.0f} tokens/s"
+        )
+    ours = flops / (found.steps["compiled"] + data.seconds)
+    return {
+        "name": "train_share_of_matmul",
+        "unit": "FLOP/s",
+        "ours": ours,
+        "theirs": found.rates[1024],
+        "ratio": ours / found.rates[1024],
+        "runs": options.rounds,
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def tell(line: str) -> None:
+    """A line for people."""
+    print(line, file=sys.stderr)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"dim": 512, "layers": 6, "heads": 4, "kv-heads": 4, "hidden": 1408, "length": 160, "rows": 51, "rounds": 5}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    parser.add_argument("--profile", action="store_true", help="print what an eager step's time goes to")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    options = parse(arguments)
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        vocab_size=SPACE.vocab_size,
+        dim=options.dim,
+        num_layers=options.layers,
+        num_heads=options.heads,
+        num_kv_heads=options.kv_heads,
+        hidden_dim=options.hidden,
+    )
+    model = Transformer(config)
+    data = Data.make(options.length, options.rows)
+    tell(f"{model.num_parameters():,} parameters without the embedding, {options.rows} rows of {options.length} tokens")
+    line = report(measure(model, data, options.rounds), model, data, options)
+    if options.profile:
+        for name, share in where_it_goes(Step(model, compile=False), data).items():
+            tell(f"{share:6.1%}  {name}")
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,120 @@
+"""The modality state machine: whatever the logits, an image span is exactly right."""
+
+from __future__ import annotations
+
+import re
+from random import Random
+
+import pytest
+import torch
+
+from tests.oracles.slow_generation import legal_tokens
+from tests.oracles.tiny import tiny_space
+from unimodal.generation.grammar import FreeGrammar, ModalityGrammar, Mode, check_spans
+
+SPACE = tiny_space()
+CODES = SPACE.layout.num_codes
+WHOLE_IMAGE = f"bc{{{CODES}}}e"
+LANGUAGE = {"text": "t*q?", "mixed": f"(t|{WHOLE_IMAGE})*q?", "image": f"({WHOLE_IMAGE}|q)"}
+MODES: tuple[Mode, ...] = ("text", "image", "mixed")
+
+
+def letters(ids: list[int]) -> str:
+    """b boi, c code, e eoi, q eos, t text, x any other special."""
+    specials = SPACE.specials
+    named = {specials.boi: "b", specials.eoi: "e", specials.eos: "q"}
+    others = {specials.pad: "x", specials.bos: "x", specials.sep: "x", specials.null: "x"}
+    return "".join({**named, **others}.get(i, "c" if i >= SPACE.image_offset else "t") for i in ids)
+
+
+def random_walk(grammar: ModalityGrammar, room: torch.Tensor) -> list[list[int]]:
+    """Rows of tokens drawn evenly from what is allowed, until each is done or full."""
+    state = grammar.start(len(room))
+    rows: list[list[int]] = [[] for _ in room]
+    for step in range(int(room.max())):
+        allowed = grammar.allowed(state, room - step)
+        assert allowed.any(-1).all(), "a row has no legal token"
+        tokens = torch.multinomial(allowed.double(), 1).squeeze(-1)
+        for row, token in enumerate(tokens.tolist()):
+            if not state.done[row] and step < room[row]:
+                rows[row].append(token)
+        state = grammar.advance(state, tokens)
+    return rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_random_answers_are_words_of_the_language(mode: Mode) -> None:
+    room = torch.randint(1, 40, (200,))
+    for answer, limit in zip(random_walk(ModalityGrammar(SPACE, mode), room), room.tolist(), strict=True):
+        word = letters(answer)
+        assert re.fullmatch(LANGUAGE[mode], word), word
+        assert len(word) == limit or word.endswith("e" if mode == "image" and "b" in word else "q")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_allowed_is_what_the_answer_so_far_says(mode: Mode) -> None:
+    grammar, room = ModalityGrammar(SPACE, mode), 25
+    for answer in random_walk(grammar, torch.full((50,), room)):
+        state = grammar.start(1)
+        for index, token in enumerate(answer):
+            allowed = grammar.allowed(state, torch.tensor([room - index]))[0]
+            expected = legal_tokens(answer[:index], SPACE, mode, room - index)
+            assert set(allowed.nonzero().flatten().tolist()) == expected
+            state = grammar.advance(state, torch.tensor([token]))
+
+
+@pytest.mark.parametrize("mode", ["image", "mixed"])
+def test_no_image_is_begun_that_would_not_fit_with_its_end(mode: Mode) -> None:
+    grammar, boi, fits = ModalityGrammar(SPACE, mode), SPACE.specials.boi, SPACE.layout.span + 1
+    allowed = grammar.allowed(grammar.start(2), torch.tensor([fits - 1, fits]))
+    assert allowed[:, boi].tolist() == [False, True]
+
+
+def test_an_image_row_is_done_with_its_image_and_a_mixed_row_goes_on() -> None:
+    eoi = torch.tensor([SPACE.specials.eoi])
+    for mode, done in (("image", True), ("mixed", False)):
+        grammar = ModalityGrammar(SPACE, mode)
+        state = grammar.advance(grammar.start(1), torch.tensor([SPACE.specials.boi]))
+        assert bool(state.in_image)
+        state = grammar.advance(state, eoi)
+        assert (bool(state.in_image), bool(state.done)) == (False, done)
+
+
+def test_without_rules_everything_but_padding_is_allowed_and_only_eos_ends() -> None:
+    grammar = FreeGrammar(SPACE, "image")
+    allowed = grammar.allowed(grammar.start(1), torch.tensor([1]))
+    assert allowed.sum() == SPACE.vocab_size - 1 and not allowed[0, SPACE.specials.pad]
+    state = grammar.advance(grammar.start(2), torch.tensor([SPACE.specials.eoi, SPACE.specials.eos]))
+    assert state.done.tolist() == [False, True]
+
+
+def test_an_unknown_mode_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="text, image, mixed, got 'video'"):
+        ModalityGrammar(SPACE, "video")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_span_counts_equal_those_of_regular_expressions(seed: int) -> None:
+    random = Random(seed)
+    pieces: list[list[int]] = []
+    for _ in range(60):
+        length = random.choice([CODES] * 3 + [1, 3, 5])
+        codes = [random.randrange(SPACE.image_offset, SPACE.vocab_size) for _ in range(length)]
+        whole = [SPACE.specials.boi, *codes, SPACE.specials.eoi]
+        pieces.append(random.choice([whole, whole, whole[1:], whole[:-1], codes, [random.randrange(SPACE.image_offset)]]))
+    ids = [i for piece in pieces for i in piece]
+    word = letters(ids)
+    spans, good = len(re.findall("bc*|c+", word)), len(re.findall(WHOLE_IMAGE, word))
+    assert spans > good > 0
+    assert check_spans(ids, SPACE) == (spans, spans - good)
+
+
+@pytest.mark.parametrize(
+    ("word", "counts"),
+    [("", (0, 0)), ("tq", (0, 0)), ("bcccce", (1, 0)), ("b", (1, 1)), ("bccce", (1, 1)), ("bccccce", (1, 1))]
+    + [("bcccc", (1, 1)), ("cccce", (1, 1)), ("bbcccce", (2, 1)), ("bcccceccq", (2, 1)), ("bcctce", (2, 2))],
+)
+def test_span_counts_of_sequences_one_can_check_by_eye(word: str, counts: tuple[int, int]) -> None:
+    specials = SPACE.specials
+    ids = {"b": specials.boi, "e": specials.eoi, "q": specials.eos, "t": 9, "c": SPACE.image_offset}
+    assert check_spans([ids[letter] for letter in word], SPACE) == counts

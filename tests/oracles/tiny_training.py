@@ -1,0 +1,82 @@
+"""Tiny training runs: the command line of one, and a callback that stops time so that a run can be killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Standstill(L.Callback):
+    """After optimizer step `step`, touches `flag` and never goes on."""
+
+    def __init__(self, step: int, flag: Path) -> None:
+        super().__init__()
+        self.step, self.flag = step, Path(flag)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del pl_module, outputs, batch, batch_idx
+        if trainer.global_step == self.step:
+            self.flag.touch()
+            time.sleep(3600)
+
+
+def fit_arguments(shards: Path, root: Path, **options: str | float) -> list[str]:
+    """`fit` on two small layers; `options` overrides, with dots written as `__`."""
+    settings: dict[str, str | float] = {
+        "trainer.max_steps": 12,
+        "trainer.accelerator": "cpu",
+        "trainer.log_every_n_steps": 1,
+        "trainer.default_root_dir": str(root),
+        "trainer.limit_val_batches": 0,
+        "checkpoint.every_n_train_steps": 4,
+        "samples.every": 0,
+        "model": "TransformerModule",
+        "model.dim": 16,
+        "model.num_layers": 2,
+        "model.hidden_dim": 24,
+        "model.max_length": 64,
+        "model.compile": "false",
+        "model.schedule.warmup_steps": 3,
+        "data": "TokenDataModule",
+        "data.shards": f"[{shards}]",
+        "data.stream.length": 48,
+        "data.stream.rows": 4,
+        **{name.replace("__", "."): value for name, value in options.items()},
+    }
+    return ["fit", "--seed_everything=7", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def start_training(arguments: list[str]) -> subprocess.Popen[str]:
+    """`python train.py ...` in a process of its own."""
+    command = [sys.executable, "train.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
+    """Wait for a process; its output. Kills it past its time."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, _ = process.communicate()
+    return output
+
+
+def logged(root: Path, name: str, version: int = 0) -> dict[int, str]:
+    """step -> value of a metric, as its digits stand in metrics.csv."""
+    with (root / "logs" / f"version_{version}" / "metrics.csv").open() as file:
+        return {int(row["step"]): row[name] for row in csv.DictReader(file) if row[name]}

@@ -1,0 +1,43 @@
+"""Learning-rate schedules, point by point."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from unimodal.training.schedule import ScheduleConfig
+
+DECAYS: tuple[Any, ...] = ("linear", "cosine", "exponential", "constant")
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_the_rate_rises_in_a_line_and_is_never_zero(decay: Any) -> None:
+    schedule = ScheduleConfig(warmup_steps=10, decay=decay, decay_from=0.5)
+    assert [schedule.factor(step, 100) for step in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert schedule.factor(30, 100) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("decay", "halfway", "end"),
+    [("linear", 0.55, 0.1), ("cosine", 0.55, 0.1), ("exponential", math.sqrt(0.1), 0.1), ("constant", 1.0, 1.0)],
+)
+def test_the_rate_falls_to_its_floor(decay: Any, halfway: float, end: float) -> None:
+    schedule = ScheduleConfig(warmup_steps=0, decay=decay, floor=0.1)
+    assert schedule.factor(0, 1000) == pytest.approx(1.0)
+    assert schedule.factor(500, 1000) == pytest.approx(halfway)
+    assert schedule.factor(1000, 1000) == schedule.factor(5000, 1000) == pytest.approx(end)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_after_the_warm_up_the_rate_never_rises(decay: Any) -> None:
+    schedule = ScheduleConfig(warmup_steps=5, decay=decay, decay_from=0.2)
+    rates = [schedule.factor(step, 60) for step in range(5, 80)]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_runs_of_no_or_one_step_have_a_rate(decay: Any) -> None:
+    for total in (0, 1):
+        assert 0 < ScheduleConfig(warmup_steps=1, decay=decay).factor(0, total) <= 1
