@@ -76,7 +76,8 @@ class ImageFolder:
         if not segments:
             raise DamagedSample("neither text nor questions")
         meta = {"layout": "sample", "source": "imagefolder", "split": self.split, "file_name": row["file_name"]}
-        image = ImageSegment(source=_open(picture))
+        _open(picture)  # a damaged picture is named now; a sound one is read again in its turn, not kept in memory
+        image = ImageSegment(source=picture)
         return Document(key=f"{self.split}-{number:06d}", segments=(image, *segments), meta=meta)
 
     def _pictures(self) -> list[Path]:

@@ -53,7 +53,7 @@ def test_every_way_to_write_a_row_gives_its_segments(tmp_path: Path, fields: dic
     documents, failures, _ = read(write_folder(tmp_path, [{"file_name": "a.png", **fields}]))
     assert [roles_and_texts(document) for document in documents] == [expected]
     image = documents[0].segments[0]
-    assert isinstance(image, ImageSegment) and isinstance(image.source, Image.Image)
+    assert isinstance(image, ImageSegment) and isinstance(image.source, Path)
     assert image.open().getpixel((0, 0)) == (0, 128, 128)
     assert documents[0].key == "train-000001"
     assert documents[0].meta == {"layout": "sample", "source": "imagefolder", "split": "train", "file_name": "a.png"}

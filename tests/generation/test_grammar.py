@@ -72,7 +72,8 @@ def test_no_image_is_begun_that_would_not_fit_with_its_end(mode: Mode) -> None:
 
 def test_an_image_row_is_done_with_its_image_and_a_mixed_row_goes_on() -> None:
     eoi = torch.tensor([SPACE.specials.eoi])
-    for mode, done in (("image", True), ("mixed", False)):
+    cases: tuple[tuple[Mode, bool], ...] = (("image", True), ("mixed", False))
+    for mode, done in cases:
         grammar = ModalityGrammar(SPACE, mode)
         state = grammar.advance(grammar.start(1), torch.tensor([SPACE.specials.boi]))
         assert bool(state.in_image)
@@ -101,7 +102,9 @@ def test_span_counts_equal_those_of_regular_expressions(seed: int) -> None:
         length = random.choice([CODES] * 3 + [1, 3, 5])
         codes = [random.randrange(SPACE.image_offset, SPACE.vocab_size) for _ in range(length)]
         whole = [SPACE.specials.boi, *codes, SPACE.specials.eoi]
-        pieces.append(random.choice([whole, whole, whole[1:], whole[:-1], codes, [random.randrange(SPACE.image_offset)]]))
+        pieces.append(
+            random.choice([whole, whole, whole[1:], whole[:-1], codes, [random.randrange(SPACE.image_offset)]])
+        )
     ids = [i for piece in pieces for i in piece]
     word = letters(ids)
     spans, good = len(re.findall("bc*|c+", word)), len(re.findall(WHOLE_IMAGE, word))
@@ -111,8 +114,19 @@ def test_span_counts_equal_those_of_regular_expressions(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("word", "counts"),
-    [("", (0, 0)), ("tq", (0, 0)), ("bcccce", (1, 0)), ("b", (1, 1)), ("bccce", (1, 1)), ("bccccce", (1, 1))]
-    + [("bcccc", (1, 1)), ("cccce", (1, 1)), ("bbcccce", (2, 1)), ("bcccceccq", (2, 1)), ("bcctce", (2, 2))],
+    [
+        ("", (0, 0)),
+        ("tq", (0, 0)),
+        ("bcccce", (1, 0)),
+        ("b", (1, 1)),
+        ("bccce", (1, 1)),
+        ("bccccce", (1, 1)),
+        ("bcccc", (1, 1)),
+        ("cccce", (1, 1)),
+        ("bbcccce", (2, 1)),
+        ("bcccceccq", (2, 1)),
+        ("bcctce", (2, 2)),
+    ],
 )
 def test_span_counts_of_sequences_one_can_check_by_eye(word: str, counts: tuple[int, int]) -> None:
     specials = SPACE.specials

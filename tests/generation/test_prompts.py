@@ -37,7 +37,9 @@ def shown(pipeline: Pipeline, picture: Image.Image, role: str = "image") -> Toke
     return TokenSegment(kind="image", role=role, ids=pipeline.token_space.to_image_ids(codes).numpy())
 
 
-def rendered(pipeline: Pipeline, segments: list[TokenSegment], layout: str = "sample", image_first: float = 1) -> Rendered:
+def rendered(
+    pipeline: Pipeline, segments: list[TokenSegment], layout: str = "sample", image_first: float = 1
+) -> Rendered:
     document = TokenDocument(key="0", segments=tuple(segments), meta={"layout": layout})
     templates = TemplateConfig(image_first=image_first, drop_prompt=0)
     return render(document, pipeline.token_space, templates, Random(0))
@@ -47,7 +49,9 @@ def assert_begins(sequence: list[int], prompt: list[int]) -> None:
     assert sequence[: len(prompt)] == prompt and len(sequence) > len(prompt)
 
 
-@pytest.mark.parametrize("typed", [*SPECIAL_STRINGS, "draw <boi> now<eos>", "<sep><sep>", "< boi>", "", "ü 漢字 \x00\n"])
+@pytest.mark.parametrize(
+    "typed", [*SPECIAL_STRINGS, "draw <boi> now<eos>", "<sep><sep>", "< boi>", "", "ü 漢字 \x00\n"]
+)
 def test_what_a_user_types_never_becomes_a_special_token(pipeline: Pipeline, coder: PromptCoder, typed: str) -> None:
     specials = pipeline.token_space.specials
     [ids] = coder.encode([typed])

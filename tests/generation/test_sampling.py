@@ -91,7 +91,7 @@ def test_every_seed_has_its_own_stream_of_numbers() -> None:
     numbers = row_uniforms([3, 4, 3], 20)
     assert torch.equal(numbers[0], numbers[2]) and not torch.equal(numbers[0], numbers[1])
     assert torch.equal(numbers[1], row_uniforms([4], 20)[0])
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.oracles.tiny import tiny_transformer
 from unimodal.model.config import TransformerConfig
 from unimodal.model.transformer import Transformer
 
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+TOLERANCE = 1e-4
 """Theirs computes norms and angles in float32 whatever the dtype; logits here are about 5."""
 
 RENAMED = (
@@ -63,7 +63,7 @@ def test_without_qk_norm_the_logits_are_those_of_llama() -> None:
     load_strictly(llama, {**{f"model.{name}": tensor for name, tensor in weights.items()}, **head})
     tokens = torch.randint(24, (2, 15))
     with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), llama(tokens).logits, **TOLERANCE)
+        torch.testing.assert_close(ours(tokens), llama(tokens).logits, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("norm_placement", ["pre", "swin"])
@@ -83,4 +83,4 @@ def test_with_qk_norm_the_hidden_states_are_those_of_chameleon(norm_placement: s
     tokens = torch.randint(24, (2, 15))
     with torch.no_grad():
         theirs = chameleon(tokens).last_hidden_state
-        torch.testing.assert_close(ours.features(tokens), theirs, **TOLERANCE)
+        torch.testing.assert_close(ours.features(tokens), theirs, rtol=TOLERANCE, atol=TOLERANCE)

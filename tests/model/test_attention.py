@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_attention_equals_a_loop_over_single_keys(heads: int, kv_heads: int, tra
 @pytest.mark.parametrize("changes", [{}, {"num_heads": 4, "num_kv_heads": 2}, {"qk_norm": None}])
 def test_the_layer_normalises_each_head_with_its_own_weight_and_bias_and_then_rotates(changes: dict) -> None:
     transformer = tiny_transformer(**changes).requires_grad_(False)
-    layer = transformer.blocks[0].attention
+    layer: Any = transformer.blocks[0].attention
     mask, seen = layouts(2)
     positions = torch.tensor([[(7 * token) % 5 + token for token in range(LENGTH)]] * 2)
     x = torch.randn(2, LENGTH, transformer.config.dim, dtype=torch.float64)
@@ -101,6 +102,6 @@ def test_qk_norm_is_torchs_layer_norm_in_every_head() -> None:
 
 def test_qk_norm_has_parameters_for_each_query_and_key_head() -> None:
     config = tiny_config(num_heads=4, num_kv_heads=2)
-    layer = tiny_transformer(num_heads=4, num_kv_heads=2).blocks[0].attention
+    layer: Any = tiny_transformer(num_heads=4, num_kv_heads=2).blocks[0].attention
     assert layer.q_norm.weight.shape == layer.q_norm.bias.shape == (4, config.head_dim)
     assert layer.k_norm.weight.shape == layer.k_norm.bias.shape == (2, config.head_dim)

@@ -21,7 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
 SLOTS = 20
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
 def transformer(request: pytest.FixtureRequest) -> Transformer:
     return tiny_transformer(**request.param).requires_grad_(False)
 

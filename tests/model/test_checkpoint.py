@@ -75,15 +75,15 @@ def _edit_space(folder: Path) -> None:
     (folder / "token_space.json").write_text(json.dumps({**values, "text_size": 17}))
 
 
-def _write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+def _write(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
 
 
-def _remove(name: str) -> Callable[[Path], None]:
+def _remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights cut off": (_cut_off, "does not hold a model"),
     "weights with a broken header": (_overwrite_header, "does not hold a model"),
     "weights as pickle": (_pickle, "does not hold a model"),
@@ -103,7 +103,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], reason: str) -> None:
+def test_a_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[[Path], object], reason: str) -> None:
     damage(folder)
     with pytest.raises(ValueError, match=reason) as error:
         open_transformer(folder)

@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
 def transformer(request: pytest.FixtureRequest) -> Transformer:
     return tiny_transformer(SPACE.vocab_size, **request.param)
 
@@ -135,7 +135,7 @@ def test_parameters_and_operations_are_counted_by_the_formula() -> None:
 
 def test_projections_into_the_residual_stream_start_smaller() -> None:
     transformer = Transformer(tiny_config(dim=128, num_layers=8, hidden_dim=256))
-    block = transformer.blocks[0]
+    block: Any = transformer.blocks[0]
     assert block.attention.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert block.attention.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
     assert block.feed_forward.down_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
@@ -162,6 +162,12 @@ def test_a_config_that_exists_is_valid(changes: dict[str, Any], reason: str) -> 
 def test_a_config_survives_json_and_unknown_fields_are_refused(qk_norm: QKNormConfig | None) -> None:
     config = tiny_config(qk_norm=qk_norm)
     assert TransformerConfig.from_dict(config.to_dict()) == config
-    for wrong in ({**config.to_dict(), "colour": "red"}, {**config.to_dict(), "qk_norm": {"epsilon": 1}}, {}, [1], None):
+    for wrong in (
+        {**config.to_dict(), "colour": "red"},
+        {**config.to_dict(), "qk_norm": {"epsilon": 1}},
+        {},
+        [1],
+        None,
+    ):
         with pytest.raises(ValueError, match="not a transformer config"):
             TransformerConfig.from_dict(wrong)  # pyright: ignore[reportArgumentType]

@@ -60,7 +60,7 @@ def attend_slowly(queries: Tensor, keys: Tensor, values: Tensor, seen: Sequence[
 
 
 def rotate_slowly(vector: Tensor, position: int, theta: float) -> Tensor:
-    """One head's vector (W,): channels i and i + W/2 are a complex number that is turned by position * theta^(-2i/W)."""
+    """One head's vector (W,): channels i and i + W/2 are a complex number, turned by position * theta^(-2i/W)."""
     half = len(vector) // 2
     turned = vector.clone()
     for i in range(half):

@@ -29,9 +29,7 @@ IMAGE_SIZE = 16
 def tiny_space(*, text_size: int = 16, codebook_size: int = 8, rows: int = 2, columns: int = 2) -> TokenSpace:
     """A vocabulary of 24 ids: 7 specials, 9 text ids, 8 image codes; four codes an image."""
     layout = FixedLayout(rows=rows, columns=columns)
-    return TokenSpace(
-        text_size=text_size, text_hash="t", codebook_size=codebook_size, image_hash="i", layout=layout
-    )
+    return TokenSpace(text_size=text_size, text_hash="t", codebook_size=codebook_size, image_hash="i", layout=layout)
 
 
 def tiny_config(vocab_size: int = 24, **changes: Any) -> TransformerConfig:

@@ -44,7 +44,9 @@ def one_by_one(fields: Fields, z_weight: float) -> dict[str, float]:
 @pytest.mark.parametrize("z_weight", [0.0, 1e-5, 0.5])
 def test_sums_equal_those_of_a_loop_over_tokens(fields: Fields, z_weight: float) -> None:
     found = next_token_losses(*fields, z_weight)._asdict()
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(one_by_one(fields, z_weight), rel=1e-5)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        one_by_one(fields, z_weight), rel=1e-5
+    )
 
 
 def test_tokens_without_a_weight_change_nothing_and_get_no_gradient(fields: Fields) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import finish, fit_arguments, logged, start_training
@@ -43,7 +44,14 @@ def train_and_kill(arguments: list[str], flag: Path) -> None:
 
 
 def test_a_run_that_was_killed_and_resumed_has_the_losses_of_an_unbroken_one(shards: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"model__dropout": 0.1, "trainer__accumulate_grad_batches": 2}
+    options: dict[str, Any] = {
+        "model__dropout": 0.1,
+        "trainer__accumulate_grad_batches": 2,
+        "trainer__limit_val_batches": 1,
+        "trainer__val_check_interval": 8,
+        "trainer__check_val_every_n_epoch": "null",
+        "data__validation_share": 0.2,
+    }
     train_to_the_end(fit_arguments(shards, tmp_path / "unbroken", **options))
     broken = fit_arguments(shards, tmp_path / "broken", **options)
     train_and_kill(broken, tmp_path / "stands")
@@ -118,11 +126,12 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatc
     plugin, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     plugin.save_checkpoint({"step": torch.tensor(1)}, path)
 
-    def die_halfway(checkpoint: Any, file: Any) -> None:
-        Path(file.name if hasattr(file, "name") else file).write_bytes(b"half")
+    def die_halfway(self: TorchCheckpointIO, checkpoint: Any, file: str, *options: Any) -> None:
+        del self, checkpoint, options
+        Path(file).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", die_halfway)
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", die_halfway)
     with pytest.raises(KeyboardInterrupt):
         plugin.save_checkpoint({"step": torch.tensor(2)}, path)
     assert plugin.load_checkpoint(path) == {"step": torch.tensor(1)}

@@ -47,9 +47,7 @@ def uneven_batches(count: int) -> list[PackedBatch]:
         ids = [random.randrange(SPACE.vocab_size) for _ in range(length)]
         return SequenceBuilder(SPACE).add(ids[:2], 0).add(ids[2:], weight).build()
 
-    return [
-        collate([[sequence(4 + 5 * index, 0.3 + index)] for _ in range(2)], ROW, SPACE) for index in range(count)
-    ]
+    return [collate([[sequence(4 + 5 * index, 0.3 + index)] for _ in range(2)], ROW, SPACE) for index in range(count)]
 
 
 def joined(batches: list[PackedBatch]) -> PackedBatch:
@@ -58,9 +56,16 @@ def joined(batches: list[PackedBatch]) -> PackedBatch:
 
 
 def after_a_step(batches: list[PackedBatch], root: Path, **settings: Any) -> Transformer:
-    """A single step of Lightning's trainer at learning rate 0: weights as they began, gradients as the step saw them."""
+    """One step of Lightning's trainer at learning rate 0: weights as they began, gradients as the step saw them."""
     torch.manual_seed(0)
-    shape = {"dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "hidden_dim": 24, "max_length": 64}
+    shape: dict[str, Any] = {
+        "dim": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "hidden_dim": 24,
+        "max_length": 64,
+    }
     still = AdamWConfig(learning_rate=0.0)
     module = TransformerModule(**shape, z_weight=Z_WEIGHT, optimizer=still, compile=False)
     trainer = L.Trainer(
@@ -87,7 +92,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, gradient in expected.items():
         largest = float(gradient.abs().max())
         assert largest > 0
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-5 * largest, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], gradient, rtol=0, atol=1e-5 * largest, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -124,9 +131,9 @@ def test_clipping_acts_on_the_mean_gradient_not_on_the_sum(tmp_path: Path) -> No
 def test_two_processes_train_as_one_that_accumulates_their_batches(tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path / "shards")
     adamw = {"model__optimizer": "AdamWConfig", "model__optimizer__eps": 1e-3, "model__optimizer__learning_rate": 0.01}
-    one = fit_arguments(shards, tmp_path / "one", trainer__max_steps=3, trainer__accumulate_grad_batches=2, **adamw)
+    one = fit_arguments(shards, tmp_path / "one", trainer__max_steps=2, trainer__accumulate_grad_batches=2, **adamw)
     two = fit_arguments(
-        shards, tmp_path / "two", trainer__max_steps=3, trainer__devices=2, trainer__strategy="ddp", **adamw
+        shards, tmp_path / "two", trainer__max_steps=2, trainer__devices=2, trainer__strategy="ddp", **adamw
     )
     for arguments in (one, two):
         process = start_training(arguments)
@@ -134,4 +141,4 @@ def test_two_processes_train_as_one_that_accumulates_their_batches(tmp_path: Pat
         assert process.returncode == 0, output
     alone, together = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, tensor in alone.items():
-        torch.testing.assert_close(together[name], tensor, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

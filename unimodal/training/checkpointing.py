@@ -22,7 +22,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             return super().load_checkpoint(path, map_location or _on_cpu, weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+            reason = " ".join(str(error).split())[:200] or "it ends too early"
+            raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
         except Exception as error:
             raise ValueError(f"{path} holds more than plain tensors and values, or is damaged; not loaded") from error
 

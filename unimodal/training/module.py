@@ -59,6 +59,7 @@ class TransformerModule(L.LightningModule):
         self.transformer: Transformer | None = None
         self._features: Any = None
         self._step_weight = torch.zeros(())
+        self._random_state: Tensor | None = None
 
     def configure_model(self) -> None:
         """Build the transformer once the data has told the size of the vocabulary."""
@@ -93,9 +94,15 @@ class TransformerModule(L.LightningModule):
         )
 
     def training_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
-        """The sum over this batch's tokens; `on_before_optimizer_step` divides by the step's weight."""
+        """The sum over this batch's tokens; `on_before_optimizer_step` divides by the step's weight.
+
+        Random numbers go on where the last step left them, whatever validation, samples or a restart drew in between.
+        """
         del batch_index
+        if self._random_state is not None:
+            _set_random_state(self._random_state, self.device)
         sums = self.losses(batch)
+        self._random_state = _get_random_state(self.device)
         self._step_weight = self._step_weight.to(sums.weight.device) + sums.weight.detach()
         self._log("train", sums, batch)
         return (sums.text + sums.image + sums.z) * self.trainer.accumulate_grad_batches
@@ -152,11 +159,22 @@ class TransformerModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Random state and token space travel with the weights."""
-        checkpoint["random_state"] = torch.get_rng_state()
+        checkpoint["random_state"] = self._random_state
         checkpoint["token_space"] = self.space.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the same random numbers; refuse another token space."""
         saved = TokenSpace.from_dict(checkpoint["token_space"])
         saved.check_same(self.space, "the checkpoint", "the data")
-        torch.set_rng_state(checkpoint["random_state"].cpu())
+        self._random_state = checkpoint["random_state"]
+
+
+def _get_random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state.cpu(), device)
+    else:
+        torch.set_rng_state(state.cpu())
