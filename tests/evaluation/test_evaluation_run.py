@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -98,7 +98,7 @@ def test_settings_reach_the_model_and_the_recipe(model: Any, folder: Path, tmp_p
 )
 def test_a_config_that_exists_is_valid(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        EvaluationConfig(**({"task": "vqa", "source": "easy_vqa"} | options))
+        EvaluationConfig(**cast("dict[str, Any]", {"task": "vqa", "source": "easy_vqa"} | options))
 
 
 def test_an_unknown_source_is_one_readable_line(model: Any, tmp_path: Path) -> None:

@@ -79,6 +79,9 @@ class Engine:
             raise ValueError("a prompt is empty")
         if longest >= context:
             raise ValueError(f"a prompt of {longest} tokens leaves no room in a context of {context}")
+        room, span = min(config.max_new_tokens, context - longest), self.space.layout.span + 1
+        if config.mode == "image" and config.constrained and room < span:
+            raise ValueError(f"an image and its end take {span} tokens, a prompt leaves room for {room}")
         return min(config.max_new_tokens, context - shortest)
 
     def _trim(self, tokens: Tensor, room: Tensor) -> list[list[int]]:
