@@ -101,10 +101,21 @@ def test_a_prompt_is_prefilled_once_even_when_the_answer_holds_images(
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 12])
 def test_rows_end_at_max_new_tokens(limit: int) -> None:
-    for mode in ("text", "image", "mixed"):
+    for mode in ("text", "mixed"):
         answers = engine().decode(PROMPTS, SEEDS, DecodeConfig(mode=mode, max_new_tokens=limit))
         assert all(1 <= len(answer) <= limit for answer in answers)
         assert all(check_spans(answer, SPACE)[1] == 0 for answer in answers)
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_drawing_without_room_is_refused_and_one_with_room_is_whole(missing: int) -> None:
+    config = DecodeConfig(mode="image", max_new_tokens=SPACE.layout.span + 1 - missing)
+    if missing:
+        with pytest.raises(ValueError, match="an image and its end take"):
+            engine().decode(PROMPTS, SEEDS, config)
+        return
+    answers = engine().decode(PROMPTS, SEEDS, config)
+    assert all(check_spans(answer, SPACE) == (1, 0) for answer in answers)
 
 
 def test_rows_end_where_the_context_ends_each_for_itself() -> None:
