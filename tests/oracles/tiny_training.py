@@ -36,6 +36,7 @@ def fit_arguments(shards: Path, root: Path, **options: str | float) -> list[str]
     settings: dict[str, str | float] = {
         "trainer.max_steps": 12,
         "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
         "trainer.log_every_n_steps": 1,
         "trainer.default_root_dir": str(root),
         "trainer.limit_val_batches": 0,

@@ -57,7 +57,7 @@ def test_orthogonalising_acts_on_the_singular_values_of_each_matrix_alone(shape:
 
 
 def test_a_zero_gradient_is_orthogonalised_to_zero() -> None:
-    assert torch.equal(orthogonalise(torch.zeros(1, 4, 8), 5), torch.zeros(1, 4, 8, dtype=torch.bfloat16))
+    assert orthogonalise(torch.zeros(1, 4, 8), 5).count_nonzero() == 0
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])

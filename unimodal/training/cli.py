@@ -22,6 +22,7 @@ from unimodal.training.callbacks.bundle import BundleWriter
 from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.checkpointing import AtomicCheckpointIO
+from unimodal.training.precision import trainer_precision
 
 KNOWN_CLASSES = (_datamodules, _tokenizer_module, _transformer_module)
 """Imported so that configs may name their classes without a path."""
@@ -61,12 +62,14 @@ class TrainingCLI(LightningCLI):
         """Nothing: the config alone says what is built, and only AtomicCheckpointIO opens a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Checkpoints lie in the run's folder, so that `--ckpt_path last` finds them."""
+        """Checkpoints lie in the run's folder, where `--ckpt_path last` finds them; precision is what is fast here."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         root = Path(config.trainer.default_root_dir or "runs/unnamed")
         config.trainer.default_root_dir = str(root)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(root / "checkpoints")
+        if config.trainer.precision is None:
+            config.trainer.precision = trainer_precision(config.trainer.accelerator)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A trainer with this project's loggers, progress and checkpoint format."""

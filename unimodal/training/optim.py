@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as functional_adamw
 
+from unimodal.training.precision import matmul_dtype
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -42,11 +44,12 @@ class MuonConfig(OptimizerConfig):
 
 
 def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
-    """Newton-Schulz: (N, A, B) -> the nearest matrices with singular values near 1, in bfloat16."""
+    """Newton-Schulz: (N, A, B) -> the nearest matrices with singular values near 1, in the type
+    that the device multiplies fastest."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(matmul_dtype(matrices.device))
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
