@@ -44,6 +44,11 @@ class FailureLog:
         if self.good + len(self.bad) >= SAMPLES_BEFORE_JUDGING:
             self._judge()
 
+    def revoke(self, name: str, reason: str) -> None:
+        """As `drop`, for a sample that was counted as usable before."""
+        self.good = max(self.good - 1, 0)
+        self.drop(name, reason)
+
     def close(self) -> None:
         """Judge the share once more at the end of the data. Raises TooMuchDamage past the limit."""
         self._judge()

@@ -116,8 +116,9 @@ def _tell(epoch: int, report: StreamReport) -> None:
 class PackedStream(IterableDataset[PackedBatch]):
     """An endless stream of batches whose position is two numbers: epoch, and batches already given.
 
-    Batch i of an epoch belongs to rank and worker i modulo their number, so every batch is seen by exactly one.
-    Resuming with another number of ranks or workers is refused.
+    In round i of an epoch each rank gets one batch; the last round may leave some with a batch of padding, so that
+    all ranks stand at the same place at every step and the state of one is the state of all. A rank's workers take its
+    rounds in turn. Resuming with another number of ranks or workers is refused.
     """
 
     def __init__(
@@ -154,13 +155,11 @@ class PackedStream(IterableDataset[PackedBatch]):
 
     def __iter__(self) -> Iterator[PackedBatch]:
         worker = get_worker_info()
-        shares = self._shares()
-        mine = self.rank * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
             epoch, done = self._position["epoch"], self._position["batches"]
             report, given = StreamReport(), 0
-            batches = epoch_batches(self.documents, self.space, self.templates, self.config, epoch, report)
-            for rows in islice(batches, mine, None, shares):
+            for rows in islice(self._rounds(epoch, report), first, None, step):
                 given += 1
                 if given <= done:
                     continue
@@ -169,11 +168,17 @@ class PackedStream(IterableDataset[PackedBatch]):
             if not given:
                 raise ValueError(
                     f"{len(self.documents)} documents give no batch of {self.config.rows} rows of "
-                    f"{self.config.length} tokens to each of {shares} ranks x workers; use fewer or longer rows"
+                    f"{self.config.length} tokens to worker {first} of {step}; use fewer workers, or fewer or longer rows"
                 )
             self._position = {"epoch": epoch + 1, "batches": 0}
-            if mine == 0:
+            if self.rank == first == 0:
                 _tell(epoch, report)
+
+    def _rounds(self, epoch: int, report: StreamReport) -> Iterator[list[list[Rendered]]]:
+        """This rank's batch of every round; without rows where the epoch's last round has none for it."""
+        batches = epoch_batches(self.documents, self.space, self.templates, self.config, epoch, report)
+        while group := list(islice(batches, self.world_size)):
+            yield group[self.rank] if self.rank < len(group) else []
 
     def _shares(self) -> int:
         worker = get_worker_info()

@@ -1,28 +1,30 @@
-"""Tokenize: documents of a source become token shards."""
+"""Tokenize: documents of a source become token shards, shard by shard, and a job that was killed goes on.
+
+A shard is made from its own documents alone, whoever makes it and whenever: that one rule gives resuming, a share of
+the shards for each rank, and the same bytes in every case.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
+from data_pipelines.documents import DamagedSample, TextSegment
+from data_pipelines.encoding import Batch, Copy, Encoder, batches, copy_key, read_ahead
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import Augmentation, ImagePolicy, augment, to_tensor
-from data_pipelines.shards.format import TokenDocument, TokenSegment
-from data_pipelines.shards.writer import ShardWriter
+from data_pipelines.images import Augmentation, ImagePolicy
+from data_pipelines.shards.format import Manifest, TokenDocument
+from data_pipelines.shards.parts import LeftOut, Part, Parts
+from data_pipelines.shards.writer import check_unwritten, write_manifest, write_shard
 from data_pipelines.sources.registry import Source
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
-IMAGES_AT_ONCE = 256
 Progress = Callable[[int], None]
 
 
@@ -30,7 +32,8 @@ Progress = Callable[[int], None]
 class TokenizeConfig:
     """`copies` of every document are written, the first as it is, the others with augmented pictures.
 
-    `workers` threads read and augment pictures; the result does not depend on their number.
+    `workers` threads read and augment pictures; of the shards, rank r of w makes numbers r, r + w, ... The result
+    depends on neither.
     """
 
     copies: int = 1
@@ -38,10 +41,20 @@ class TokenizeConfig:
     seed: int = 0
     documents_per_shard: int = 1000
     workers: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.copies < 1 or (self.copies > 1 and not self.augmentations):
             raise ValueError(f"more than one copy needs an augmentation (flip, place), got {self}")
+        if self.documents_per_shard < 1 or self.workers < 0:
+            raise ValueError(f"a shard holds at least one document, and workers are 0 or more, got {self}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} of {self.world_size}: ranks are 0 to {self.world_size - 1}")
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the result depends on."""
+        return {k: v for k, v in asdict(self).items() if k not in ("workers", "rank", "world_size")}
 
 
 def make_token_space(text: TextTokenizer, image: ImageTokenizer) -> TokenSpace:
@@ -64,112 +77,132 @@ def tokenize(
     failures: FailureLog,
     config: TokenizeConfig,
     progress: Progress = lambda done: None,
-) -> Path:
-    """Write the shards of a source; `progress` is told the number of documents written each time."""
-    space = make_token_space(text, image)
+) -> bool:
+    """Write the shards of a source; True once the folder is whole, False while other ranks have shards to make.
+
+    What an earlier, interrupted call left in the folder is kept. `progress` is told the number of documents done each
+    time. Raises ValueError for a folder that is whole already or was begun with other settings.
+    """
+    check_unwritten(out)
     policy = ImagePolicy(size=image.image_size)
-    recipe = {name: value for name, value in asdict(config).items() if name != "workers"}
-    described = {"fingerprint": source.fingerprint(), "notes": dict(source.notes), "tokenize": recipe}
-    with ShardWriter(
-        out,
-        space,
+    encoder = Encoder(
+        text=text,
+        image=image,
+        space=make_token_space(text, image),
+        policy=policy,
+        augmentations=config.augmentations,
+        seed=config.seed,
+    )
+    described = {"fingerprint": source.fingerprint(), "tokenize": config.recipe()}
+    empty = Manifest(
+        token_space=encoder.space.to_dict(),
+        fingerprint=encoder.space.fingerprint,
         image_policy=asdict(policy),
         source=described,
-        documents_per_shard=config.documents_per_shard,
-    ) as writer:
-        for batch in _batches(_copies(source, config)):
-            for document in _encode(batch, text, image, space, policy, config, failures):
-                writer.write(document)
-            progress(len(batch))
-        failures.close()
-        writer.left_out = failures.summary()
-        writer.source["notes"] = dict(source.notes)
-    return out
+        shards=(),
+    )
+    parts = Parts(out, {"token space": empty.fingerprint, "image policy": empty.image_policy, **described})
+    job = _Job(source, encoder, parts, failures, config, progress)
+    job.run()
+    return job.merge(empty)
 
 
-def _copies(source: Source, config: TokenizeConfig) -> Iterator[tuple[Document, int]]:
-    for document in source.documents():
-        for copy in range(config.copies):
-            yield document, copy
+class _Job:
+    """One process's share of the shards."""
 
+    def __init__(
+        self,
+        source: Source,
+        encoder: Encoder,
+        parts: Parts,
+        failures: FailureLog,
+        config: TokenizeConfig,
+        progress: Progress,
+    ) -> None:
+        self.source, self.encoder, self.parts, self.failures = source, encoder, parts, failures
+        self.config, self.progress = config, progress
+        self.num_shards = 0
+        self.left_out: list[str] = []
+        """Reasons for which documents were left out after the source had counted them as good."""
 
-def _batches(items: Iterator[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:
-    batch, images = [], 0
-    for item in items:
-        batch.append(item)
-        images += sum(isinstance(segment, ImageSegment) for segment in item[0].segments)
-        if images >= IMAGES_AT_ONCE:
-            yield batch
-            batch, images = [], 0
-    if batch:
-        yield batch
+    def run(self) -> None:
+        documents: list[TokenDocument] = []
+        left_out: list[LeftOut] = []
+        for batch, pixels in read_ahead(self._work(), self.encoder, self.config.workers):
+            usable = []
+            for (document, copy), pictures in zip(batch.items, pixels, strict=True):
+                if isinstance(pictures, DamagedSample):
+                    left_out.append(LeftOut(name=document.key, copy=copy, reason=str(pictures)))
+                    self._leave_out(left_out[-1])
+                else:
+                    usable.append(((document, copy), pictures))
+            documents += self.encoder.encode([item for item, _ in usable], [pictures for _, pictures in usable])
+            self.progress(len(batch.items))
+            if batch.last:
+                self._finish(batch.shard, documents, left_out)
+                documents, left_out = [], []
+        self.failures.close()
 
+    def merge(self, empty: Manifest) -> bool:
+        """Write the manifest if every shard is there."""
+        parts = self.parts.all(self.num_shards)
+        if parts is None:
+            return False
+        before_encoding = Counter(self.failures.summary()) - Counter(self.left_out)
+        left_out = before_encoding + Counter(one.reason for part in parts for one in part.left_out)
+        manifest = replace(
+            empty,
+            source={**empty.source, "notes": dict(self.source.notes)},
+            shards=tuple(part.entry for part in parts if part.entry is not None),
+            left_out=dict(sorted(left_out.items())),
+        )
+        write_manifest(self.parts.shards, manifest)
+        self.parts.remove()
+        return True
 
-def _encode(
-    batch: Sequence[tuple[Document, int]],
-    text: TextTokenizer,
-    image: ImageTokenizer,
-    space: TokenSpace,
-    policy: ImagePolicy,
-    config: TokenizeConfig,
-    failures: FailureLog,
-) -> Iterator[TokenDocument]:
-    usable: list[tuple[Document, int]] = []
-    pixels: list[Tensor] = []
-    with ThreadPoolExecutor(max(config.workers, 1)) as threads:
-        opened = threads.map(lambda item: _pixels_or_damage(item[0], item[1], policy, config), batch)
-        for (document, copy), tensors in zip(batch, opened, strict=True):
-            if isinstance(tensors, DamagedSample):
-                failures.drop(document.key, str(tensors))
+    def _work(self) -> Iterator[Batch]:
+        """Batches of the shards that are this rank's and not made yet."""
+        for items in _groups(self._copies(), self.config.documents_per_shard):
+            shard = self.num_shards
+            self.num_shards += 1
+            if part := self.parts.finished(shard):
+                for one in part.left_out:
+                    self._leave_out(one)
+                self.progress(len(items))
+            elif shard % self.config.world_size == self.config.rank:
+                yield from batches(shard, items)
             else:
-                pixels += tensors
-                usable.append((document, copy))
-    ids = _image_ids(pixels, image, space)
-    for document, copy in usable:
-        segments = tuple(_segment(segment, text, ids) for segment in document.segments)
-        key = document.key if copy == 0 else f"{document.key}+{copy}"
-        yield TokenDocument(key=key, segments=segments, meta={**document.meta, "copy": copy})
+                self.progress(len(items))
+
+    def _copies(self) -> Iterator[Copy]:
+        keys: set[str] = set()
+        for document in self.source.documents():
+            own = [copy_key(document.key, copy) for copy in range(self.config.copies)]
+            if "." in document.key:
+                self.failures.revoke(document.key, "its key holds a dot, which parts a key from its member in a tar")
+            elif not keys.isdisjoint(own):
+                self.failures.revoke(document.key, "an earlier document has the same key")
+            else:
+                keys.update(own)
+                yield from ((document, copy) for copy in range(self.config.copies))
+
+    def _leave_out(self, one: LeftOut) -> None:
+        """Every copy is named in its shard's part; against the limit a document counts once."""
+        if one.copy == 0:
+            self.left_out.append(one.reason)
+            self.failures.revoke(one.name, one.reason)
+
+    def _finish(self, shard: int, documents: list[TokenDocument], left_out: list[LeftOut]) -> None:
+        entry = write_shard(self.parts.shards, shard, documents, self.encoder.space) if documents else None
+        self.parts.finish(shard, Part(entry=entry, left_out=tuple(left_out)))
 
 
-def _pixels_or_damage(
-    document: Document, copy: int, policy: ImagePolicy, config: TokenizeConfig
-) -> list[Tensor] | DamagedSample:
-    try:
-        return _pixels(document, copy, policy, config)
-    except DamagedSample as error:
-        return error
-
-
-def _pixels(document: Document, copy: int, policy: ImagePolicy, config: TokenizeConfig) -> list[Tensor]:
-    tensors = []
-    for index, segment in enumerate(document.segments):
-        if isinstance(segment, ImageSegment):
-            picture = policy.apply(segment.open(), segment.role)
-            if copy:
-                random = Random(f"{config.seed}-{document.key}-{copy}-{index}")
-                picture = augment(picture, config.augmentations, random)
-            tensors.append(to_tensor(picture))
-    return tensors
-
-
-def _image_ids(pixels: list[Tensor], image: ImageTokenizer, space: TokenSpace) -> Iterator[Tensor]:
-    batches = [image.encode(torch.stack(pixels[i : i + IMAGES_AT_ONCE])) for i in range(0, len(pixels), IMAGES_AT_ONCE)]
-    return (space.to_image_ids(codes) for batch in batches for codes in batch)
-
-
-def _segment(segment: TextSegment | ImageSegment, text: TextTokenizer, image_ids: Iterator[Tensor]) -> TokenSegment:
-    if isinstance(segment, TextSegment):
-        ids = torch.tensor(text.encode(segment.text), dtype=torch.int64)
-        return TokenSegment(kind="text", role=segment.role, ids=ids.numpy())
-    return TokenSegment(kind="image", role=segment.role, ids=next(image_ids).numpy())
+def _groups(items: Iterator[Copy], size: int) -> Iterator[list[Copy]]:
+    while group := list(itertools.islice(items, size)):
+        yield group
 
 
 def train_text_tokenizer(source: Source, vocab_size: int) -> TextTokenizer:
     """Byte-level BPE on all texts of a source."""
     texts = (s.text for document in source.documents() for s in document.segments if isinstance(s, TextSegment))
     return TextTokenizer.train(texts, vocab_size)
-
-
-def data_hash(folder: Path) -> str:
-    """SHA-256 of a folder's manifest."""
-    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()

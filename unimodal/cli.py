@@ -29,7 +29,11 @@ def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
     parser.add_argument("--copies", type=int, default=1, help="copies of each document; all but the first augmented")
     parser.add_argument("--augment", default="", help="flip, place or flip,place")
+    parser.add_argument("--documents-per-shard", type=int, default=1000, metavar="N")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads that read pictures")
+    ranks = {"type": int, "metavar": "N"}
+    parser.add_argument("--rank", default=os.environ.get("RANK", "0"), help="which share of the shards", **ranks)
+    parser.add_argument("--world-size", default=os.environ.get("WORLD_SIZE", "1"), help="of how many", **ranks)
     parser.add_argument("--seed", type=int, default=0)
 
 

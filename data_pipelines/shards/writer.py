@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,8 +32,7 @@ class ShardWriter:
         source: dict[str, Any],
         documents_per_shard: int = 1000,
     ) -> None:
-        if (folder / MANIFEST_FILE).exists():
-            raise ValueError(f"{folder} already holds shards; give another folder or remove it")
+        check_unwritten(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.space = folder, space
         self.image_policy, self.source = image_policy, source
@@ -67,18 +67,7 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        name = f"{len(self.entries):06d}.tar"
-        data = _tar(self._pending, self.space)
-        _write_whole(self.folder / name, data)
-        self.entries.append(
-            ShardEntry(
-                name=name,
-                sha256=hashlib.sha256(data).hexdigest(),
-                documents=len(self._pending),
-                text_tokens=sum(document.count("text") for document in self._pending),
-                image_tokens=sum(document.count("image") for document in self._pending),
-            )
-        )
+        self.entries.append(write_shard(self.folder, len(self.entries), self._pending, self.space))
         self._pending = []
 
     def _write_manifest(self) -> None:
@@ -90,12 +79,40 @@ class ShardWriter:
             shards=tuple(self.entries),
             left_out=self.left_out,
         )
-        _write_whole(self.folder / MANIFEST_FILE, json.dumps(manifest.to_dict(), indent=2).encode())
+        write_manifest(self.folder, manifest)
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_bytes(data)
+def check_unwritten(folder: Path) -> None:
+    """Raises ValueError where a folder already holds shards."""
+    if (folder / MANIFEST_FILE).exists():
+        raise ValueError(f"{folder} already holds shards; give another folder or remove it")
+
+
+def write_shard(folder: Path, index: int, documents: Sequence[TokenDocument], space: TokenSpace) -> ShardEntry:
+    """Write documents as shard number `index` of a folder, and return its line for the manifest."""
+    name, data = f"{index:06d}.tar", _tar(documents, space)
+    write_whole(folder / name, data)
+    return ShardEntry(
+        name=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        documents=len(documents),
+        text_tokens=sum(document.count("text") for document in documents),
+        image_tokens=sum(document.count("image") for document in documents),
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the file that makes a folder of shards data; it comes last."""
+    write_whole(folder / MANIFEST_FILE, json.dumps(manifest.to_dict(), indent=2).encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The file is there with all its bytes, on the disk, or not at all. Many processes may write the same file."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     partial.rename(path)
 
 

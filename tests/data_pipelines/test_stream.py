@@ -138,6 +138,21 @@ def test_ranks_see_disjoint_batches_that_together_are_the_epoch() -> None:
     assert len(set(seen)) == len(seen) == 2 * half
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_all_ranks_end_an_epoch_at_the_same_step_and_every_batch_is_seen_once(world_size: int) -> None:
+    epoch = list(epoch_batches(DOCUMENTS, SPACE, TEMPLATES, CONFIG, 0))
+    rounds = -(-len(epoch) // world_size)
+    ranks = [stream(rank=rank, world_size=world_size) for rank in range(world_size)]
+    given_out = [list(islice(rank, rounds)) for rank in ranks]
+    states = [rank.state_dict() for rank in ranks]
+    assert states == [states[0]] * world_size and states[0]["epoch"] == 0 and states[0]["batches"] == rounds
+    together = [batch for group in zip(*given_out, strict=True) for batch in group]
+    assert all_equal(together[: len(epoch)], list(islice(stream(), len(epoch))))
+    padding = together[len(epoch) :]
+    assert len(padding) == -len(epoch) % world_size
+    assert all(bool((b.documents == -1).all()) and not b.loss_weights.any() for b in padding)
+
+
 def test_workers_together_give_the_same_batches_as_none() -> None:
     loader = StatefulDataLoader(stream(), batch_size=None, num_workers=2)
     half = len(list(epoch_batches(DOCUMENTS, SPACE, TEMPLATES, CONFIG, 0))) // 2

@@ -171,7 +171,7 @@ def test_copies_without_augmentation_are_refused() -> None:
 
 
 def test_batches_of_pictures_do_not_mix_documents_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_pipelines import tokenize as module
+    from data_pipelines import encoding as module
 
     source = ListSource([captioned(f"k{i}", noise(16, 16, seed=i), f"number {i}") for i in range(11)])
     together = run(source, tmp_path / "together")

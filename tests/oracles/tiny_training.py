@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,29 @@ class Standstill(L.Callback):
         if trainer.global_step == self.step:
             self.flag.touch()
             time.sleep(3600)
+
+
+class LossFile(L.Callback):
+    """Appends `step loss`, every digit of it, to `path` after each optimizer step; what is written outlives a kill."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del pl_module, outputs, batch, batch_idx
+        if trainer.is_global_zero:
+            loss = float(trainer.callback_metrics["train/loss"])
+            with self.path.open("a") as file:
+                file.write(f"{trainer.global_step} {loss.hex()}\n")
+
+
+def losses(path: Path) -> list[tuple[int, str]]:
+    """The whole lines of a LossFile, in the order they were written."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [(int(step), loss) for step, loss in (line.split() for line in lines)]
 
 
 def fit_arguments(shards: Path, root: Path, **options: str | float) -> list[str]:
@@ -62,9 +86,14 @@ def start_training(arguments: list[str]) -> subprocess.Popen[str]:
     """`python train.py ...` in a process of its own."""
     command = [sys.executable, "train.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL a run with all its workers and ranks."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from tests.kill.training import kill_and_resume
 from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import finish, fit_arguments, logged, start_training
 from unimodal.training.checkpointing import AtomicCheckpointIO
@@ -143,3 +144,9 @@ def test_a_finished_run_leaves_a_bundle_that_opens_and_no_partial_file(trained: 
     model = unimodal.load(trained / "model")
     assert model.transformer.config.dim == 16
     assert [path.name for path in trained.rglob("*.partial")] == []
+
+
+def test_two_ranks_with_two_workers_each_are_killed_at_a_random_step_and_go_on_with_the_same_losses(
+    tmp_path: Path,
+) -> None:
+    assert kill_and_resume(tmp_path / "run", kills=1, seed=3, workers=2, ranks=2, steps=14) >= 1

@@ -12,6 +12,7 @@ from rich.table import Table
 from data_pipelines.failures import FailureLog
 from data_pipelines.images import Augmentation
 from data_pipelines.shards.reader import open_manifest
+from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
 from data_pipelines.tokenize import TokenizeConfig, tokenize, train_text_tokenizer
 from tokenizers_vq.image_tokenizer import ImageTokenizer
@@ -23,24 +24,31 @@ AUGMENTATIONS = ("flip", "place")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tokenize, and leave both tokenizers beside the shards."""
+    """Tokenize, with both tokenizers beside the shards. A killed command goes on when it is given again."""
     console = Console()
     config = TokenizeConfig(
         copies=options.copies,
         augmentations=_augmentations(options.augment),
         seed=options.seed,
+        documents_per_shard=options.documents_per_shard,
         workers=options.workers,
+        rank=options.rank,
+        world_size=options.world_size,
     )
+    check_unwritten(options.out)
     image = ImageTokenizer.open(options.image_tokenizer)
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)
     source = _source(options, failures)
-    total = len(source) * config.copies if hasattr(source, "__len__") else None
-    with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
-        tokenize(source, text, image, options.out, failures, config, tell)
     text.save(options.out / TEXT_TOKENIZER)
     image.save(options.out / IMAGE_TOKENIZER)
-    _print_summary(options.out, console)
+    total = len(source) * config.copies if hasattr(source, "__len__") else None
+    with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
+        whole = tokenize(source, text, image, options.out, failures, config, tell)
+    if whole:
+        _print_summary(options.out, console)
+    else:
+        console.print(f"rank {config.rank} of {config.world_size} is done; the last rank to end writes the manifest")
     return 0
 
 

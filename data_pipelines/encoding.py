@@ -1,0 +1,115 @@
+"""Encoding: pictures are read ahead by threads and become codes in batches; documents become token documents."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
+from data_pipelines.images import Augmentation, ImagePolicy, augment, to_tensor
+from data_pipelines.shards.format import TokenDocument, TokenSegment
+from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.text import TextTokenizer
+from tokenizers_vq.token_space import TokenSpace
+
+IMAGES_AT_ONCE = 256
+Copy = tuple[Document, int]
+"""A document, and which of its copies: 0 is the document as it is, the others have augmented pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """The tokenizers, and how pictures are prepared for them."""
+
+    text: TextTokenizer
+    image: ImageTokenizer
+    space: TokenSpace
+    policy: ImagePolicy
+    augmentations: tuple[Augmentation, ...]
+    seed: int
+
+    def read(self, item: Copy) -> list[Tensor] | DamagedSample:
+        """The document's pictures (3, S, S) in [-1, 1]; what is wrong with them is returned, not raised."""
+        document, copy = item
+        try:
+            return [
+                self._pixels(document.key, copy, index, segment)
+                for index, segment in enumerate(document.segments)
+                if isinstance(segment, ImageSegment)
+            ]
+        except DamagedSample as error:
+            return error
+
+    def encode(self, batch: Sequence[Copy], pixels: Sequence[list[Tensor]]) -> list[TokenDocument]:
+        """Documents with their pictures -> token documents."""
+        flat = [picture for pictures in pixels for picture in pictures]
+        groups = [torch.stack(flat[i : i + IMAGES_AT_ONCE]) for i in range(0, len(flat), IMAGES_AT_ONCE)]
+        ids = (self.space.to_image_ids(codes) for group in groups for codes in self.image.encode(group))
+        return [self._document(document, copy, ids) for document, copy in batch]
+
+    def _pixels(self, key: str, copy: int, index: int, segment: ImageSegment) -> Tensor:
+        picture = self.policy.apply(segment.open(), segment.role)
+        if copy:
+            picture = augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}"))
+        return to_tensor(picture)
+
+    def _document(self, document: Document, copy: int, image_ids: Iterator[Tensor]) -> TokenDocument:
+        segments = tuple(self._segment(segment, image_ids) for segment in document.segments)
+        meta = {**document.meta, "copy": copy}
+        return TokenDocument(key=copy_key(document.key, copy), segments=segments, meta=meta)
+
+    def _segment(self, segment: TextSegment | ImageSegment, image_ids: Iterator[Tensor]) -> TokenSegment:
+        if isinstance(segment, TextSegment):
+            ids = torch.tensor(self.text.encode(segment.text), dtype=torch.int64)
+            return TokenSegment(kind="text", role=segment.role, ids=ids.numpy())
+        return TokenSegment(kind="image", role=segment.role, ids=next(image_ids).numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Documents that are encoded together; they never come from two shards, so that a shard is made alone."""
+
+    shard: int
+    items: Sequence[Copy]
+    last: bool
+    """Whether the shard ends with it."""
+
+
+def batches(shard: int, items: Sequence[Copy]) -> Iterator[Batch]:
+    """A shard's documents, cut where a batch has `IMAGES_AT_ONCE` pictures."""
+    start = images = 0
+    for end, (document, _) in enumerate(items, start=1):
+        images += sum(isinstance(segment, ImageSegment) for segment in document.segments)
+        if images >= IMAGES_AT_ONCE or end == len(items):
+            yield Batch(shard=shard, items=items[start:end], last=end == len(items))
+            start, images = end, 0
+
+
+Read = tuple[Batch, list[list[Tensor] | DamagedSample]]
+
+
+def read_ahead(work: Iterable[Batch], encoder: Encoder, workers: int) -> Iterator[Read]:
+    """Each batch with its pictures, while threads already read those of the next."""
+    waiting: deque[tuple[Batch, list[Future[list[Tensor] | DamagedSample]]]] = deque()
+    with ThreadPoolExecutor(max(workers, 1)) as threads:
+        for batch in work:
+            waiting.append((batch, [threads.submit(encoder.read, item) for item in batch.items]))
+            if len(waiting) > 1:
+                yield _ready(*waiting.popleft())
+        while waiting:
+            yield _ready(*waiting.popleft())
+
+
+def copy_key(key: str, copy: int) -> str:
+    """The key of a document's copy."""
+    return f"{key}+{copy}" if copy else key
+
+
+def _ready(batch: Batch, futures: Iterable[Future[list[Tensor] | DamagedSample]]) -> Read:
+    return batch, [future.result() for future in futures]

@@ -1,0 +1,96 @@
+"""Kills `train.py fit` at random steps and resumes it: every step's loss must be the unbroken run's, digit by digit.
+
+    python -m tests.kill.training --kills 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.oracles.tiny import tiny_shards
+from tests.oracles.tiny_training import finish, fit_arguments, kill, losses, start_training
+
+STEPS, CHECKPOINT_EVERY = 40, 3
+SETTINGS = [(0, 1), (2, 1), (0, 2), (2, 2)]
+"""(loader workers, ranks)."""
+
+
+def kill_and_resume(folder: Path, kills: int, seed: int, workers: int, ranks: int, steps: int = STEPS) -> int:
+    """Kill a run `kills` times at random steps; the number of steps that were taken again after a kill.
+
+    Raises AssertionError where a loss differs from the unbroken run's.
+    """
+    folder.mkdir(parents=True)
+    shards, rng = tiny_shards(folder / "shards"), random.Random(seed)
+    unbroken, broken = (_arguments(shards, folder / name, workers, ranks, steps) for name in ("unbroken", "broken"))
+    _run_to_the_end(unbroken)
+    expected = dict(losses(folder / "unbroken" / "losses.txt"))
+    assert sorted(expected) == list(range(1, steps + 1)), "the unbroken run did not take every step"
+    assert len(set(expected.values())) == steps, "losses that are all the same prove nothing"
+    file = folder / "broken" / "losses.txt"
+    for step in sorted(rng.sample(range(CHECKPOINT_EVERY + 1, steps), kills)):
+        _kill_at(_resuming(broken, folder / "broken"), file, step)
+    _run_to_the_end(_resuming(broken, folder / "broken"))
+    found = losses(file)
+    assert {step for step, _ in found} == set(expected)
+    different = [(step, loss, expected[step]) for step, loss in found if loss != expected[step]]
+    assert not different, f"of {workers} workers and {ranks} ranks, these steps differ: {different[:3]}"
+    return len(found) - steps
+
+
+def _arguments(shards: Path, root: Path, workers: int, ranks: int, steps: int) -> list[str]:
+    root.mkdir()
+    options: dict[str, Any] = {
+        "model__dropout": 0.1,
+        "trainer__max_steps": steps,
+        "trainer__devices": ranks,
+        "trainer__strategy": "ddp" if ranks > 1 else "auto",
+        "data__num_workers": workers,
+        "data__stream__length": 32,
+        "data__stream__rows": 2,
+        "checkpoint__every_n_train_steps": CHECKPOINT_EVERY,
+    }
+    callback = ["--trainer.callbacks=tests.oracles.tiny_training.LossFile"]
+    return [*fit_arguments(shards, root, **options), *callback, f"--trainer.callbacks.path={root / 'losses.txt'}"]
+
+
+def _resuming(arguments: list[str], root: Path) -> list[str]:
+    return [*arguments, "--ckpt_path=last"] if (root / "checkpoints" / "last.ckpt").exists() else arguments
+
+
+def _run_to_the_end(arguments: list[str]) -> None:
+    process = start_training(arguments)
+    output = finish(process, 300)
+    assert process.returncode == 0, output
+
+
+def _kill_at(arguments: list[str], file: Path, step: int) -> None:
+    """SIGKILL as soon as the file tells of `step`, which may be a few steps later."""
+    process = start_training(arguments)
+    deadline = time.monotonic() + 300
+    while max((taken for taken, _ in losses(file)), default=0) < step and process.poll() is None:
+        assert time.monotonic() < deadline, f"step {step} never came"
+        time.sleep(0.01)
+    kill(process)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for workers, ranks in SETTINGS:
+            root = Path(folder) / f"{workers}-{ranks}"
+            again = kill_and_resume(root, options.kills, options.seed, workers, ranks)
+            print(json.dumps({"workers": workers, "ranks": ranks, "kills": options.kills, "steps_taken_again": again}))
+
+
+if __name__ == "__main__":
+    main()
