@@ -168,7 +168,8 @@ class PackedStream(IterableDataset[PackedBatch]):
             if not given:
                 raise ValueError(
                     f"{len(self.documents)} documents give no batch of {self.config.rows} rows of "
-                    f"{self.config.length} tokens to worker {first} of {step}; use fewer workers, or fewer or longer rows"
+                    f"{self.config.length} tokens to worker {first} of {step}; "
+                    "use fewer workers, or fewer or longer rows"
                 )
             self._position = {"epoch": epoch + 1, "batches": 0}
             if self.rank == first == 0:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.shards import ShardWriter, TokenDocument, TokenSegment, open_manifest
 from tests.oracles.tiny import (
     IMAGE_SIZE,
     tiny_bundle,
@@ -19,6 +22,8 @@ from tests.oracles.tiny import (
     tiny_shards,
 )
 from tests.oracles.tiny_training import ROOT
+from tokenizers_vq.text import TextTokenizer
+from tokenizers_vq.token_space import TokenSpace
 from unimodal.cli import main
 from unimodal.generation.pipeline import TEXT_TOKENIZER
 from unimodal.training.cli import main as train
@@ -168,6 +173,37 @@ def test_inspect_answers_damaged_shards_with_1(
     assert main(["inspect", str(shards)]) == 1
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and reason in errors
+
+
+def test_inspect_shows_documents_as_text_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = tiny_shards(tmp_path / "shards")
+    page = tmp_path / "documents.html"
+    assert main(["inspect", str(shards), "--html", str(page), "--documents", "5"]) == 0
+    shown = page.read_text()
+    assert shown.count('class="card document"') == shown.count("data:image/png;base64,") == 5
+    assert shown.count("is it red?") == 5 and "5 of 24 documents" in shown
+    assert "train-000001" in shown and "train-000020" in shown, "spread over both shards"
+    assert main(["inspect", str(shards), "--html", str(page), "--documents", "1000"]) == 0
+    assert page.read_text().count('class="card document"') == 24
+    capsys.readouterr()
+    assert main(["inspect", str(shards), "--html", str(page), "--documents", "0"]) == 2
+    assert main(["inspect", str(shards), "--html", str(tmp_path / "absent" / "page.html")]) == 2
+    assert main(["inspect", str(tiny_bundle(tmp_path / "model")), "--html", str(page)]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_text_in_shards_cannot_become_a_part_of_the_page(tmp_path: Path) -> None:
+    shards = tiny_shards(tmp_path / "shards")
+    text = TextTokenizer.open(shards / TEXT_TOKENIZER)
+    space = TokenSpace.from_dict(open_manifest(shards).token_space)
+    ids = np.array(text.encode("<script>alert(1)</script>"))
+    with ShardWriter(tmp_path / "evil", space, image_policy={}, source={}) as writer:
+        writer.write(TokenDocument(key="<b>k", segments=(TokenSegment(kind="text", role="text", ids=ids),)))
+    for name in (TEXT_TOKENIZER, "image_tokenizer"):
+        shutil.copytree(shards / name, tmp_path / "evil" / name)
+    assert main(["inspect", str(tmp_path / "evil"), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page and "<b>k" not in page
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,14 @@ def _tokenize(options: argparse.Namespace) -> int:
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="a folder of shards or a model bundle")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that shows documents of the shards")
+    parser.add_argument("--documents", type=int, default=24, metavar="N", help="how many, spread over the shards")
 
 
 def _inspect(options: argparse.Namespace) -> int:
     from unimodal.commands.inspect import run
 
-    return run(options.path)
+    return run(options.path, options.html, options.documents)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:

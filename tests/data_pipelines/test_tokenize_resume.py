@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,7 @@ class CountedSource(ListSource):
             yield document
 
 
-def counted(documents: Sequence[Document], failures: FailureLog) -> CountedSource:
+def counted(documents: list[Document], failures: FailureLog) -> CountedSource:
     source = CountedSource(documents)
     source.failures = failures
     return source
@@ -132,9 +132,7 @@ def test_ranks_in_any_order_write_the_bytes_of_one(
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 9), ("documents_per_shard", 8)])
-def test_a_job_with_other_settings_does_not_go_on_where_another_stopped(
-    name: str, value: int, tmp_path: Path
-) -> None:
+def test_a_job_with_other_settings_does_not_go_on_where_another_stopped(name: str, value: int, tmp_path: Path) -> None:
     interrupt(tmp_path, 25)
     with pytest.raises(ValueError, match=f"holds a part of other shards: tokenize was .*'{name}': {value}"):
         run(tmp_path, TokenizeConfig(**{**vars(CONFIG), name: value}))

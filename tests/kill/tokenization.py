@@ -1,6 +1,6 @@
 """Kills `unimodal tokenize` at random moments and starts it again: the shards must be those of an unbroken run.
 
-    python -m tests.kill.tokenization --kills 20
+python -m tests.kill.tokenization --kills 20
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> dict[str, float]:
     """
     arguments, rng = make_data(folder), random.Random(seed)
     unbroken = _run([*arguments, "--out", str(folder / "unbroken")])
+    assert unbroken is not None
     expected = contents(folder / "unbroken")
     done = jobs = whole_shards = 0
     while done < kills:
@@ -93,7 +94,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(kill_and_resume(Path(folder), options.kills, options.seed)))
+        told = kill_and_resume(Path(folder), options.kills, options.seed)
+    sys.stdout.write(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":

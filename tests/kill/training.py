@@ -1,6 +1,6 @@
 """Kills `train.py fit` at random steps and resumes it: every step's loss must be the unbroken run's, digit by digit.
 
-    python -m tests.kill.training --kills 10
+python -m tests.kill.training --kills 10
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -89,7 +90,8 @@ def main() -> None:
         for workers, ranks in SETTINGS:
             root = Path(folder) / f"{workers}-{ranks}"
             again = kill_and_resume(root, options.kills, options.seed, workers, ranks)
-            print(json.dumps({"workers": workers, "ranks": ranks, "kills": options.kills, "steps_taken_again": again}))
+            told = {"workers": workers, "ranks": ranks, "kills": options.kills, "steps_taken_again": again}
+            sys.stdout.write(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,22 @@ from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_sh
 from data_pipelines.shards.format import MANIFEST_FILE
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.pipeline import load
+from unimodal.report import write_documents
 
 
-def run(path: Path) -> int:
-    """0 when all is well, 1 on any damage."""
+def run(path: Path, page: Path | None = None, documents: int = 24) -> int:
+    """0 when all is well, 1 on any damage; undamaged shards are shown on `page`."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder")
-    return _shards(path) if (path / MANIFEST_FILE).exists() or any(path.glob("*.tar")) else _bundle(path)
+    if not (path / MANIFEST_FILE).exists() and not any(path.glob("*.tar")):
+        if page is not None:
+            raise ValueError(f"{path} holds no shards: a page of documents cannot be made of it")
+        return _bundle(path)
+    code = _shards(path)
+    if page is not None and code == 0:
+        write_documents(path, page, documents)
+        Console().print(f"open {page}", highlight=False)
+    return code
 
 
 def _shards(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 from unimodal.report import sections
@@ -32,21 +33,28 @@ def write_report(run_dir: Path) -> Path:
 
     What is missing or unreadable is left out, and the page says so. Raises ValueError when `run_dir` is not there.
     """
-    page = render(read_run(run_dir))
-    path = run_dir / FILE_NAME
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_page(run_dir / FILE_NAME, render(read_run(run_dir)))
 
 
 def render(files: RunFiles) -> str:
     """The whole document as text."""
     body = "".join(part(files) for part in PARTS)
+    return frame("What the model does", INTRODUCTION, sections.headlines(files) + body)
+
+
+def frame(title: str, introduction: str, body: str) -> str:
+    """A whole document of one style; `body` is HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>unimodal: what the model does</title><style>{CSS}</style></head><body><main>"
-        f'<h1>What the model does</h1><p class="soft">{INTRODUCTION}</p>'
-        f"{sections.headlines(files)}{body}</main></body></html>\n"
+        f"<title>unimodal: {escape(title[0].lower() + title[1:])}</title><style>{CSS}</style></head><body><main>"
+        f'<h1>{escape(title)}</h1><p class="soft">{escape(introduction)}</p>{body}</main></body></html>\n'
     )
+
+
+def write_page(path: Path, page: str) -> Path:
+    """The page is there as a whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path

@@ -52,8 +52,12 @@ def image(folder: Path, name: object, alt: str) -> str:
     mime = mimetypes.guess_type(path.name)[0]
     if mime not in MIME_TYPES or not path.is_relative_to(folder.resolve()) or not path.is_file():
         return f'<span class="left-out">picture {escape(str(name))} is not there</span>'
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(alt)}" src="data:{mime};base64,{data}">'
+    return inline_image(path.read_bytes(), mime, alt)
+
+
+def inline_image(data: bytes, mime: str, alt: str) -> str:
+    """An encoded picture as a data URI."""
+    return f'<img alt="{escape(alt)}" src="data:{mime};base64,{base64.b64encode(data).decode()}">'
 
 
 def mark(right: bool | None) -> str:

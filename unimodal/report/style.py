@@ -56,6 +56,8 @@ img { image-rendering: pixelated; display: block; border-radius: 4px; background
 .turn.user { align-self: flex-end; background: color-mix(in srgb, var(--accent) 14%, var(--card)); }
 .turn img { width: 128px; margin: .3rem 0; } .turn small { display: block; line-height: 1.2; }
 .turn div { overflow-wrap: anywhere; }
+.document { white-space: pre-wrap; } .document small { color: var(--soft); display: block; white-space: normal; }
+.document img { width: 128px; aspect-ratio: auto; margin: .3rem 0; }
 .bar { height: .5rem; border-radius: 3px; background: var(--accent); min-width: 2px; }
 td.wide { width: 34%; vertical-align: middle; } .left-out { color: var(--soft); font-style: italic; }
 """

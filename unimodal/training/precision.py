@@ -19,7 +19,7 @@ def matmul_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+        capabilities = torch.cpu.get_capabilities()
         native = device.type == "cpu" and any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
     return torch.bfloat16 if native else torch.float32
 
