@@ -1,8 +1,8 @@
-"""How much of the machine's own bf16 matmul rate does a training step of the decoder use?
+"""How much of the machine's own matmul rate does a training step of the decoder use?
 
-Both are measured in one run and in turn. The step is the one of unimodal/training/module.py: packed batches, forward
-in bf16 autocast, losses, backward, gradient clip, optimizer; eager and compiled. One JSON line goes to stdout, the
-rest to stderr.
+Both are measured in one run and in turn, in bfloat16 where the CPU has units for it and else in float32. The step is
+the one of unimodal/training/module.py: packed batches, forward in autocast, losses, backward, gradient clip, optimizer;
+eager and compiled. One JSON line goes to stdout, the rest to stderr.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from unimodal.model.transformer import Transformer
 from unimodal.training.compiling import compiled
 from unimodal.training.losses import next_token_losses
 from unimodal.training.optim import MuonConfig, build_optimizer
+from unimodal.training.precision import matmul_dtype
 
 SPACE = TokenSpace(
     text_size=340, text_hash="", codebook_size=1024, image_hash="", layout=FixedLayout(rows=8, columns=8)
 )
 DOCUMENTS, WINDOW = 1024, 512
+DTYPE = matmul_dtype(torch.device("cpu"))
 PRODUCTS = 30
 STEPS_A_ROUND = 2
 WARM_UP_STEPS = 2
@@ -78,7 +80,7 @@ class Step:
     def run(self, batch: PackedBatch) -> None:
         """Zero the gradients, forward, losses, backward, clip, optimizer."""
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE == torch.bfloat16):
             mask = dense_mask(batch.documents, batch.branches)
             features = self.features(batch.tokens, batch.positions, mask)
             sums = next_token_losses(
@@ -117,8 +119,8 @@ class Data:
 
 
 def matmul_rate(size: int) -> float:
-    """FLOP/s of the median of some bf16 products of two square matrices."""
-    a, b = torch.randn(2, size, size).bfloat16()
+    """FLOP/s of the median of some products of two square matrices."""
+    a, b = torch.randn(2, size, size).to(DTYPE)
     seconds = []
     for _ in range(PRODUCTS):
         start = time.perf_counter()
@@ -189,7 +191,7 @@ def report(found: Found, model: Transformer, data: Data, options: argparse.Names
     tokens = options.rows * options.length
     flops = tokens * model.flops_per_token(options.length)
     for size, rate in found.rates.items():
-        tell(f"bf16 matmul {size}x{size}: {rate / 1e9:.1f} GFLOP/s")
+        tell(f"{DTYPE} matmul {size}x{size}: {rate / 1e9:.1f} GFLOP/s")
     tell(f"making a batch: {data.seconds:.4f} s; {data.full:.1%} of its tokens are no padding")
     for name, seconds in found.steps.items():
         share = flops / (seconds + data.seconds) / found.rates[1024]

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, Segment, TextSegment
 from data_pipelines.failures import FailureLog
+from data_pipelines.sources.reading import check_picture, inside, text_field
 from data_pipelines.sources.source import fingerprint_files
 
 METADATA = "metadata.jsonl"
@@ -54,9 +53,9 @@ class ImageFolder:
             name = f"{METADATA} line {number}"
             try:
                 row = _parse_row(line)
-                file_name = _text(row, "file_name")
+                file_name = text_field(row, "file_name")
                 name = f"{file_name} ({name})"
-                picture = _inside(self.folder, file_name)
+                picture = inside(self.folder, file_name)
                 mentioned.add(picture)
                 document = self._document(number, row, picture)
             except DamagedSample as error:
@@ -70,13 +69,15 @@ class ImageFolder:
     def _document(self, number: int, row: dict[str, Any], picture: Path) -> Document:
         segments: list[Segment] = []
         if row.get("text") is not None:
-            segments.append(TextSegment(text=_text(row, "text"), role="caption"))
+            segments.append(TextSegment(text=text_field(row, "text"), role="caption"))
         for question, answer in _questions(row):
             segments += [TextSegment(text=question, role="question"), TextSegment(text=answer, role="answer")]
         if not segments:
             raise DamagedSample("neither text nor questions")
         meta = {"layout": "sample", "source": "imagefolder", "split": self.split, "file_name": row["file_name"]}
-        _open(picture)  # a damaged picture is named now; a sound one is read again in its turn, not kept in memory
+        check_picture(
+            picture
+        )  # a damaged picture is named now; a sound one is read again in its turn, not kept in memory
         image = ImageSegment(source=picture)
         return Document(key=f"{self.split}-{number:06d}", segments=(image, *segments), meta=meta)
 
@@ -125,24 +126,10 @@ def _parse_row(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _text(row: dict[str, Any], field: str) -> str:
-    """A field that must be text which can be written as UTF-8."""
-    value = row.get(field)
-    if value is None:
-        raise DamagedSample(f"no {field}")
-    if not isinstance(value, str):
-        raise DamagedSample(f"{field} is not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DamagedSample(f"{field} holds half a character (a lone surrogate)") from error
-    return value
-
-
 def _questions(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(question, answer) pairs from `question`/`answer` and from `qa`, in that order."""
     for pair in [*_parallel_questions(row), *_listed_questions(row)]:
-        yield _text(pair, "question"), _text(pair, "answer")
+        yield text_field(pair, "question"), text_field(pair, "answer")
 
 
 def _parallel_questions(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -163,27 +150,3 @@ def _listed_questions(row: dict[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
         raise DamagedSample("qa is not a list of objects with question and answer")
     return pairs
-
-
-def _inside(folder: Path, file_name: str) -> Path:
-    """The picture's real place, which must lie in the folder, links followed."""
-    try:
-        picture = (folder / file_name).resolve()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DamagedSample("file_name is not a usable path") from error
-    if not picture.is_relative_to(folder.resolve()):
-        raise DamagedSample("file_name leads out of the folder")
-    return picture
-
-
-def _open(picture: Path) -> Image.Image:
-    """The decoded picture, read from bytes so that a message about it does not repeat its path."""
-    try:
-        content = picture.read_bytes()
-    except FileNotFoundError as error:
-        raise DamagedSample("missing file") from error
-    except OSError as error:
-        raise DamagedSample(f"cannot be read ({error.strerror})") from error
-    if not content:
-        raise DamagedSample("empty file (0 bytes)")
-    return ImageSegment(source=content).open()

@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.failures import FailureLog
+from data_pipelines.sources.coco import CocoCaptions
 from data_pipelines.sources.easy_vqa import EasyVQA
 from data_pipelines.sources.imagefolder import ImageFolder
 from data_pipelines.sources.source import Source
+from data_pipelines.sources.vqav2 import VQAv2
 
-SOURCES: dict[str, Callable[..., Source]] = {"easy_vqa": EasyVQA, "imagefolder": ImageFolder}
+SOURCES: dict[str, Callable[..., Source]] = {
+    "easy_vqa": EasyVQA,
+    "imagefolder": ImageFolder,
+    "coco": CocoCaptions,
+    "vqav2": VQAv2,
+}
 
 
 def open_source(

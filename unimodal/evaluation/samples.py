@@ -68,7 +68,7 @@ def _texts(document: Document, role: str) -> Iterator[str]:
 
 
 def _questions(document: Document) -> tuple[Question, ...]:
-    """Every question with the answers that stand right after it."""
+    """Every question with the answers that stand right after it, or with those `meta["answers"]` lists for it."""
     found: list[tuple[str, list[str]]] = []
     for part in document.segments:
         if not isinstance(part, TextSegment):
@@ -77,4 +77,6 @@ def _questions(document: Document) -> tuple[Question, ...]:
             found.append((part.text, []))
         elif part.role == "answer" and found:
             found[-1][1].append(part.text)
+    if everyones := document.meta.get("answers"):
+        found = [(text, answers) for (text, _), answers in zip(found, everyones, strict=True)]
     return tuple(Question(text=text, answers=tuple(answers)) for text, answers in found if answers)

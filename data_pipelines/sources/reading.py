@@ -1,0 +1,82 @@
+"""What sources of files read alike: JSON files, fields of text, pictures that must lie in their folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.documents import DamagedSample, ImageSegment
+
+
+def read_object(path: Path, source: str) -> dict[str, Any]:
+    """A file with one JSON object. Raises ValueError, which names the source, where it is not that."""
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{source}: {path} is not there") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: {path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{source}: {path} holds a {type(content).__name__}; it must be a JSON object")
+    return content
+
+
+def rows_of(content: Mapping[str, Any], name: str, path: Path, source: str) -> list[Any]:
+    """A list in such an object. Raises ValueError where there is none."""
+    rows = content.get(name)
+    if not isinstance(rows, list):
+        raise ValueError(f"{source}: {path} holds no list {name!r}")
+    return rows
+
+
+def whole_number(row: Any, field: str) -> int:
+    """A field that must be a whole number; `row` must be a JSON object. Raises DamagedSample."""
+    if not isinstance(row, dict):
+        raise DamagedSample("not a JSON object")
+    value = row.get(field)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DamagedSample(f"{field} is not a whole number")
+    return value
+
+
+def text_field(row: Mapping[str, Any], field: str) -> str:
+    """A field that must be text which can be written as UTF-8. Raises DamagedSample."""
+    value = row.get(field)
+    if value is None:
+        raise DamagedSample(f"no {field}")
+    if not isinstance(value, str):
+        raise DamagedSample(f"{field} is not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DamagedSample(f"{field} holds half a character (a lone surrogate)") from error
+    return value
+
+
+def inside(folder: Path, file_name: str) -> Path:
+    """The picture's real place, which must lie in the folder, links followed. Raises DamagedSample."""
+    try:
+        picture = (folder / file_name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DamagedSample("file_name is not a usable path") from error
+    if not picture.is_relative_to(folder.resolve()):
+        raise DamagedSample("file_name leads out of the folder")
+    return picture
+
+
+def check_picture(picture: Path) -> None:
+    """Decode a picture once; read from bytes, so that a message about it does not repeat its path.
+
+    Raises DamagedSample where it cannot be decoded.
+    """
+    try:
+        content = picture.read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedSample("missing file") from error
+    except OSError as error:
+        raise DamagedSample(f"cannot be read ({error.strerror})") from error
+    if not content:
+        raise DamagedSample("empty file (0 bytes)")
+    ImageSegment(source=content).open()
