@@ -80,7 +80,7 @@ class Step:
     def run(self, batch: PackedBatch) -> None:
         """Zero the gradients, forward, losses, backward, clip, optimizer."""
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE == torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE.itemsize < 4):
             mask = dense_mask(batch.documents, batch.branches)
             features = self.features(batch.tokens, batch.positions, mask)
             sums = next_token_losses(

@@ -110,7 +110,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _source_arguments(parser: argparse.ArgumentParser, split: str) -> None:
-    parser.add_argument("--source", required=True, metavar="NAME", help="easy_vqa, imagefolder, coco or vqav2")
+    parser.add_argument(
+        "--source", required=True, metavar="NAME", help="easy_vqa, imagefolder, coco, vqav2 or webdataset"
+    )
     parser.add_argument("--path", type=Path, default=None, metavar="P", help="where the source's data lies")
     parser.add_argument("--split", default=split, metavar="S")
     parser.add_argument(

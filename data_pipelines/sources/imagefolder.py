@@ -6,14 +6,13 @@ the text or instead of it: `question` and `answer` as two strings or two lists, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, Segment, TextSegment
 from data_pipelines.failures import FailureLog
-from data_pipelines.sources.reading import check_picture, inside, text_field
+from data_pipelines.sources.reading import check_picture, inside, parse_object, questions_of, text_field
 from data_pipelines.sources.source import fingerprint_files
 
 METADATA = "metadata.jsonl"
@@ -52,7 +51,7 @@ class ImageFolder:
         for number, line in self.rows:
             name = f"{METADATA} line {number}"
             try:
-                row = _parse_row(line)
+                row = parse_object(line)
                 file_name = text_field(row, "file_name")
                 name = f"{file_name} ({name})"
                 picture = inside(self.folder, file_name)
@@ -70,7 +69,7 @@ class ImageFolder:
         segments: list[Segment] = []
         if row.get("text") is not None:
             segments.append(TextSegment(text=text_field(row, "text"), role="caption"))
-        for question, answer in _questions(row):
+        for question, answer in questions_of(row):
             segments += [TextSegment(text=question, role="question"), TextSegment(text=answer, role="answer")]
         if not segments:
             raise DamagedSample("neither text nor questions")
@@ -112,41 +111,3 @@ def _split_folders(path: Path) -> list[Path]:
 
 def _numbered_lines(metadata: Path) -> Iterator[tuple[int, bytes]]:
     return enumerate(metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-
-
-def _parse_row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DamagedSample("not UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise DamagedSample("not JSON") from error
-    if not isinstance(row, dict):
-        raise DamagedSample("not a JSON object")
-    return row
-
-
-def _questions(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(question, answer) pairs from `question`/`answer` and from `qa`, in that order."""
-    for pair in [*_parallel_questions(row), *_listed_questions(row)]:
-        yield text_field(pair, "question"), text_field(pair, "answer")
-
-
-def _parallel_questions(row: dict[str, Any]) -> list[dict[str, Any]]:
-    questions, answers = row.get("question"), row.get("answer")
-    if questions is None and answers is None:
-        return []
-    if not isinstance(questions, list) and not isinstance(answers, list):
-        questions, answers = [questions], [answers]
-    if not (isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers)):
-        raise DamagedSample("question and answer are not two strings or two lists of the same length")
-    return [{"question": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)]
-
-
-def _listed_questions(row: dict[str, Any]) -> list[dict[str, Any]]:
-    pairs = row.get("qa")
-    if pairs is None:
-        return []
-    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
-        raise DamagedSample("qa is not a list of objects with question and answer")
-    return pairs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,19 @@ def whole_number(row: Any, field: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise DamagedSample(f"{field} is not a whole number")
     return value
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Bytes of one JSON object. Raises DamagedSample."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DamagedSample("not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedSample("not JSON") from error
+    if not isinstance(row, dict):
+        raise DamagedSample("not a JSON object")
+    return row
 
 
 def text_field(row: Mapping[str, Any], field: str) -> str:
@@ -80,3 +93,29 @@ def check_picture(picture: Path) -> None:
     if not content:
         raise DamagedSample("empty file (0 bytes)")
     ImageSegment(source=content).open()
+
+
+def questions_of(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(question, answer) pairs from `question`/`answer` and from `qa`, in that order. Raises DamagedSample."""
+    for pair in [*_parallel_questions(row), *_listed_questions(row)]:
+        yield text_field(pair, "question"), text_field(pair, "answer")
+
+
+def _parallel_questions(row: dict[str, Any]) -> list[dict[str, Any]]:
+    questions, answers = row.get("question"), row.get("answer")
+    if questions is None and answers is None:
+        return []
+    if not isinstance(questions, list) and not isinstance(answers, list):
+        questions, answers = [questions], [answers]
+    if not (isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers)):
+        raise DamagedSample("question and answer are not two strings or two lists of the same length")
+    return [{"question": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)]
+
+
+def _listed_questions(row: dict[str, Any]) -> list[dict[str, Any]]:
+    pairs = row.get("qa")
+    if pairs is None:
+        return []
+    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
+        raise DamagedSample("qa is not a list of objects with question and answer")
+    return pairs

@@ -13,12 +13,14 @@ from data_pipelines.sources.easy_vqa import EasyVQA
 from data_pipelines.sources.imagefolder import ImageFolder
 from data_pipelines.sources.source import Source
 from data_pipelines.sources.vqav2 import VQAv2
+from data_pipelines.sources.webdataset import WebDataset
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "easy_vqa": EasyVQA,
     "imagefolder": ImageFolder,
     "coco": CocoCaptions,
     "vqav2": VQAv2,
+    "webdataset": WebDataset,
 }
 
 
