@@ -12,6 +12,7 @@ from data_pipelines.sources.coco import CocoCaptions
 from data_pipelines.sources.easy_vqa import EasyVQA
 from data_pipelines.sources.imagefolder import ImageFolder
 from data_pipelines.sources.source import Source
+from data_pipelines.sources.text import TextFiles
 from data_pipelines.sources.vqav2 import VQAv2
 from data_pipelines.sources.webdataset import WebDataset
 
@@ -21,6 +22,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "coco": CocoCaptions,
     "vqav2": VQAv2,
     "webdataset": WebDataset,
+    "text": TextFiles,
 }
 
 
