@@ -111,7 +111,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _source_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument(
-        "--source", required=True, metavar="NAME", help="easy_vqa, imagefolder, coco, vqav2 or webdataset"
+        "--source", required=True, metavar="NAME", help="easy_vqa, imagefolder, coco, vqav2, webdataset or text"
     )
     parser.add_argument("--path", type=Path, default=None, metavar="P", help="where the source's data lies")
     parser.add_argument("--split", default=split, metavar="S")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from data_pipelines.documents import DamagedSample, Document, TextSegment
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.reading import parse_object, text_field
 
+OLDEST_PYARROW = 15
+"""Before 14.0.1, reading a parquet file could run code from it (CVE-2023-47248)."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHOLE_FOLDER = "files read from the whole folder, because it has no split folders"
 
@@ -43,9 +45,8 @@ class TextFiles:
         self.notes: dict[str, int] = {}
         if split != "train" and path in (self.files[0], self.files[0].parent):
             self.notes[WHOLE_FOLDER] = len(self.files)
-        parquet = next((file for file in self.files if file.suffix.lower() == ".parquet"), None)
-        if parquet is not None and importlib.util.find_spec("pyarrow") is None:
-            raise ValueError(f"text: {parquet} can be read only with pyarrow, which is not there: pip install pyarrow")
+        if parquet := [file for file in self.files if file.suffix.lower() == ".parquet"]:
+            _check_pyarrow(parquet[0])
 
     def __len__(self) -> int:
         return sum(1 for _ in self._rows(FailureLog(limit=1.0, loud=False)))
@@ -139,6 +140,17 @@ def _cells(file: Path) -> Iterator[tuple[int, Any]]:
                     yield number, cell
     except pyarrow.ArrowException as error:
         raise DamagedSample(f"damaged after row {number}, what follows is lost ({error})") from error
+
+
+def _check_pyarrow(file: Path) -> None:
+    """Raises ValueError without pyarrow, or with one so old that it loads pickles which a file may hold."""
+    try:
+        version = importlib.metadata.version("pyarrow")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"
+    if int(version.split(".")[0]) < OLDEST_PYARROW:
+        found = "is not there" if version == "0" else f"is here in version {version}"
+        raise ValueError(f"text: to read {file} takes pyarrow, which {found}: pip install 'pyarrow>={OLDEST_PYARROW}'")
 
 
 def _decode(content: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 from pathlib import Path
 from random import Random
@@ -158,10 +158,18 @@ def test_the_fingerprint_follows_names_and_bytes_but_not_the_place(tmp_path: Pat
     assert open_source("text", path=files[1]).fingerprint() != prints[0]
 
 
-def test_parquet_without_pyarrow_names_the_package_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("version", "found"), [(None, "is not there"), ("14.0.0", "is here in version 14.0.0")])
+def test_parquet_without_a_pyarrow_that_loads_no_pickle_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, found: str
+) -> None:
+    def installed(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
     (tmp_path / "a.parquet").touch()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"a\.parquet can be read only with pyarrow.*pip install pyarrow"):
+    with pytest.raises(ValueError, match=rf"a\.parquet takes pyarrow, which {found}: pip install 'pyarrow>=15'"):
         open_source("text", path=tmp_path)
 
 
