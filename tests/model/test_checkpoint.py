@@ -36,6 +36,13 @@ def test_a_loaded_model_gives_the_logits_of_the_saved_one(tmp_path: Path, dtype:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_loaded_weights_begin_where_torch_puts_its_own(folder: Path) -> None:
+    in_file = load_file(folder / "model.safetensors")
+    assert any(tensor.data_ptr() % 64 for tensor in in_file.values()), "the file has them at odd addresses"
+    loaded, _ = open_transformer(folder)
+    assert [name for name, weight in loaded.named_parameters() if weight.data_ptr() % 64] == []
+
+
 def _cut_off(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

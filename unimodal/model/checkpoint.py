@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import TransformerConfig
@@ -31,7 +32,7 @@ def open_transformer(folder: Path) -> tuple[Transformer, TokenSpace]:
     """Open what `save_transformer` wrote, in evaluation mode. Raises ValueError with the reason where it cannot."""
     try:
         config = TransformerConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-        tensors = load_file(folder / WEIGHTS_FILE)
+        tensors = {name: _aligned(tensor) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         with torch.device("meta"):
             transformer = Transformer(config)
         transformer.load_state_dict(tensors, assign=True)
@@ -42,3 +43,12 @@ def open_transformer(folder: Path) -> tuple[Transformer, TokenSpace]:
     if space.vocab_size != config.vocab_size:
         raise ValueError(f"{folder}: the model has {config.vocab_size} ids, its token space {space.vocab_size}")
     return transformer.eval().requires_grad_(False), space
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """A copy where torch's own tensors begin.
+
+    In a file a tensor begins at any byte, and CPU kernels sum in another order, or slower, from odd addresses: the last
+    bit of a logit would depend on the length of the file's header.
+    """
+    return tensor.clone()
