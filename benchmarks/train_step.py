@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from data_pipelines.batch import PackedBatch, collate
+from data_pipelines.planning import StreamConfig
 from data_pipelines.shards import TokenDocument, TokenSegment
-from data_pipelines.stream import StreamConfig, epoch_batches
+from data_pipelines.stream import epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
 from unimodal.model.config import TransformerConfig
@@ -107,7 +108,7 @@ class Data:
         stream = StreamConfig(length=length, rows=rows, window=WINDOW)
         documents = synthetic_documents(DOCUMENTS)
         start = time.perf_counter()
-        packed = list(epoch_batches(documents, SPACE, TemplateConfig(), stream, epoch=0))
+        packed = list(epoch_batches(documents, SPACE, TemplateConfig(), stream))
         batches = [collate(batch, length, SPACE, rows) for batch in packed]
         seconds = (time.perf_counter() - start) / len(batches)
         return cls(batches[:-1] or batches, seconds)  # the last one is mostly padding

@@ -59,45 +59,38 @@ def collate(
     rows: Sequence[Sequence[Rendered]], length: int, space: TokenSpace, num_rows: int | None = None
 ) -> PackedBatch:
     """Rows of sequences -> PackedBatch of `length` tokens a row, with rows of padding up to `num_rows`."""
-    empty: list[Sequence[Rendered]] = [[] for _ in range(len(rows), num_rows or 0)]
-    filled = [_row(row, length, space) for row in [*rows, *empty]]
-    columns = {name: torch.from_numpy(np.stack([row[name] for row in filled])) for name in filled[0]}
-    return PackedBatch(**columns)
-
-
-def _row(sequences: Sequence[Rendered], length: int, space: TokenSpace) -> dict[str, np.ndarray]:
-    lengths = [len(sequence) for sequence in sequences]
-    used = sum(lengths)
-    if used > length:
-        raise ValueError(f"{used} tokens do not fit a row of {length}")
-    row = {
-        "tokens": np.full(length, space.specials.pad, dtype=np.int64),
-        "targets": np.full(length, space.specials.pad, dtype=np.int64),
-        "loss_weights": np.zeros(length, dtype=np.float32),
-        "positions": np.zeros(length, dtype=np.int64),
-        "documents": np.full(length, -1, dtype=np.int64),
-        "branches": np.zeros(length, dtype=np.int64),
+    shape = (max(len(rows), num_rows or 0), length)
+    columns = {
+        "tokens": np.full(shape, space.specials.pad, dtype=np.int64),
+        "positions": np.zeros(shape, dtype=np.int64),
+        "documents": np.full(shape, -1, dtype=np.int64),
+        "branches": np.zeros(shape, dtype=np.int64),
     }
-    row["documents"][:used] = np.repeat(np.arange(len(sequences)), lengths)
-    if sequences:
-        row["tokens"][:used] = np.concatenate([sequence.ids for sequence in sequences])
-        row["positions"][:used] = np.concatenate([sequence.positions for sequence in sequences])
-        row["branches"][:used] = np.concatenate([sequence.branches for sequence in sequences])
-        weights = np.zeros(length, dtype=np.float32)
-        weights[:used] = np.concatenate([sequence.weights for sequence in sequences])
-        _shift(row, weights)
-    row["modality"] = _modality(row, space)
-    return row
+    weights = np.zeros(shape, dtype=np.float32)
+    for index, row in enumerate(rows):
+        start = 0
+        for number, sequence in enumerate(row):
+            end = start + len(sequence)
+            if end > length:
+                raise ValueError(f"{sum(map(len, row))} tokens do not fit a row of {length}")
+            columns["tokens"][index, start:end] = sequence.ids
+            columns["positions"][index, start:end] = sequence.positions
+            columns["documents"][index, start:end] = number
+            columns["branches"][index, start:end] = sequence.branches
+            weights[index, start:end] = sequence.weights
+            start = end
+    columns |= _shifted(columns, weights, space)
+    return PackedBatch(**{name: torch.from_numpy(column) for name, column in columns.items()})
 
 
-def _shift(row: dict[str, np.ndarray], weights: np.ndarray) -> None:
-    """Targets and their weights, where the next token continues the same branch of the same document."""
-    documents, branches = row["documents"], row["branches"]
-    follows = (documents[1:] == documents[:-1]) & (branches[1:] == branches[:-1]) & (documents[1:] >= 0)
-    row["targets"][:-1][follows] = row["tokens"][1:][follows]
-    row["loss_weights"][:-1][follows] = weights[1:][follows]
-
-
-def _modality(row: dict[str, np.ndarray], space: TokenSpace) -> np.ndarray:
-    kinds = np.where(row["targets"] >= space.image_offset, int(Modality.IMAGE), int(Modality.TEXT))
-    return np.where(row["documents"] >= 0, kinds, int(Modality.PADDING)).astype(np.int64)
+def _shifted(columns: dict[str, np.ndarray], weights: np.ndarray, space: TokenSpace) -> dict[str, np.ndarray]:
+    """Targets, their weights and their modality, where the next token continues the same branch of a document."""
+    documents, branches = columns["documents"], columns["branches"]
+    follows = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
+    follows &= branches[:, 1:] == branches[:, :-1]
+    targets, loss_weights = np.full_like(columns["tokens"], space.specials.pad), np.zeros_like(weights)
+    np.copyto(targets[:, :-1], columns["tokens"][:, 1:], where=follows)
+    np.copyto(loss_weights[:, :-1], weights[:, 1:], where=follows)
+    modality = np.where(targets >= space.image_offset, int(Modality.IMAGE), int(Modality.TEXT))
+    modality[documents < 0] = int(Modality.PADDING)
+    return {"targets": targets, "loss_weights": loss_weights, "modality": modality}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,14 @@ from data_pipelines.documents import ImageSegment
 from data_pipelines.failures import FailureLog
 from data_pipelines.image_stream import ImageStream
 from data_pipelines.images import ImagePolicy, to_tensor
+from data_pipelines.mixture import MixtureConfig
+from data_pipelines.planning import StreamConfig
+from data_pipelines.shards.documents import Documents, Keyed
 from data_pipelines.shards.format import TokenDocument
-from data_pipelines.shards.reader import read_all
+from data_pipelines.shards.reader import Shard, open_manifest
+from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
 from data_pipelines.sources.registry import open_source
-from data_pipelines.stream import PackedStream, StreamConfig, epoch_batches
+from data_pipelines.stream import PackedStream, epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import TokenSpace
 
@@ -41,8 +47,10 @@ class ImageDataModule(L.LightningDataModule):
         validation_images: int = 128,
         seed: int = 0,
         max_bad: float = 0.1,
+        source_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.source_options = source_options or {}
         self.source, self.path, self.split = source, path, split
         self.policy = ImagePolicy(size=image_size)
         self.batch_size, self.flip, self.seed = batch_size, flip, seed
@@ -55,10 +63,11 @@ class ImageDataModule(L.LightningDataModule):
         if len(self.images):
             return
         failures = FailureLog(limit=self.max_bad)
-        options = {"dialogues": 0} if self.source == "easy_vqa" else {}
-        source = open_source(self.source, path=self.path, split=self.split, failures=failures, **options)
+        source = open_source(self.source, path=self.path, split=self.split, failures=failures, **self.source_options)
         images = []
         for document in source.documents():
+            if document.meta.get("layout") == "dialogue":
+                continue  # made of the pictures of other documents
             for segment in document.segments:
                 if isinstance(segment, ImageSegment):
                     images.append(_as_bytes(segment, self.policy))
@@ -98,47 +107,67 @@ def _as_bytes(segment: ImageSegment, policy: ImagePolicy) -> Tensor:
 
 
 class TokenDataModule(L.LightningDataModule):
-    """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out."""
+    """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out.
+
+    shards: folders, or addresses that fsspec knows (s3://, hf://, ...), of which a copy is kept in `cache`.
+    mixture: how often each folder has its turn; None takes every document of all folders once an epoch.
+    """
 
     def __init__(
         self,
-        shards: list[Path],
+        shards: list[str],
         stream: StreamConfig | None = None,
         templates: TemplateConfig | None = None,
+        mixture: MixtureConfig | None = None,
         validation_share: float = 0.02,
         num_workers: int = 0,
+        cache: Path = DEFAULT_CACHE,
     ) -> None:
         super().__init__()
         if not 0 <= validation_share < 1:
             raise ValueError(f"the validation share lies in [0, 1), got {validation_share}")
-        self.shards = [Path(folder) for folder in shards]
+        self.shards, self.mixture, self.cache = [str(folder) for folder in shards], mixture, cache
         self.stream, self.templates = stream or StreamConfig(), templates or TemplateConfig()
         self.validation_share, self.num_workers = validation_share, num_workers
         self.space: TokenSpace | None = None
-        self.train_documents: list[TokenDocument] = []
-        self.val_documents: list[TokenDocument] = []
+        self.folders: list[Path] = []
+        self.train_sources: list[Documents] = []
+        self.val_documents = Documents([])
 
     def setup(self, stage: str) -> None:
-        """Read and verify the shards once."""
+        """Open and verify the shards once."""
         del stage
-        if self.space is not None:
+        if self.train_sources:
             return
-        for folder in self.shards:
-            space, documents = read_all(folder)
+        opened: list[list[Shard]] = []
+        for address in self.shards:
+            folder = local_folder(address, self.cache)
+            self.folders.append(folder)
+            manifest = open_manifest(folder)
+            space = TokenSpace.from_dict(manifest.token_space)
             if self.space is not None:
-                self.space.check_same(space, str(self.shards[0]), str(folder))
+                self.space.check_same(space, self.shards[0], address)
             self.space = space
-            for document in documents:
-                held_out = _held_out(document.key, self.validation_share)
-                (self.val_documents if held_out else self.train_documents).append(document)
+            opened.append([Shard(folder, entry, space) for entry in manifest.shards])
         if self.space is None:
             raise ValueError("name at least one folder of token shards")
+        groups = opened if self.mixture else [[shard for shards in opened for shard in shards]]
+        self.train_sources = [self.side(shards, held_out=False) for shards in groups]
+        self.val_documents = self.side([shard for shards in opened for shard in shards], held_out=True)
 
     def train_dataloader(self) -> StatefulDataLoader[PackedBatch]:
-        """Endless packed batches with an exact position."""
+        """Packed batches with an exact position, without end unless the mixture says so."""
         rank, world_size = _rank(self.trainer)
         stream = PackedStream(
-            self.train_documents, self._space, self.templates, self.stream, rank=rank, world_size=world_size
+            self.train_sources,
+            self._space,
+            self.templates,
+            self.stream,
+            self.mixture,
+            names=self.shards if self.mixture else [", ".join(self.shards)],
+            second_stage_round=self._second_stage_round(),
+            rank=rank,
+            world_size=world_size,
         )
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
 
@@ -148,15 +177,28 @@ class TokenDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[PackedBatch]:
         """All documents of the shards."""
-        return self._fixed([*self.val_documents, *self.train_documents])
+        return self._fixed([*self.val_documents, *itertools.chain(*self.train_sources)])
 
     predict_dataloader = test_dataloader
+
+    def side(self, shards: Sequence[Keyed], *, held_out: bool) -> Documents:
+        """The documents of some shards that are trained on, or those that are held out."""
+        share = self.validation_share
+        chosen = [[i for i, key in enumerate(s.keys) if _held_out(key, share) == held_out] for s in shards]
+        return Documents(shards, chosen)
+
+    def _second_stage_round(self) -> float:
+        if self.mixture is None or self.mixture.second_weights is None:
+            return math.inf
+        if self.trainer is None or self.trainer.max_steps < 1:
+            raise ValueError("a mixture of two stages needs trainer.max_steps, of which the second is a share")
+        return self.mixture.second_from * self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def _fixed(self, documents: Sequence[TokenDocument]) -> DataLoader[PackedBatch]:
         config = replace(self.stream, seed=0)
         batches: list[Any] = [
             collate(rows, config.length, self._space)
-            for rows in epoch_batches(documents, self._space, self.templates, config, 0)
+            for rows in epoch_batches(documents, self._space, self.templates, config)
         ]
         return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
 

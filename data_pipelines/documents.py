@@ -85,8 +85,9 @@ class Document:
 
     A picture with its caption and question/answer pairs is one document: image, caption, question, answer,
     question, answer ... Templates make training sequences of it. `meta` is kept beside the tokens as JSON;
-    `meta["layout"]` is `"sample"` for such a document and `"dialogue"` when the order itself is the content
-    (request, image, question, answer, request, image).
+    `meta["layout"]` is `"sample"` for such a document, `"dialogue"` when the order itself is the content
+    (request, image, question, answer, request, image), and `"interleaved"` when it is text and images as a page has
+    them, all of it to be learnt.
     """
 
     key: str

@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
+FULL = 0.98
+"""A row of which this share is taken is not held back for something better."""
+
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing: indices of the sequences in each row.
@@ -27,6 +30,25 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         rows[row].append(index)
         insort(room, (free - length, row))
     return rows
+
+
+def hold_back(lengths: Sequence[int], rows: Sequence[Sequence[int]], capacity: int, waited: int) -> set[int]:
+    """Which rows had better wait for the next window, where their sequences may find a better place.
+
+    The emptiest rows wait while they are less than `FULL` and hold together at most a quarter of the sequences. The
+    first `waited` sequences have waited once already, and their rows never wait again.
+    """
+    fill = [sum(lengths[index] for index in row) for row in rows]
+    waiting: set[int] = set()
+    room = len(lengths) // 4
+    for number in sorted(range(len(rows)), key=fill.__getitem__):
+        row = rows[number]
+        if fill[number] >= FULL * capacity or len(row) > room:
+            break
+        if min(row) >= waited:
+            waiting.add(number)
+            room -= len(row)
+    return waiting
 
 
 def efficiency(lengths: Sequence[int], rows: Sequence[Sequence[int]], capacity: int) -> float:

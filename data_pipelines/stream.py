@@ -1,20 +1,19 @@
-"""The training stream: documents in, batches out, in an order that is a pure function of seed, epoch and rank."""
+"""The training stream: documents in, batches out, in an order that is a pure function of seed and position."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from random import Random
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.packing import best_fit
+from data_pipelines.mixture import MixtureConfig
+from data_pipelines.planning import Plan, StreamConfig, StreamReport
+from data_pipelines.shards.documents import Documents
 from data_pipelines.shards.format import TokenDocument
-from data_pipelines.templates import Rendered, TemplateConfig, render
+from data_pipelines.templates import Outline, Rendered, TemplateConfig
 from tokenizers_vq.token_space import TokenSpace
 
 log = logging.getLogger(__name__)
@@ -24,163 +23,118 @@ ENDLESS = 10**9
 then hold a position one batch past what was trained on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamConfig:
-    """Rows of `length` tokens, `rows` of them a batch; packing looks `window` documents ahead."""
-
-    length: int = 256
-    rows: int = 32
-    window: int = 512
-    seed: int = 0
-
-
-@dataclass(kw_only=True)
-class StreamReport:
-    """What became of the documents of an epoch."""
-
-    documents: int = 0
-    trained: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
-    tokens: int = 0
-    capacity: int = 0
-
-    @property
-    def efficiency(self) -> float:
-        """Share of tokens that are not padding."""
-        return self.tokens / self.capacity if self.capacity else 1.0
-
-
 def epoch_batches(
     documents: Sequence[TokenDocument],
     space: TokenSpace,
     templates: TemplateConfig,
     config: StreamConfig,
-    epoch: int,
     report: StreamReport | None = None,
 ) -> Iterator[list[list[Rendered]]]:
-    """The packed rows of one epoch, batch by batch; each document once, in an order drawn from (seed, epoch).
+    """The packed rows of one pass over documents, batch by batch, each document once.
 
-    Too long documents are counted in `report`; the last batch may have fewer rows.
+    What does not fit is counted in `report`; the last batch may have fewer rows.
     """
-    report = report or StreamReport()
-    order = list(range(len(documents)))
-    Random(f"order-{config.seed}-{epoch}").shuffle(order)
-    pending: list[list[Rendered]] = []
-    for start in range(0, len(order), config.window):
-        window = order[start : start + config.window]
-        pending += _pack(window, documents, space, templates, config, epoch, report)
-        while len(pending) >= config.rows:
-            batch, pending = pending[: config.rows], pending[config.rows :]
-            _count(batch, config, report)
-            yield batch
-    if pending:
-        _count(pending, config, report)
-        yield pending
-
-
-def _pack(
-    window: Sequence[int],
-    documents: Sequence[TokenDocument],
-    space: TokenSpace,
-    templates: TemplateConfig,
-    config: StreamConfig,
-    epoch: int,
-    report: StreamReport,
-) -> list[list[Rendered]]:
-    rendered = []
-    for index in window:
-        random = Random(f"template-{config.seed}-{epoch}-{index}")
-        sequence = render(documents[index], space, templates, random)
-        report.documents += 1
-        if len(sequence) > config.length:
-            report.left_out["longer than a row"] = report.left_out.get("longer than a row", 0) + 1
-        else:
-            rendered.append(sequence)
-    rows = best_fit([len(sequence) for sequence in rendered], config.length)
-    Random(f"rows-{config.seed}-{epoch}-{window[0]}").shuffle(rows)
-    return [[rendered[index] for index in row] for row in rows]
-
-
-def _count(batch: Sequence[Sequence[Rendered]], config: StreamConfig, report: StreamReport) -> None:
-    report.trained += sum(len(row) for row in batch)
-    report.tokens += sum(len(sequence) for row in batch for sequence in row)
-    report.capacity += len(batch) * config.length
-
-
-def _tell(epoch: int, report: StreamReport) -> None:
-    log.info("epoch %d: %d documents, packing efficiency %.3f", epoch, report.documents, report.efficiency)
-    for reason, count in report.left_out.items():
-        log.warning("epoch %d: left out %d of %d documents: %s", epoch, count, report.documents, reason)
+    if not documents:
+        return
+    plan = Plan([Documents([documents])], space, templates, config, MixtureConfig(weights=(1.0,), when_dry="stop"))
+    if report is not None:
+        plan.report = report
+    while batch := plan.take(config.rows):
+        yield [_built(outlines) for _, outlines in batch]
 
 
 class PackedStream(IterableDataset[PackedBatch]):
-    """An endless stream of batches whose position is two numbers: epoch, and batches already given.
+    """Batches whose position is the state of a plan and a number of rounds.
 
-    In round i of an epoch each rank gets one batch; the last round may leave some with a batch of padding, so that
-    all ranks stand at the same place at every step and the state of one is the state of all. A rank's workers take its
-    rounds in turn. Resuming with another number of ranks or workers is refused.
+    In each round every rank gets one batch; once a mixture has ended, the last round may leave some with a batch of
+    padding, so that all ranks stand at the same place at every step and the state of one is the state of all. A rank's
+    workers take its rounds in turn; each follows the whole plan, which is made from lengths, and reads its own rows.
+
+    Without workers, a run may go on with another number of ranks: no document is lost and none comes twice. With
+    workers that is refused, because each of them stands at a place of its own.
     """
 
     def __init__(
         self,
-        documents: Sequence[TokenDocument],
+        sources: Sequence[Documents],
         space: TokenSpace,
         templates: TemplateConfig,
         config: StreamConfig,
+        mixture: MixtureConfig | None = None,
         *,
+        names: Sequence[str] = (),
+        second_stage_round: float = float("inf"),
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        """second_stage_round: how many rounds are given before the mixture's second stage begins."""
         super().__init__()
-        if not documents:
+        if not sum(map(len, sources)):
             raise ValueError("there is no document to train on")
-        self.documents, self.space, self.templates, self.config = documents, space, templates, config
+        self.sources, self.config, self.space = sources, config, space
+        self.names = names or [f"source {number}" for number in range(len(sources))]
         self.rank, self.world_size = rank, world_size
-        self._position = {"epoch": 0, "batches": 0}
+        rows = world_size * config.rows
+        mixture = mixture or MixtureConfig(weights=(1.0,) * len(sources))
+        self._plan = Plan(sources, space, templates, config, mixture, second_stage_round * rows)
+        self._rounds = 0
+
+    @property
+    def report(self) -> StreamReport:
+        """What became of the documents drawn by this process since it began."""
+        return self._plan.report
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
-        return {**self._position, "shares": self._shares()}
+        workers = _worker()[1]
+        return {"ranks": self.world_size, "workers": workers, "rounds": self._rounds, **self._plan.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position. Raises ValueError under another number of ranks and workers."""
-        if state["shares"] != self._shares():
+        """Go on from a saved position. Raises ValueError under a number of ranks and workers that cannot."""
+        was, now = (state["ranks"], state["workers"]), (self.world_size, _worker()[1])
+        if was != now and (was[1], now[1]) != (1, 1):
             raise ValueError(
-                f"this run was saved with {state['shares']} ranks x workers and cannot go on with {self._shares()}"
+                f"this run was saved with {was[0]} ranks of {was[1]} loader processes each and cannot go on exactly "
+                f"with {now[0]} of {now[1]}, because each process stands at a place of its own; take the same numbers"
             )
-        self._position = {"epoch": state["epoch"], "batches": state["batches"]}
+        self._rounds = state["rounds"]
+        self._plan.go_on(state)
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker, workers = _worker()
+        rows = self.config.rows
         while True:
-            epoch, done = self._position["epoch"], self._position["batches"]
-            report, given = StreamReport(), 0
-            for rows in islice(self._rounds(epoch, report), first, None, step):
-                given += 1
-                if given <= done:
-                    continue
-                self._position = {"epoch": epoch, "batches": given}
-                yield collate(rows, self.config.length, self.space, self.config.rows)
-            if not given:
-                raise ValueError(
-                    f"{len(self.documents)} documents give no batch of {self.config.rows} rows of "
-                    f"{self.config.length} tokens to worker {first} of {step}; "
-                    "use fewer workers, or fewer or longer rows"
-                )
-            self._position = {"epoch": epoch + 1, "batches": 0}
-            if self.rank == first == 0:
-                _tell(epoch, report)
+            epochs = [turn.epoch for turn in self._plan.mixture.turns]
+            if not (given := self._plan.take(self.world_size * rows)):
+                return
+            self._rounds += 1
+            if self.rank == worker == 0:
+                self._tell(epochs)
+            if (self._rounds - 1) % workers == worker:
+                own = given[self.rank * rows : (self.rank + 1) * rows]
+                yield collate([_built(outlines) for _, outlines in own], self.config.length, self.space, rows)
 
-    def _rounds(self, epoch: int, report: StreamReport) -> Iterator[list[list[Rendered]]]:
-        """This rank's batch of every round; without rows where the epoch's last round has none for it."""
-        batches = epoch_batches(self.documents, self.space, self.templates, self.config, epoch, report)
-        while group := list(islice(batches, self.world_size)):
-            yield group[self.rank] if self.rank < len(group) else []
+    def _tell(self, epochs: Sequence[int]) -> None:
+        """A line for each source that was begun anew."""
+        for source, turn in enumerate(self._plan.mixture.turns):
+            if turn.epoch == epochs[source]:
+                continue
+            report, name = self.report.sources[source], self.names[source]
+            line = "%s: epoch %d is done; %d documents drawn, %d trained, %d of them in parts; rows are %.1f%% full"
+            counts = (report.documents, report.trained, report.cut)
+            log.info(line, name, turn.epoch - 1, *counts, 100 * self.report.efficiency)
+            for reason, count in report.left_out.items():
+                log.warning("%s: left out %d of %d documents: %s", name, count, report.documents, reason)
 
-    def _shares(self) -> int:
-        worker = get_worker_info()
-        return self.world_size * (worker.num_workers if worker else 1)
+
+def _worker() -> tuple[int, int]:
+    """Number of this loader process, and how many there are; the main process is the first of one."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
+
+
+def _built(outlines: Sequence[Outline]) -> list[Rendered]:
+    return [outline.build() for outline in outlines]

@@ -5,8 +5,10 @@
     text to image   <bos> caption <sep> <boi> codes <eoi> <eos>
     unconditional   <bos> <null>  <sep> <boi> codes <eoi> <eos>
     dialogue        <bos> request <sep> answer <eos> request <sep> answer <eos> ...
+    interleaved     <bos> text <boi> codes <eoi> text <boi> codes <eoi> ... <eos>
 
-What stands right of `|` is a branch: all questions about a picture share it, and none sees another.
+What stands right of `|` is a branch: all questions about a picture share it, and none sees another. Interleaved
+documents, and those of text alone, are learnt whole in their own order, with pictures weighing as drawn ones do.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,58 +67,107 @@ class Rendered:
         return len(self.ids)
 
 
-class SequenceBuilder:
-    """Collects ids, weights and branches."""
-
-    def __init__(self, space: TokenSpace) -> None:
-        self.space = space
-        self._ids: list[int] = []
-        self._weights: list[float] = []
-        self._branches: list[int] = []
-        self._branch = 0
-
-    def add(self, ids: Iterable[int], weight: float) -> SequenceBuilder:
-        """Append ids that all weigh the same."""
-        ids = list(ids)
-        self._ids += ids
-        self._weights += [weight] * len(ids)
-        self._branches += [self._branch] * len(ids)
-        return self
-
-    def segment(self, segment: TokenSegment, weight: float) -> SequenceBuilder:
-        """Append a segment; an image is put between boi and eoi."""
-        if segment.kind == "text":
-            return self.add(segment.ids, weight)
-        specials = self.space.specials
-        return self.add([specials.boi], weight).add(segment.ids, weight).add([specials.eoi], weight)
-
-    def branch(self) -> SequenceBuilder:
-        """What follows continues the trunk and sees no earlier branch."""
-        self._branch += 1
-        return self
-
-    def build(self) -> Rendered:
-        """The finished sequence; positions of a branch go on where the trunk ends."""
-        branches = np.asarray(self._branches, dtype=np.int32)
-        index = np.arange(len(branches))
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(branches)) + 1]) if len(branches) else index
-        trunk = int((branches == 0).sum())
-        start_of = np.repeat(starts, np.diff(np.append(starts, len(branches))))
-        positions = np.where(branches == 0, index, index - start_of + trunk)
-        weights = np.asarray(self._weights, dtype=np.float32)
-        return Rendered(np.asarray(self._ids, dtype=np.int64), weights, branches, positions)
-
-
 def render(document: TokenDocument, space: TokenSpace, config: TemplateConfig, random: Random) -> Rendered:
     """The sequence of a document; `random` decides order, prompt dropping and which questions are asked."""
-    if document.meta.get("layout", "sample") == "dialogue":
+    return outline(document, space, config, random).build()
+
+
+def outline(document: TokenDocument, space: TokenSpace, config: TemplateConfig, random: Random) -> Outline:
+    """As `render`, but no id is read yet."""
+    layout = document.meta.get("layout", "sample")
+    if layout == "dialogue":
         return _dialogue(document.segments, space, config)
     images = [segment for segment in document.segments if segment.kind == "image"]
-    if not images:
-        return _plain_text(document.segments, space)
+    if layout == "interleaved" or not images:
+        return _in_order(document.segments, space, config)
     if random.random() < config.image_first:
         return _image_first(images, document.segments, space, config, random)
     return _text_first(images[0], document.segments, space, config, random)
+
+
+class Run(NamedTuple):
+    """Ids that all weigh the same."""
+
+    ids: np.ndarray
+    weight: float
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A sequence whose length is known before its ids are read: a prefix, and blocks that may be parted.
+
+    Where a document is longer than a row, each part has the prefix and some of the blocks. `branched` says that the
+    prefix is a trunk and every block a branch of it; otherwise each block continues the one before.
+    """
+
+    prefix: tuple[Run, ...]
+    blocks: tuple[tuple[Run, ...], ...]
+    branched: bool = False
+
+    def __len__(self) -> int:
+        return sum(map(_length, (self.prefix, *self.blocks)))
+
+    def build(self) -> Rendered:
+        """Read the ids; positions of a branch go on where the trunk ends."""
+        parts = (self.prefix, *self.blocks)
+        runs = [run for part in parts for run in part]
+        lengths = [_length(part) for part in parts]
+        total = sum(lengths)
+        positions, branches = np.arange(total), np.zeros(total, dtype=np.int32)
+        if self.branched:
+            branches = np.repeat(np.arange(len(parts), dtype=np.int32), lengths)
+            starts = np.cumsum([0, *lengths[:-1]])
+            starts[1:] -= lengths[0]
+            positions -= np.repeat(starts, lengths)
+        ids = np.concatenate([run.ids for run in runs]).astype(np.int64)
+        weights = np.repeat(np.asarray([run.weight for run in runs], dtype=np.float32), [len(run.ids) for run in runs])
+        return Rendered(ids, weights, branches, positions)
+
+    def cut(self, capacity: int) -> list[Outline]:
+        """Parts of at most `capacity` ids, each with the prefix and as many of the blocks as fit; none where one block
+        does not fit at all. A block of text alone may be cut anywhere, an image never."""
+        room = capacity - _length(self.prefix)
+        blocks = [piece for block in self.blocks for piece in _pieces(block, room)] if room > 0 else list(self.blocks)
+        if room < max(map(_length, blocks), default=0):
+            return []
+        groups: list[list[tuple[Run, ...]]] = [[]]
+        free = room
+        for block in blocks:
+            if _length(block) > free:
+                groups.append([])
+                free = room
+            groups[-1].append(block)
+            free -= _length(block)
+        return [Outline(self.prefix, tuple(group), self.branched) for group in groups]
+
+
+def _length(runs: Iterable[Run]) -> int:
+    return sum([len(ids) for ids, _ in runs])
+
+
+def _pieces(block: tuple[Run, ...], room: int) -> list[tuple[Run, ...]]:
+    """A block of text alone (one run, or a run and <eos>) that is longer than `room`, in pieces; others as they are."""
+    if len(block) > 2 or _length(block) <= room:
+        return [block]
+    (ids, weight), *end = block
+    pieces: list[tuple[Run, ...]] = [(Run(ids[at : at + room], weight),) for at in range(0, len(ids), room)]
+    if _length(pieces[-1]) + _length(end) <= room:
+        pieces[-1] = (*pieces[-1], *end)
+    else:
+        pieces.append(tuple(end))
+    return pieces
+
+
+@lru_cache(maxsize=1000)
+def _one(token: int, weight: float) -> Run:
+    return Run(np.array([token]), weight)
+
+
+def _runs(segment: TokenSegment, space: TokenSpace, weight: float) -> tuple[Run, ...]:
+    """A segment; an image stands between boi and eoi."""
+    if segment.kind == "text":
+        return (Run(segment.ids, weight),)
+    return (_one(space.specials.boi, weight), Run(segment.ids, weight), _one(space.specials.eoi, weight))
 
 
 def _image_first(
@@ -123,19 +176,19 @@ def _image_first(
     space: TokenSpace,
     config: TemplateConfig,
     random: Random,
-) -> Rendered:
+) -> Outline:
     specials = space.specials
-    builder = SequenceBuilder(space).add([specials.bos], 0)
+    trunk = [_one(specials.bos, 0)]
     for image in images:
-        builder.segment(image, config.shown_image_weight)
-    captions = [[segment] for segment in segments if segment.role == "caption"]
-    branches = captions + _pairs(segments)
-    for prompt in branches if len(branches) <= config.max_branches else random.sample(branches, config.max_branches):
-        builder.branch()
-        for segment in prompt[:-1]:
-            builder.segment(segment, config.prompt_weight)
-        builder.add([specials.sep], 0).segment(prompt[-1], 1.0).add([specials.eos], 1.0)
-    return builder.build()
+        trunk += _runs(image, space, config.shown_image_weight)
+    branches = [[segment] for segment in segments if segment.role == "caption"] + _pairs(segments)
+    if len(branches) > config.max_branches:
+        branches = random.sample(branches, config.max_branches)
+    blocks = []
+    for *prompt, answer in branches:
+        asked = [run for segment in prompt for run in _runs(segment, space, config.prompt_weight)]
+        blocks.append((*asked, _one(specials.sep, 0), *_runs(answer, space, 1.0), _one(specials.eos, 1.0)))
+    return Outline(tuple(trunk), tuple(blocks), branched=True)
 
 
 def _pairs(segments: Sequence[TokenSegment]) -> list[list[TokenSegment]]:
@@ -150,31 +203,34 @@ def _text_first(
     space: TokenSpace,
     config: TemplateConfig,
     random: Random,
-) -> Rendered:
+) -> Outline:
     specials = space.specials
     captions = [segment for segment in segments if segment.role == "caption"]
-    builder = SequenceBuilder(space).add([specials.bos], 0)
     if captions and random.random() >= config.drop_prompt:
-        builder.segment(random.choice(captions), config.prompt_weight)
+        prompt = _runs(random.choice(captions), space, config.prompt_weight)
     else:
-        builder.add([specials.null], 0)
-    builder.add([specials.sep], 0)
-    return builder.segment(image, config.drawn_image_weight).add([specials.eos], 1.0).build()
+        prompt = (_one(specials.null, 0),)
+    drawn = _runs(image, space, config.drawn_image_weight)
+    block = (*prompt, _one(specials.sep, 0), *drawn, _one(specials.eos, 1.0))
+    return Outline((_one(specials.bos, 0),), (block,))
 
 
-def _dialogue(segments: Sequence[TokenSegment], space: TokenSpace, config: TemplateConfig) -> Rendered:
+def _dialogue(segments: Sequence[TokenSegment], space: TokenSpace, config: TemplateConfig) -> Outline:
+    """Blocks are exchanges: what is said until the answer to it ends."""
     specials = space.specials
-    builder = SequenceBuilder(space).add([specials.bos], 0)
+    exchanges: list[list[Run]] = [[]]
     answering = False
     for segment in segments:
         is_answer = segment.role == "answer"
         if is_answer and not answering:
-            builder.add([specials.sep], 0)
+            exchanges[-1].append(_one(specials.sep, 0))
         if answering and not is_answer:
-            builder.add([specials.eos], 1.0)
+            exchanges[-1].append(_one(specials.eos, 1.0))
+            exchanges.append([])
         answering = is_answer
-        builder.segment(segment, _turn_weight(segment, config))
-    return builder.add([specials.eos], 1.0).build()
+        exchanges[-1] += _runs(segment, space, _turn_weight(segment, config))
+    exchanges[-1].append(_one(specials.eos, 1.0))
+    return Outline((_one(specials.bos, 0),), tuple(map(tuple, exchanges)))
 
 
 def _turn_weight(segment: TokenSegment, config: TemplateConfig) -> float:
@@ -183,8 +239,8 @@ def _turn_weight(segment: TokenSegment, config: TemplateConfig) -> float:
     return config.shown_image_weight if segment.kind == "image" else config.prompt_weight
 
 
-def _plain_text(segments: Sequence[TokenSegment], space: TokenSpace) -> Rendered:
-    builder = SequenceBuilder(space).add([space.specials.bos], 0)
-    for segment in segments:
-        builder.segment(segment, 1.0)
-    return builder.add([space.specials.eos], 1.0).build()
+def _in_order(segments: Sequence[TokenSegment], space: TokenSpace, config: TemplateConfig) -> Outline:
+    weights = {"text": 1.0, "image": config.drawn_image_weight}
+    *blocks, last = [_runs(segment, space, weights[segment.kind]) for segment in segments]
+    specials = space.specials
+    return Outline((_one(specials.bos, 0),), (*blocks, (*last, _one(specials.eos, 1.0))))

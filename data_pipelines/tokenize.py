@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class TokenizeConfig:
     augmentations: tuple[Augmentation, ...] = ()
     seed: int = 0
     documents_per_shard: int = 1000
+    source_options: Mapping[str, Any] = field(default_factory=dict)
+    """What the source was opened with; recorded, and not to change while a job goes on."""
     workers: int = 0
     rank: int = 0
     world_size: int = 1

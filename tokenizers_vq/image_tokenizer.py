@@ -159,7 +159,8 @@ class ImageTokenizer(nn.Module):
         """Open a folder written by `save`, in evaluation mode. Raises ValueError with the reason where it cannot."""
         try:
             config = ImageTokenizerConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-            tokenizer = cls(config)
+            with torch.random.fork_rng(devices=[]):  # the first weights are drawn and thrown away
+                tokenizer = cls(config)
             tokenizer.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except (OSError, ValueError, SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -109,12 +110,24 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _option(text: str) -> tuple[str, Any]:
+    """`dialogues=400` -> ("dialogues", 400); a value is JSON where it can be, else a string."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"an option is NAME=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def _source_arguments(parser: argparse.ArgumentParser, split: str) -> None:
-    parser.add_argument(
-        "--source", required=True, metavar="NAME", help="easy_vqa, imagefolder, coco, vqav2, webdataset or text"
-    )
+    names = "easy_vqa, imagefolder, coco, vqav2, webdataset, text, interleaved or hf"
+    parser.add_argument("--source", required=True, metavar="NAME", help=names)
     parser.add_argument("--path", type=Path, default=None, metavar="P", help="where the source's data lies")
     parser.add_argument("--split", default=split, metavar="S")
+    about = "an option of the source, as docs/formats.md names them; may be given again"
+    parser.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE", help=about)
     parser.add_argument(
         "--max-bad", type=float, default=0.1, metavar="SHARE", help="stop past this share of bad samples"
     )

@@ -54,8 +54,8 @@ class EasyVQA:
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"easy_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
-        if dialogues is not None and dialogues < 0:
-            raise ValueError(f"dialogues must be 0 or more, got {dialogues}")
+        if dialogues is not None and (not isinstance(dialogues, int) or dialogues < 0):
+            raise ValueError(f"dialogues must be a number, 0 or more, got {dialogues!r}")
         self.split, self.failures, self.seed = split, failures, seed
         self.folder = _data_folder(path) / split
         self.pairs = _read_questions(self.folder / "questions.json")

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
+
 from data_pipelines.documents import DamagedSample, ImageSegment
+
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Damage found inside is noted to be at `place`, such as `images[2]`; the reason stays the same for every place."""
+    try:
+        yield
+    except DamagedSample as error:
+        error.add_note(place)
+        raise
+
+
+def named(sample: str, error: DamagedSample) -> str:
+    """What to call a damaged sample: its own name, and the place in it that `at` noted."""
+    return " ".join([sample, *getattr(error, "__notes__", ())])
 
 
 def read_object(path: Path, source: str) -> dict[str, Any]:
@@ -68,15 +90,45 @@ def text_field(row: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def inside(folder: Path, file_name: str) -> Path:
+def inside(folder: Path, file_name: str, field: str = "file_name") -> Path:
     """The picture's real place, which must lie in the folder, links followed. Raises DamagedSample."""
     try:
         picture = (folder / file_name).resolve()
     except (OSError, ValueError, RuntimeError) as error:
-        raise DamagedSample("file_name is not a usable path") from error
+        raise DamagedSample(f"{field} is not a usable path") from error
     if not picture.is_relative_to(folder.resolve()):
-        raise DamagedSample("file_name leads out of the folder")
+        raise DamagedSample(f"{field} leads out of the folder")
     return picture
+
+
+def picture_of(value: Any, folder: Path) -> ImageSegment:
+    """A picture that a row names by its path in the folder, or holds: bytes, or Hugging Face's {"bytes", "path"}.
+
+    Its header is read, so that what is no picture is named now; it is decoded in its turn. Raises DamagedSample.
+    """
+    if isinstance(value, Mapping):
+        content = value.get("bytes")
+        value = content if isinstance(content, bytes) else value.get("path")
+    if isinstance(value, str):
+        if URL.match(value):
+            raise DamagedSample("is a URL; download the images first, e.g. with img2dataset")
+        value = inside(folder, value, "path")
+    if not isinstance(value, Path | bytes):
+        raise DamagedSample("neither a path nor the bytes of an image")
+    _check_header(value)
+    return ImageSegment(source=value)
+
+
+def _check_header(picture: Path | bytes) -> None:
+    try:
+        Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture).close()
+    except FileNotFoundError as error:
+        raise DamagedSample("missing file") from error
+    except UnidentifiedImageError as error:
+        raise DamagedSample("not an image, or of an unknown format") from error
+    except Exception as error:  # readers of headers raise errors of every kind on damaged bytes
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DamagedSample(f"cannot be read as an image ({reason})") from error
 
 
 def check_picture(picture: Path) -> None:

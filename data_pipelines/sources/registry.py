@@ -10,7 +10,9 @@ from typing import Any
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.coco import CocoCaptions
 from data_pipelines.sources.easy_vqa import EasyVQA
+from data_pipelines.sources.hf import SavedDataset
 from data_pipelines.sources.imagefolder import ImageFolder
+from data_pipelines.sources.interleaved import Interleaved
 from data_pipelines.sources.source import Source
 from data_pipelines.sources.text import TextFiles
 from data_pipelines.sources.vqav2 import VQAv2
@@ -23,6 +25,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "vqav2": VQAv2,
     "webdataset": WebDataset,
     "text": TextFiles,
+    "interleaved": Interleaved,
+    "hf": SavedDataset,
 }
 
 

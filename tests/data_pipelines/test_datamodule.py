@@ -14,8 +14,9 @@ from PIL import Image
 
 from data_pipelines.batch import PackedBatch
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
+from data_pipelines.mixture import MixtureConfig
+from data_pipelines.planning import StreamConfig
 from data_pipelines.shards import ShardWriter, TokenDocument
-from data_pipelines.stream import StreamConfig
 from data_pipelines.templates import TemplateConfig
 from tests.oracles.pictures import SPACE, text
 from tokenizers_vq.token_space import TokenSpace, TokenSpaceMismatch
@@ -38,7 +39,7 @@ def write(folder: Path, documents: Sequence[TokenDocument], space: TokenSpace = 
 
 
 def module(*folders: Path, share: float = 0.2) -> TokenDataModule:
-    data = TokenDataModule(list(folders), STREAM, TEMPLATES, validation_share=share)
+    data = TokenDataModule([str(folder) for folder in folders], STREAM, TEMPLATES, validation_share=share)
     data.setup("fit")
     return data
 
@@ -65,14 +66,14 @@ def test_held_out_documents_are_never_trained_and_none_is_lost(tmp_path: Path) -
 
 def test_copies_of_a_document_fall_on_the_same_side(tmp_path: Path) -> None:
     data = module(write(tmp_path, [numbered(index, copy) for index in range(100) for copy in range(4)]))
-    sides = [{document.key.split("+")[0] for document in side} for side in (data.train_documents, data.val_documents)]
+    sides = [{document.key.split("+")[0] for document in side} for side in (data.train_sources[0], data.val_documents)]
     assert not sides[0] & sides[1] and all(sides)
-    assert len(data.train_documents) == 4 * len(sides[0]) and len(data.val_documents) == 4 * len(sides[1])
+    assert len(data.train_sources[0]) == 4 * len(sides[0]) and len(data.val_documents) == 4 * len(sides[1])
 
 
 def test_a_share_of_nothing_holds_nothing_out(tmp_path: Path) -> None:
     data = module(write(tmp_path, [numbered(index, 0) for index in range(30)]), share=0.0)
-    assert len(data.train_documents) == 30 and len(data.val_dataloader()) == 0
+    assert len(data.train_sources[0]) == 30 and len(data.val_dataloader()) == 0
 
 
 def test_validation_gives_the_same_batches_whatever_the_seed(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_several_folders_are_read_as_one(tmp_path: Path) -> None:
     a = write(tmp_path / "a", [numbered(index, 0) for index in range(40)])
     b = write(tmp_path / "b", [numbered(index, 0) for index in range(40, 80)])
     data = module(a, b)
-    assert len(data.train_documents) + len(data.val_documents) == 80
+    assert len(data.train_sources[0]) + len(data.val_documents) == 80
 
 
 def test_shards_with_different_token_spaces_are_refused_and_both_named(tmp_path: Path) -> None:
@@ -100,9 +101,34 @@ def test_shards_with_different_token_spaces_are_refused_and_both_named(tmp_path:
         module(a, b)
 
 
+def test_a_mixture_takes_turns_between_folders_and_holds_out_of_each(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", [numbered(index, 0) for index in range(100)])
+    b = write(tmp_path / "b", [numbered(index, 0) for index in range(100, 200)])
+    data = TokenDataModule([str(a), str(b)], STREAM, TEMPLATES, MixtureConfig(weights=(3, 1)), validation_share=0.2)
+    data.setup("fit")
+    assert [len(source) for source in data.train_sources] == [
+        100 - sum(int(d.key[4:]) < 100 for d in data.val_documents),
+        100 - sum(int(d.key[4:]) >= 100 for d in data.val_documents),
+    ]
+    seen = []
+    for batch in islice(data.train_dataloader(), 20):
+        rows, columns = (batch.tokens == SPACE.specials.bos).nonzero(as_tuple=True)
+        seen += ((batch.tokens[rows, columns + 1] - 10) * 50 + batch.tokens[rows, columns + 2] - 10).tolist()
+    assert 0.7 < sum(number < 100 for number in seen) / len(seen) < 0.8
+
+
+def test_a_mixture_of_two_stages_needs_to_know_how_long_the_run_is(tmp_path: Path) -> None:
+    folder = write(tmp_path, [numbered(index, 0) for index in range(30)])
+    mixture = MixtureConfig(weights=(1,), second_weights=(2,))
+    data = TokenDataModule([str(folder)], STREAM, TEMPLATES, mixture)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"two stages needs trainer\.max_steps"):
+        data.train_dataloader()
+
+
 def test_wrong_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"validation share lies in \[0, 1\), got 1.0"):
-        TokenDataModule([tmp_path], validation_share=1.0)
+        TokenDataModule([str(tmp_path)], validation_share=1.0)
     with pytest.raises(ValueError, match="name at least one folder"):
         TokenDataModule([]).setup("fit")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.packing import best_fit, efficiency
+from data_pipelines.packing import FULL, best_fit, efficiency, hold_back
 
 
 @given(capacity=st.integers(1, 60), data=st.data())
@@ -48,3 +48,19 @@ def test_efficiency_is_the_share_of_tokens_that_are_not_padding() -> None:
 def test_a_sequence_longer_than_a_row_is_refused_with_both_lengths() -> None:
     with pytest.raises(ValueError, match="a sequence of 11 tokens does not fit a row of 10"):
         best_fit([3, 11], 10)
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=60), waited=st.integers(0, 20))
+def test_rows_held_back_are_not_full_few_and_wait_only_once(lengths: list[int], waited: int) -> None:
+    rows = best_fit(lengths, 20)
+    held = hold_back(lengths, rows, 20, waited)
+    assert all(sum(lengths[index] for index in rows[number]) < FULL * 20 for number in held)
+    assert all(index >= waited for number in held for index in rows[number])
+    assert sum(len(rows[number]) for number in held) <= len(lengths) // 4
+
+
+def test_the_emptiest_row_waits_first() -> None:
+    lengths = [20, 20, 20, 20, 20, 20, 20, 12, 15]
+    assert hold_back(lengths, [[index] for index in range(9)], 20, waited=0) == {7, 8}
+    assert hold_back(lengths, [[index] for index in range(9)], 20, waited=8) == {8}
+    assert hold_back(lengths[3:], [[index] for index in range(6)], 20, waited=0) == {4}

@@ -14,7 +14,7 @@ from data_pipelines.documents import Document, TextSegment
 from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.shards import read_all
 from data_pipelines.sources import open_source
-from data_pipelines.sources.text import WHOLE_FOLDER
+from data_pipelines.sources.rows import WHOLE_FOLDER
 from data_pipelines.templates import TemplateConfig, render
 from tests.oracles.pictures import sharp_tokenizer
 from unimodal.cli import main

@@ -99,6 +99,18 @@ def test_text_alone_is_all_learned() -> None:
     check(told(SHOW, text("text", 10, 11)), [BOS, 10, 11, EOS], [0, 1, 1, 1], [0] * 4, [0, 1, 2, 3])
 
 
+@pytest.mark.parametrize("config", [SHOW, DRAW])
+def test_interleaved_text_and_pictures_keep_their_order_and_all_is_learned(config: TemplateConfig) -> None:
+    config = dataclasses.replace(config, drawn_image_weight=0.5)
+    check(
+        told(config, text("text", 10), PICTURE, PICTURE, text("text", 11, 12), layout="interleaved"),
+        [BOS, 10, *IMAGE, *IMAGE, 11, 12, EOS],
+        [0, 1, *[0.5] * 12, 1, 1, 1],
+        [0] * 17,
+        list(range(17)),
+    )
+
+
 def test_every_weight_of_the_config_is_used() -> None:
     config = TemplateConfig(prompt_weight=0.5, shown_image_weight=0.25, drawn_image_weight=2.0, drop_prompt=0.0)
     shown = told(dataclasses.replace(config, image_first=1.0), PICTURE, *PAIRS[:2])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.templates import Rendered, SequenceBuilder
+from data_pipelines.templates import Outline, Rendered, Run
 from tests.oracles.tiny import tiny_config, tiny_space, tiny_transformer
 from unimodal.model.config import QKNormConfig, TransformerConfig
 from unimodal.model.masks import dense_mask
@@ -35,13 +36,11 @@ def transformer(request: pytest.FixtureRequest) -> Transformer:
 def random_sequence(random: Random) -> Rendered:
     """A trunk and up to three branches of random ids, as templates make them."""
 
-    def some() -> list[int]:
-        return [random.randrange(SPACE.vocab_size) for _ in range(random.randint(1, 4))]
+    def some(weight: float) -> Run:
+        return Run(np.array([random.randrange(SPACE.vocab_size) for _ in range(random.randint(1, 4))]), weight)
 
-    builder = SequenceBuilder(SPACE).add(some(), 0.5)
-    for _ in range(random.randint(0, 3)):
-        builder.branch().add(some(), 0).add(some(), 1.0)
-    return builder.build()
+    branches = tuple((some(0), some(1.0)) for _ in range(random.randint(0, 3)))
+    return Outline((some(0.5),), branches, branched=True).build()
 
 
 def packed_rows(seed: int, rows: int = 3) -> list[list[Rendered]]:

@@ -174,3 +174,10 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_it(tmp_path: Path, d
 def test_the_patch_backbone_reduces_by_its_patch_and_vqgan_by_two_between_stages() -> None:
     assert PatchBackboneConfig(patch_size=4).reduction == 4
     assert VQGANBackboneConfig(multipliers=(1, 2, 4)).reduction == 4
+
+
+def test_opening_a_tokenizer_draws_no_random_number(tmp_path: Path) -> None:
+    tiny_tokenizer().save(tmp_path)
+    before = torch.get_rng_state()
+    ImageTokenizer.open(tmp_path)
+    assert torch.equal(before, torch.get_rng_state())

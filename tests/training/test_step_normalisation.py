@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.templates import Rendered, SequenceBuilder
+from data_pipelines.templates import Outline, Rendered, Run
 from tests.oracles.tiny import tiny_shards, tiny_space
 from tests.oracles.tiny_training import finish, fit_arguments, start_training
 from unimodal.model.masks import dense_mask
@@ -44,8 +45,8 @@ def uneven_batches(count: int) -> list[PackedBatch]:
     random = Random(0)
 
     def sequence(length: int, weight: float) -> Rendered:
-        ids = [random.randrange(SPACE.vocab_size) for _ in range(length)]
-        return SequenceBuilder(SPACE).add(ids[:2], 0).add(ids[2:], weight).build()
+        ids = np.array([random.randrange(SPACE.vocab_size) for _ in range(length)])
+        return Outline((Run(ids[:2], 0),), ((Run(ids[2:], weight),),)).build()
 
     return [collate([[sequence(4 + 5 * index, 0.3 + index)] for _ in range(2)], ROW, SPACE) for index in range(count)]
 

@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
         limit=options.limit,
         sampling=_sampling(options),
         max_bad=options.max_bad,
+        source_options=dict(options.option),
     )
     if options.seeds_per_prompt is not None:
         config = replace(config, seeds_per_prompt=options.seeds_per_prompt)

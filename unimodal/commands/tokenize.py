@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
         copies=options.copies,
         augmentations=_augmentations(options.augment),
         seed=options.seed,
+        source_options=dict(options.option),
         documents_per_shard=options.documents_per_shard,
         workers=options.workers,
         rank=options.rank,
@@ -61,7 +62,8 @@ def _augmentations(text: str) -> tuple[Augmentation, ...]:
 
 
 def _source(options: argparse.Namespace, failures: FailureLog) -> Source:
-    return open_source(options.source, path=options.path, split=options.split, failures=failures)
+    chosen = dict(options.option)
+    return open_source(options.source, path=options.path, split=options.split, failures=failures, **chosen)
 
 
 def _text_tokenizer(options: argparse.Namespace, console: Console) -> TextTokenizer:

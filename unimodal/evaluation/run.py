@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class EvaluationConfig:
     seeds_per_prompt: int = 16
     judge_dir: Path | None = None
     max_bad: float = 0.1
+    source_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -56,7 +58,10 @@ def run(model: AnyToAnyModel, config: EvaluationConfig, out: Path, *, quiet: boo
 
     Raises ValueError, in one line, for an unknown source, split or path, and for a source without what the task needs.
     """
-    source = open_source(config.source, path=config.path, split=config.split, failures=FailureLog(limit=config.max_bad))
+    failures = FailureLog(limit=config.max_bad)
+    source = open_source(
+        config.source, path=config.path, split=config.split, failures=failures, **config.source_options
+    )
     data = {"source": config.source, "split": config.split, "sha256": source.fingerprint(), "limit": config.limit}
     with _bars(quiet) as reporter:
         result = TASKS[config.task](model, source, config, out, reporter)
@@ -69,6 +74,8 @@ def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
     words = ["unimodal", "evaluate", "--model", str(model.path or "MODEL"), "--task", config.task]
     words += ["--source", config.source, "--split", config.split]
     words += ["--path", str(config.path)] if config.path else []
+    for name, value in config.source_options.items():
+        words += ["--option", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     words += ["--limit", str(config.limit)] if config.limit else []
     words += ["--max-bad", str(config.max_bad)] if config.max_bad != EvaluationConfig.max_bad else []
     if config.seeds_per_prompt != EvaluationConfig.seeds_per_prompt:

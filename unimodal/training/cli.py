@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from data_pipelines import datamodule as _datamodules
+from data_pipelines import raw as _raw
 from tokenizers_vq import module as _tokenizer_module
 from unimodal.training import module as _transformer_module
 from unimodal.training.callbacks.bundle import BundleWriter
@@ -24,7 +25,7 @@ from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.precision import trainer_precision
 
-KNOWN_CLASSES = (_datamodules, _tokenizer_module, _transformer_module)
+KNOWN_CLASSES = (_datamodules, _raw, _tokenizer_module, _transformer_module)
 """Imported so that configs may name their classes without a path."""
 
 HARMLESS = (

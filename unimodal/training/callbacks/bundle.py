@@ -25,4 +25,4 @@ class BundleWriter(L.Callback):
         if not isinstance(data, TokenDataModule) or pl_module.transformer is None:
             return
         out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
-        bundle(pl_module.transformer.eval(), pl_module.space, data.shards[0]).save(out)
+        bundle(pl_module.transformer.eval(), pl_module.space, data.folders[0]).save(out)

@@ -1,0 +1,195 @@
+"""The plan of training: which documents lie in which row of which batch. It is made from lengths; no id is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, NamedTuple
+
+from data_pipelines.mixture import Mixture, MixtureConfig
+from data_pipelines.packing import best_fit, hold_back
+from data_pipelines.shards.documents import Documents
+from data_pipelines.templates import Outline, TemplateConfig, outline
+from tokenizers_vq.token_space import TokenSpace
+
+LONGER = "longer than a row, with an image or a question that does not fit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """Rows of `length` tokens, `rows` of them a batch; packing looks `window` documents ahead.
+
+    Documents are shuffled among `shards_together` shards at a time.
+    """
+
+    length: int = 256
+    rows: int = 32
+    window: int = 512
+    seed: int = 0
+    shards_together: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.length, self.rows, self.window, self.shards_together) < 1:
+            raise ValueError(f"length, rows, window and shards_together are at least 1, got {self}")
+
+
+@dataclass(kw_only=True)
+class SourceReport:
+    """What became of the documents that were drawn from one source."""
+
+    documents: int = 0
+    trained: int = 0
+    cut: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(kw_only=True)
+class StreamReport:
+    """What became of the documents drawn so far. Those neither trained nor left out are still to be packed."""
+
+    sources: list[SourceReport] = field(default_factory=lambda: [SourceReport()])
+    tokens: int = 0
+    capacity: int = 0
+
+    @property
+    def documents(self) -> int:
+        """Drawn from all sources."""
+        return sum(source.documents for source in self.sources)
+
+    @property
+    def trained(self) -> int:
+        """Given to training, of all sources."""
+        return sum(source.trained for source in self.sources)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> documents of all sources."""
+        return dict(sum((source.left_out for source in self.sources), Counter()))
+
+    @property
+    def efficiency(self) -> float:
+        """Share of tokens that are not padding."""
+        return self.tokens / self.capacity if self.capacity else 1.0
+
+
+class Part(NamedTuple):
+    """A document, or the part of it that fits a row: source, epoch, index there, number of the part."""
+
+    source: int
+    epoch: int
+    index: int
+    part: int
+
+
+Row = list[Part]
+
+
+class Plan:
+    """Rows without end, or until the mixture ends; what comes next is a pure function of the state.
+
+    The state is a few numbers a source, the parts that wait to be packed, and the rows that wait to be given.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Documents],
+        space: TokenSpace,
+        templates: TemplateConfig,
+        config: StreamConfig,
+        mixture: MixtureConfig,
+        second_stage_row: float = float("inf"),
+    ) -> None:
+        """second_stage_row: how many rows are given before the mixture's second stage begins."""
+        self.sources, self.space, self.templates, self.config = sources, space, templates, config
+        self.mixture = Mixture([s.sizes for s in sources], mixture, config.seed, config.shards_together)
+        self.second_stage_row = second_stage_row
+        self.report = StreamReport(sources=[SourceReport() for _ in sources])
+        self.windows = self.rows_given = 0
+        self.ended = False
+        self.waiting: list[Part] = []
+        self.rows: list[Row] = []
+        self._outlines: dict[Part, Outline] = {}
+
+    def take(self, count: int) -> list[tuple[Row, list[Outline]]]:
+        """The next `count` rows with the outlines of their parts; fewer once the mixture has ended."""
+        while len(self.rows) < count and not self.ended:
+            self._pack_window()
+        given, self.rows = self.rows[:count], self.rows[count:]
+        self.rows_given += len(given)
+        self.report.capacity += len(given) * self.config.length
+        return [(row, [self._given(part) for part in row]) for row in given]
+
+    def state(self) -> dict[str, Any]:
+        """As plain numbers and lists."""
+        return {
+            "mixture": self.mixture.state(),
+            "windows": self.windows,
+            "rows_given": self.rows_given,
+            "ended": self.ended,
+            "waiting": [list(part) for part in self.waiting],
+            "rows": [[list(part) for part in row] for row in self.rows],
+        }
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; counts of the report begin anew."""
+        self.mixture.go_on(state["mixture"])
+        self.windows, self.rows_given, self.ended = state["windows"], state["rows_given"], state["ended"]
+        self.waiting = [Part(*part) for part in state["waiting"]]
+        self.rows = [[Part(*part) for part in row] for row in state["rows"]]
+        self._outlines = {}
+
+    def _pack_window(self) -> None:
+        self.mixture.begin_stage(int(self.rows_given + len(self.rows) >= self.second_stage_row))
+        waited = len(self.waiting)
+        parts = [*self.waiting, *self._drawn()]
+        if not (parts or self.rows or self.report.trained) and self.report.documents >= sum(map(len, self.sources)):
+            raise ValueError(
+                f"none of {self.report.documents} documents fits a row of {self.config.length} tokens; "
+                "use longer rows (data.stream.length)"
+            )
+        lengths = [len(self._outline(part)) for part in parts]
+        rows = best_fit(lengths, self.config.length)
+        held = set() if self.ended else hold_back(lengths, rows, self.config.length, waited)
+        ready = [number for number in range(len(rows)) if number not in held]
+        Random(f"rows-{self.config.seed}-{self.windows}").shuffle(ready)
+        self.waiting = [parts[index] for number in sorted(held) for index in rows[number]]
+        self.rows += [[parts[index] for index in rows[number]] for number in ready]
+        self.windows += 1
+
+    def _drawn(self) -> Iterable[Part]:
+        """The parts of the next window of documents."""
+        for _ in range(self.config.window):
+            drawn = self.mixture.draw()
+            if drawn is None:
+                self.ended = True
+                return
+            parts = self._parts(*drawn)
+            report = self.report.sources[drawn.source]
+            report.documents += 1
+            report.cut += len(parts) > 1
+            if not parts:
+                report.left_out[LONGER] += 1
+            yield from parts
+
+    def _parts(self, source: int, epoch: int, index: int) -> list[Part]:
+        random = Random(f"template-{self.config.seed}-{source}-{epoch}-{index}")
+        whole = outline(self.sources[source][index], self.space, self.templates, random)
+        capacity = self.config.length
+        pieces = [whole] if len(whole) <= capacity else whole.cut(capacity)
+        parts = [Part(source, epoch, index, number) for number in range(len(pieces))]
+        self._outlines.update(zip(parts, pieces, strict=True))
+        return parts
+
+    def _outline(self, part: Part) -> Outline:
+        if part not in self._outlines:
+            self._parts(part.source, part.epoch, part.index)
+        return self._outlines[part]
+
+    def _given(self, part: Part) -> Outline:
+        found = self._outline(part)
+        del self._outlines[part]
+        self.report.tokens += len(found)
+        self.report.sources[part.source].trained += part.part == 0
+        return found

@@ -1,0 +1,63 @@
+"""Shards that lie elsewhere: any address fsspec knows, with a copy on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import fsspec
+
+from data_pipelines.shards.format import MANIFEST_FILE, DamagedShard
+from data_pipelines.shards.reader import open_manifest
+from data_pipelines.shards.writer import write_whole
+
+DEFAULT_CACHE = Path("~/.cache/unimodal/shards")
+BESIDE = ("text_tokenizer/tokenizer.json", "image_tokenizer/config.json", "image_tokenizer/model.safetensors")
+"""Tokenizers that may lie beside shards; training puts them into its bundle."""
+
+
+def local_folder(address: str, cache: Path) -> Path:
+    """A folder on this machine that holds the shards of `address`; a local folder is its own.
+
+    Shards already there with the hash of the manifest are not fetched again. Raises ValueError for an address that
+    cannot be read, DamagedShard for a shard that does not arrive as the manifest says.
+    """
+    if "://" not in address:
+        return Path(address)
+    address = address.rstrip("/")
+    folder = cache.expanduser() / hashlib.sha256(address.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / MANIFEST_FILE, _fetch(f"{address}/{MANIFEST_FILE}"))
+    for entry in open_manifest(folder).shards:
+        if Path(entry.name).name != entry.name:
+            raise DamagedShard(f"{address}: the manifest names {entry.name!r}, which leads out of its folder")
+        path = folder / entry.name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
+            data = _fetch(f"{address}/{entry.name}")
+            if hashlib.sha256(data).hexdigest() != entry.sha256:
+                raise DamagedShard(
+                    f"{address}/{entry.name}: its SHA-256 is not the manifest's; it did not arrive whole"
+                )
+            write_whole(path, data)
+    for name in BESIDE:
+        if (data := _fetch_if_there(f"{address}/{name}")) is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_whole(folder / name, data)
+    return folder
+
+
+def _fetch_if_there(address: str) -> bytes | None:
+    try:
+        with fsspec.open(address, "rb") as file:
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    except FileNotFoundError:
+        return None
+
+
+def _fetch(address: str) -> bytes:
+    try:
+        with fsspec.open(address, "rb") as file:
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:  # every file system raises errors of its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{address} cannot be read ({reason})") from error

@@ -1,0 +1,65 @@
+"""Streaming tokenization: the same documents give the same batches and losses as a shard of them."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.failures import FailureLog, TooMuchDamage
+from data_pipelines.planning import StreamConfig
+from data_pipelines.raw import RawDataModule
+from data_pipelines.sources.registry import open_source
+from data_pipelines.tokenize import TokenizeConfig, tokenize
+from tests.data_pipelines.test_stream import all_equal
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture_folder, tiny_text_tokenizer
+from tests.oracles.tiny_training import fit_arguments, logged
+from unimodal.training.cli import run
+
+STREAM = StreamConfig(length=48, rows=3, window=16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pictures`, and `shards`: one shard of them with the tokenizers beside it."""
+    root = tmp_path_factory.mktemp("raw")
+    text, image, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), FailureLog()
+    source = open_source("imagefolder", path=tiny_picture_folder(root / "pictures"), failures=failures)
+    tokenize(source, text, image, root / "shards", failures, TokenizeConfig())
+    text.save(root / "shards" / "text_tokenizer")
+    image.save(root / "shards" / "image_tokenizer")
+    return root
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pictures_that_are_tokenized_while_loading_give_the_batches_of_a_shard(folder: Path, num_workers: int) -> None:
+    shards = TokenDataModule([str(folder / "shards")], STREAM)
+    raw = RawDataModule("imagefolder", folder / "shards", folder / "pictures", stream=STREAM, num_workers=num_workers)
+    for data in (shards, raw):
+        data.setup("fit")
+    assert all_equal(*[list(islice(data.train_dataloader(), 20)) for data in (shards, raw)])
+    assert all_equal(*[list(data.val_dataloader()) for data in (shards, raw)])
+
+
+def test_training_on_them_has_the_same_losses_and_leaves_a_bundle(folder: Path, tmp_path: Path) -> None:
+    run(fit_arguments(folder / "shards", tmp_path / "shards", trainer__max_steps=5))
+    arguments = fit_arguments(folder / "shards", tmp_path / "raw", trainer__max_steps=5, data="RawDataModule")
+    arguments = [argument for argument in arguments if not argument.startswith("--data.shards")]
+    chosen = {"source": "imagefolder", "path": folder / "pictures", "tokenizers": folder / "shards"}
+    run([*arguments, *(f"--data.{name}={value}" for name, value in chosen.items())])
+    losses = [logged(tmp_path / name, "train/loss") for name in ("shards", "raw")]
+    assert losses[0] == losses[1] and len(set(losses[0].values())) == 5
+    assert (tmp_path / "raw" / "model" / "model.safetensors").is_file()
+
+
+def test_damage_is_found_before_training_and_too_much_of_it_stops(tmp_path: Path, folder: Path) -> None:
+    pictures = tiny_picture_folder(tmp_path / "pictures")
+    (pictures / "003.png").write_bytes(b"not a picture")
+    data = RawDataModule("imagefolder", folder / "shards", pictures, stream=STREAM, validation_share=0)
+    data.setup("fit")
+    assert len(data.train_sources[0]) == 23
+    strict = RawDataModule("imagefolder", folder / "shards", pictures, stream=STREAM, max_bad=0.01)
+    with pytest.raises(TooMuchDamage, match=r"1 of 24 samples cannot be used, over the limit of 1%.*003\.png"):
+        strict.setup("fit")
