@@ -15,6 +15,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.transformer import Transformer
+from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.compiling import compiled
 from unimodal.training.losses import LossSums, next_token_losses
 from unimodal.training.optim import MuonConfig, OptimizerConfig, build_optimizer
@@ -39,6 +40,7 @@ class TransformerModule(L.LightningModule):
         z_weight: float = 1e-5,
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
+        codebook_init: CodebookInitConfig | None = None,
         compile: bool = True,
     ) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class TransformerModule(L.LightningModule):
             "norm_placement": norm_placement,
         }
         TransformerConfig(vocab_size=1, **self.shape)  # say now what is wrong with it
-        self.z_weight, self.compile_model = z_weight, compile
+        self.z_weight, self.compile_model, self.codebook_init = z_weight, compile, codebook_init
         self.optimizer_config = optimizer or MuonConfig()
         self.schedule = schedule or ScheduleConfig()
         self.transformer: Transformer | None = None
@@ -66,6 +68,9 @@ class TransformerModule(L.LightningModule):
         if self.transformer is None:
             config = TransformerConfig(vocab_size=self.space.vocab_size, **self.shape)
             self.transformer = Transformer(config)
+            if self.codebook_init is not None:
+                tokenizer = open_beside(self.trainer.datamodule.folders[0])  # pyright: ignore[reportAttributeAccessIssue]
+                begin_with_codebook(self.transformer, self.space, tokenizer, self.codebook_init)
             self._features = compiled(self.transformer.features) if self.compile_model else self.transformer.features
 
     @property
