@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from data_pipelines.images import ImagePolicy, to_tensor
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.documents import Documents, Keyed
-from data_pipelines.shards.format import TokenDocument
+from data_pipelines.shards.format import ShardEntry, TokenDocument
 from data_pipelines.shards.reader import Shard, open_manifest
 from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
 from data_pipelines.sources.registry import open_source
@@ -106,6 +106,31 @@ def _as_bytes(segment: ImageSegment, policy: ImagePolicy) -> Tensor:
     return ((pixels + 1) * 127.5).round().to(torch.uint8)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FolderTotals:
+    """What a folder of shards holds, held-out documents included."""
+
+    name: str
+    documents: int
+    text_tokens: int
+    image_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Of both kinds."""
+        return self.text_tokens + self.image_tokens
+
+    @classmethod
+    def of(cls, name: str, entries: Sequence[ShardEntry]) -> FolderTotals:
+        """The sums over a manifest's shards."""
+        return cls(
+            name=name,
+            documents=sum(entry.documents for entry in entries),
+            text_tokens=sum(entry.text_tokens for entry in entries),
+            image_tokens=sum(entry.image_tokens for entry in entries),
+        )
+
+
 class TokenDataModule(L.LightningDataModule):
     """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out.
 
@@ -131,6 +156,7 @@ class TokenDataModule(L.LightningDataModule):
         self.validation_share, self.num_workers = validation_share, num_workers
         self.space: TokenSpace | None = None
         self.folders: list[Path] = []
+        self.totals: list[FolderTotals] = []
         self.train_sources: list[Documents] = []
         self.val_documents = Documents([])
 
@@ -148,6 +174,7 @@ class TokenDataModule(L.LightningDataModule):
             if self.space is not None:
                 self.space.check_same(space, self.shards[0], address)
             self.space = space
+            self.totals.append(FolderTotals.of(address, manifest.shards))
             opened.append([Shard(folder, entry, space) for entry in manifest.shards])
         if self.space is None:
             raise ValueError("name at least one folder of token shards")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data_pipelines.images import to_image
@@ -66,7 +67,7 @@ def _part(segment: TokenSegment, space: TokenSpace, text: TextTokenizer, image: 
         return f"{role}<div>{escape(text.decode(segment.ids.tolist()))}</div>"
     if image is None:
         return f'{role}<div class="left-out">{len(segment.ids)} image codes, no image tokenizer beside the shards</div>'
-    picture = to_image(image.decode(space.to_codes(torch.from_numpy(segment.ids)[None]))[0])
+    picture = to_image(image.decode(space.to_codes(torch.from_numpy(segment.ids.astype(np.int64))[None]))[0])
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return role + inline_image(buffer.getvalue(), "image/png", f"picture of {segment.role}")

@@ -22,6 +22,7 @@ from unimodal.training import module as _transformer_module
 from unimodal.training.callbacks.bundle import BundleWriter
 from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
+from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.precision import trainer_precision
 
@@ -80,7 +81,7 @@ class TrainingCLI(LightningCLI):
             board = TensorBoardLogger(config["default_root_dir"], name="logs", version=csv.version)
             kwargs["logger"] = [csv, board]
         config["plugins"] = [AtomicCheckpointIO()]
-        config["callbacks"] = [*(config.get("callbacks") or []), StepProgress(), ReconstructionPictures()]
+        config["callbacks"] = [*(config.get("callbacks") or []), StepProgress(), SourceTable(), ReconstructionPictures()]
         return super().instantiate_trainer(**kwargs)
 
 
