@@ -147,9 +147,10 @@ def _length(runs: Iterable[Run]) -> int:
 
 def _pieces(block: tuple[Run, ...], room: int) -> list[tuple[Run, ...]]:
     """A block of text alone (one run, or a run and <eos>) that is longer than `room`, in pieces; others as they are."""
-    if len(block) > 2 or _length(block) <= room:
+    first, *end = block
+    if len(end) > 1 or _length(block) <= room:
         return [block]
-    (ids, weight), *end = block
+    ids, weight = first
     pieces: list[tuple[Run, ...]] = [(Run(ids[at : at + room], weight),) for at in range(0, len(ids), room)]
     if _length(pieces[-1]) + _length(end) <= room:
         pieces[-1] = (*pieces[-1], *end)

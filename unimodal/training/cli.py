@@ -81,7 +81,12 @@ class TrainingCLI(LightningCLI):
             board = TensorBoardLogger(config["default_root_dir"], name="logs", version=csv.version)
             kwargs["logger"] = [csv, board]
         config["plugins"] = [AtomicCheckpointIO()]
-        config["callbacks"] = [*(config.get("callbacks") or []), StepProgress(), SourceTable(), ReconstructionPictures()]
+        config["callbacks"] = [
+            *(config.get("callbacks") or []),
+            StepProgress(),
+            SourceTable(),
+            ReconstructionPictures(),
+        ]
         return super().instantiate_trainer(**kwargs)
 
 

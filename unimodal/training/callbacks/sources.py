@@ -68,9 +68,7 @@ class SourceTable(L.Callback):
         for folder, share in zip(data.totals, found, strict=True):
             counts = (folder.documents, folder.text_tokens, folder.image_tokens)
             epochs = f"{share.epochs:.1f}" if steps else "-"
-            table.add_row(
-                folder.name, *(f"{n:,}" for n in counts), f"{share.draws:.1%}", f"{share.tokens:.1%}", epochs
-            )
+            table.add_row(folder.name, *(f"{n:,}" for n in counts), f"{share.draws:.1%}", f"{share.tokens:.1%}", epochs)
             self._log(trainer, folder, share)
         Console().print(table)
 
