@@ -50,7 +50,7 @@ class Encoder:
         """Documents with their pictures -> token documents."""
         flat = [picture for pictures in pixels for picture in pictures]
         groups = [torch.stack(flat[i : i + IMAGES_AT_ONCE]) for i in range(0, len(flat), IMAGES_AT_ONCE)]
-        ids = (self.space.to_image_ids(codes) for group in groups for codes in self.image.encode(group))
+        ids = (self.space.to_image_ids(codes) for group in groups for codes in self.image.encode(group).cpu())
         return [self._document(document, copy, ids) for document, copy in batch]
 
     def _pixels(self, key: str, copy: int, index: int, segment: ImageSegment) -> Tensor:

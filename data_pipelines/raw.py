@@ -89,7 +89,7 @@ class RawDocuments(Sequence[TokenDocument]):
         segment = self.documents[document].segments[number]
         assert isinstance(segment, ImageSegment)
         pixels = to_tensor(self.policy.apply(segment.open(), segment.role))
-        return self.space.to_image_ids(self.image.encode(pixels[None]))[0].numpy()
+        return self.space.to_image_ids(self.image.encode(pixels[None]).cpu())[0].numpy()
 
 
 def usable(documents: Sequence[Document], failures: FailureLog) -> list[Document]:

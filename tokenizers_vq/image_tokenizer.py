@@ -99,6 +99,11 @@ class ImageTokenizer(nn.Module):
         return self.config.image_size
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are; `encode` takes images there."""
+        return next(self.encoder.parameters()).device
+
+    @property
     def codebook_size(self) -> int:
         """Number of different codes."""
         return self.config.quantizer.codebook_size
@@ -121,6 +126,7 @@ class ImageTokenizer(nn.Module):
         expected = (3, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"this tokenizer takes images of shape (B, {expected}), got {tuple(images.shape)}")
+        images = images.to(self.device)
         vectors = self.encoder(images.contiguous(memory_format=torch.channels_last))
         return self.quantizer(vectors.float().flatten(2).transpose(1, 2)).indices
 

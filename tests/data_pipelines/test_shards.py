@@ -84,6 +84,17 @@ def test_plain_tarfile_and_numpy_read_them(tmp_path: Path) -> None:
     assert ids.dtype == np.uint16 and ids.tolist() == [105, 106, 107, 108, *range(31, 35)]
 
 
+def test_datasets_reads_them(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    write(tmp_path / "shards", DOCUMENTS)
+    files = {"train": [str(path) for path in sorted((tmp_path / "shards").glob("*.tar"))]}
+    read = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert [row["__key__"] for row in read] == [document.key for document in DOCUMENTS]
+    found = [row["ids.npy"] for row in read]
+    expected = [np.concatenate([segment.ids for segment in document.segments]) for document in DOCUMENTS]
+    assert all(np.asarray(a).tolist() == b.tolist() for a, b in zip(found, expected, strict=True))
+
+
 def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, DOCUMENTS)

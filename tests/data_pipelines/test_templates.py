@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.shards import TokenDocument, TokenSegment
-from data_pipelines.templates import Rendered, TemplateConfig, render
+from data_pipelines.templates import Rendered, TemplateConfig, outline, render
 from tests.oracles.pictures import SPACE, image, text
 from tokenizers_vq.text import TextTokenizer
 
@@ -170,3 +170,47 @@ def test_special_strings_that_a_user_typed_add_no_special_ids() -> None:
 def test_a_config_out_of_range_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"shares lie between 0 and 1|at least one branch"):
         TemplateConfig(**wrong)
+
+
+def test_questions_that_do_not_fit_one_row_show_the_picture_again() -> None:
+    pairs = [s for n in range(5) for s in (text("question", 20 + n, 30 + n), text("answer", 40 + n))]
+    document = TokenDocument(key="k", segments=(image(1, 2, 3, 4), *pairs), meta={})
+    whole = outline(document, SPACE, TemplateConfig(image_first=1.0), Random(0))
+    trunk = 1 + 6
+    parts = whole.cut(trunk + 2 * 5)
+    assert [len(part) for part in parts] == [trunk + 10, trunk + 10, trunk + 5]
+    built = [part.build() for part in parts]
+    for part in built:
+        assert part.ids[:trunk].tolist() == whole.build().ids[:trunk].tolist()
+        assert part.branches.tolist() == [0] * trunk + [b for b in (1, 2) for _ in range(5)][: len(part) - trunk]
+        assert part.positions.tolist() == [*range(trunk), *([*range(trunk, trunk + 5)] * 2)][: len(part)]
+    branches = np.concatenate([part.ids[trunk:] for part in built])
+    assert branches.tolist() == whole.build().ids[trunk:].tolist(), "every question once, in order"
+    assert whole.cut(trunk + 4) == [], "one question does not fit"
+
+
+def test_a_dialogue_is_cut_between_exchanges() -> None:
+    exchange = (text("request", 20, 21), text("answer", 30), image(1, 2, 3, 4, role="answer"))
+    document = TokenDocument(key="k", segments=exchange * 3, meta={"layout": "dialogue"})
+    whole = outline(document, SPACE, TemplateConfig(), Random(0))
+    length = 2 + 1 + 1 + 6 + 1
+    assert len(whole) == 1 + 3 * length
+    parts = [part.build() for part in whole.cut(1 + 2 * length)]
+    assert [len(part) for part in parts] == [1 + 2 * length, 1 + length]
+    assert all(part.ids[0] == SPACE.specials.bos and part.ids[-1] == SPACE.specials.eos for part in parts)
+    assert np.concatenate([part.ids[1:] for part in parts]).tolist() == whole.build().ids[1:].tolist()
+
+
+def test_a_drawing_is_never_cut_from_its_caption() -> None:
+    document = TokenDocument(key="k", segments=(image(1, 2, 3, 4), text("caption", 20, 21)), meta={})
+    whole = outline(document, SPACE, TemplateConfig(image_first=0.0, drop_prompt=0.0), Random(0))
+    assert [len(part) for part in whole.cut(len(whole))] == [len(whole)]
+    assert whole.cut(len(whole) - 1) == []
+
+
+def test_long_text_is_cut_anywhere_and_ends_once() -> None:
+    document = TokenDocument(key="k", segments=(text("text", *range(20, 45)),), meta={})
+    parts = [part.build() for part in outline(document, SPACE, TemplateConfig(), Random(0)).cut(11)]
+    assert [part.ids[0] for part in parts] == [SPACE.specials.bos] * 3
+    expected = [*range(20, 45), SPACE.specials.eos]
+    assert np.concatenate([part.ids[1:] for part in parts]).tolist() == expected

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.oracles.slow_generation import decode_slowly
 from tests.oracles.tiny import tiny_space, tiny_transformer
-from unimodal.generation.engine import DecodeConfig, Engine
+from unimodal.generation.engine import WORTH_SHARING, DecodeConfig, Engine, shared_length
 from unimodal.generation.grammar import check_spans
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.transformer import Transformer
@@ -151,3 +153,34 @@ def test_prompts_that_cannot_be_answered_are_refused(prompt: list[int], reason: 
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         DecodeConfig(**settings)
+
+
+PICTURES = [[1, 3, 16 + code, 17, 18, 19, 4] for code in range(2)]
+ASKED = [[*picture, 7 + question, *[9] * (question % 3), 5] for question in range(4) for picture in PICTURES]
+
+
+@pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_shared_prefix_changes_no_answer(settings: dict[str, Any]) -> None:
+    config, decoder = DecodeConfig(max_new_tokens=20, **settings), engine()
+    assert shared_length(ASKED) == 7
+    seeds = list(range(len(ASKED)))
+    found = decoder.decode(ASKED, seeds, config)
+    assert found == [decode_slowly(decoder.transformer, SPACE, p, s, config) for p, s in zip(ASKED, seeds, strict=True)]
+    assert len({tuple(answer) for answer in found}) > 1
+
+
+def test_a_shared_prefix_runs_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = engine()
+    spy = Spy(decoder.transformer, monkeypatch)
+    decoder.decode(ASKED, list(range(len(ASKED))), DecodeConfig(mode="text", max_new_tokens=1))
+    assert spy.shapes[:2] == [(2, 7), (8, 4)]
+
+
+@given(prompts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=7), min_size=1, max_size=6))
+def test_the_shared_length_is_the_one_that_saves_most(prompts: list[list[int]]) -> None:
+    def saves(length: int) -> int:
+        return (len(prompts) - len({tuple(prompt[:length]) for prompt in prompts})) * length
+
+    best = max(range(min(map(len, prompts))), key=saves)
+    worth = saves(best) > WORTH_SHARING * sum(map(len, prompts))
+    assert saves(shared_length(prompts)) == (saves(best) if worth else 0)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.oracles.slow_attention import random_layout, visible
-from unimodal.model.masks import additive, allowed, cached_mask, causal_mask, dense_mask
+from tests.oracles.tiny import tiny_transformer
+from unimodal.model.masks import additive, allowed, block_mask, cached_mask, causal_mask, dense_mask, training_mask
 
 LENGTH = 24
 
@@ -56,3 +57,19 @@ def test_a_cached_query_sees_the_slots_up_to_its_own_position() -> None:
 def test_the_additive_mask_is_zero_or_minus_infinity() -> None:
     bias = additive(torch.tensor([True, False]), torch.float64)
     assert bias.dtype == torch.float64 and bias.tolist() == [0.0, float("-inf")]
+
+
+def test_a_model_gives_the_same_with_the_mask_in_blocks() -> None:
+    layouts = [random_layout(Random(seed), 160) for seed in range(3)]
+    documents, branches = (torch.tensor(field) for field in zip(*layouts, strict=True))
+    model = tiny_transformer(30, dtype=torch.float64, max_length=160).requires_grad_(False)
+    tokens = torch.randint(30, documents.shape)
+    positions = torch.arange(160).expand_as(tokens)
+    dense, blocks = (model(tokens, positions, make(documents, branches)) for make in (dense_mask, block_mask))
+    torch.testing.assert_close(blocks, dense, rtol=1e-10, atol=1e-10)
+    assert block_mask(documents, branches).sparsity() >= 0
+
+
+def test_on_a_cpu_training_takes_the_dense_mask() -> None:
+    documents = torch.zeros(1, 4, dtype=torch.int64)
+    assert torch.equal(training_mask(documents, documents), dense_mask(documents, documents))  # pyright: ignore[reportArgumentType]

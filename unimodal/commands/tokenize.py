@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
         world_size=options.world_size,
     )
     check_unwritten(options.out)
-    image = ImageTokenizer.open(options.image_tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    image = ImageTokenizer.open(options.image_tokenizer).to(device)
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)
     source = _source(options, failures)

@@ -24,6 +24,9 @@ from unimodal.model.transformer import Transformer
 
 TEXT_TOKENIZER, IMAGE_TOKENIZER = "text_tokenizer", "image_tokenizer"
 ROWS_AT_ONCE = 128
+LIKE_LENGTHS = 16
+"""Prompts whose lengths have the same quotient by this are decoded in the order they came in, because neighbours often
+begin alike (questions about one picture)."""
 
 
 class Pipeline:
@@ -81,8 +84,8 @@ class Pipeline:
         batch_size: int = ROWS_AT_ONCE,
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[list[int]]:
-        """As `generate`, ids to ids; prompts of like length are decoded together."""
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        """As `generate`, ids to ids; prompts of like length are decoded together, neighbours where they can be."""
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) // LIKE_LENGTHS)
         answers: list[list[int]] = [[] for _ in prompts]
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unimodal.model.cache import KVCache
 from unimodal.model.config import TransformerConfig
 from unimodal.model.kernels import attend
+from unimodal.model.masks import Mask
 from unimodal.model.rope import rotate
 
 # Shapes: B batch, T tokens, D model width, H query heads, K key/value heads, W head width.
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.q_norm = _head_norm(config, config.num_heads)
         self.k_norm = _head_norm(config, config.num_kv_heads)
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Tensor, cache: KVCache | None, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, positions: Tensor) -> Tensor:
         """x (B, T, D), bias (B or 1, 1, T, keys) -> (B, T, D). With a cache, keys are all used slots."""
         queries = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
         keys = rotate(self.k_norm(self._heads(self.k_proj(x))), *rotation)

@@ -8,6 +8,7 @@ from unimodal.model.attention import Attention, Rotation
 from unimodal.model.cache import KVCache
 from unimodal.model.config import TransformerConfig
 from unimodal.model.feedforward import FeedForward
+from unimodal.model.masks import Mask
 
 
 class PreNormBlock(nn.Module):
@@ -21,7 +22,7 @@ class PreNormBlock(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Tensor, cache: KVCache | None, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, positions: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), rotation, bias, cache, positions))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -30,7 +31,7 @@ class PreNormBlock(nn.Module):
 class SwinNormBlock(PreNormBlock):
     """Norms after each part, Chameleon 34B (arXiv 2405.09818, section 2.3): bounds what a layer can add to x."""
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Tensor, cache: KVCache | None, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, positions: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.attention_norm(self.attention(x, rotation, bias, cache, positions)))
         return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from unimodal.model.masks import Mask
 
 # Shapes: B rows, H query heads, K key/value heads, G = H / K heads that share one, T tokens, D head width.
 
@@ -22,12 +25,15 @@ CHUNKED_MAX_LENGTH = 512
 """Longer rows are faster in torch's kernel."""
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """queries (B, H, T, D), keys and values (B, K, S, D), bias (B or 1, 1, T, S) of 0 and -inf -> (B, H, T, D)."""
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Mask) -> Tensor:
+    """queries (B, H, T, D), keys and values (B, K, S, D), bias (B or 1, 1, T, S) of 0 and -inf, or in blocks
+    -> (B, H, T, D)."""
+    grouped = queries.shape[1] != keys.shape[1]
+    if isinstance(bias, BlockMask):
+        return flex_attention(queries, keys, values, block_mask=bias, enable_gqa=grouped)  # pyright: ignore[reportReturnType]
     trains = torch.is_grad_enabled() and queries.requires_grad
     if trains and queries.device.type == "cpu" and queries.shape[2] == keys.shape[2] <= CHUNKED_MAX_LENGTH:
         return chunked_attention(queries, keys, values, bias)
-    grouped = queries.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=grouped)
 
 

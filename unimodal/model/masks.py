@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 # Shapes: B batch, T tokens (queries Q, keys K).
+
+Mask = Tensor | BlockMask
+"""True where attention is allowed, or the same in blocks for FlexAttention."""
 
 
 def allowed(
@@ -42,6 +46,23 @@ def dense_mask(documents: Tensor, branches: Tensor | None = None) -> Tensor:
     ).unsqueeze(1)
 
 
+def block_mask(documents: Tensor, branches: Tensor) -> BlockMask:
+    """As `dense_mask`, in blocks: FlexAttention leaves out every block in which nothing is allowed, so that a long row
+    of short documents costs what they cost alone. It trains on CUDA alone (torch 2.15)."""
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        del head
+        return allowed(query, documents[row, query], branches[row, query], key, documents[row, key], branches[row, key])
+
+    rows, length = documents.shape
+    return create_block_mask(rule, rows, None, length, length, device=documents.device)
+
+
+def training_mask(documents: Tensor, branches: Tensor) -> Mask:
+    """The form that trains fastest where the tensors are: blocks on CUDA, dense elsewhere."""
+    return (block_mask if documents.device.type == "cuda" else dense_mask)(documents, branches)
+
+
 def causal_mask(length: int, device: torch.device) -> Tensor:
     """bool (1, 1, T, T): one document a row."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
@@ -56,6 +77,8 @@ def cached_mask(positions: Tensor, num_keys: int) -> Tensor:
     return (slots <= positions[..., None]).unsqueeze(1)
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """bool mask -> 0 where allowed, -inf elsewhere."""
+def additive(mask: Mask, dtype: torch.dtype) -> Mask:
+    """bool mask -> 0 where allowed, -inf elsewhere; blocks stay as they are."""
+    if isinstance(mask, BlockMask):
+        return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unimodal.model.block import BLOCKS
 from unimodal.model.cache import KVCache
 from unimodal.model.config import TransformerConfig
-from unimodal.model.masks import additive, cached_mask, causal_mask
+from unimodal.model.masks import Mask, additive, cached_mask, causal_mask
 from unimodal.model.rope import RotaryEmbedding
 
 # Shapes: B batch, T tokens, D model width, V vocabulary.
@@ -50,13 +50,13 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Mask | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """tokens (B, T) int64 -> logits (B, T, V).
 
-        positions (B, T) default to 0, 1, ...; mask is bool (B or 1, 1, T, T), True where attention is allowed, and
-        defaults to causal. With a cache, attention runs over all slots up to each token's own position, and
+        positions (B, T) default to 0, 1, ...; mask is bool (B or 1, 1, T, T), True where attention is allowed, or
+        that in blocks, and defaults to causal. With a cache, attention runs over all slots up to each token's own position, and
         `cache.reserve` must have been called for the largest position.
         """
         return self.head(self.features(tokens, positions, mask, cache))
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Mask | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """As `forward`, but what the head reads: (B, T, D) after the last norm."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from data_pipelines.batch import PackedBatch
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import TransformerConfig
-from unimodal.model.masks import dense_mask
+from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.compiling import compiled
@@ -92,7 +92,7 @@ class TransformerModule(L.LightningModule):
     def losses(self, batch: PackedBatch) -> LossSums:
         """Forward pass and sums of a batch."""
         assert self.transformer is not None
-        mask = dense_mask(batch.documents, batch.branches)
+        mask = training_mask(batch.documents, batch.branches)
         features = self._features(batch.tokens, batch.positions, mask)
         return next_token_losses(
             features, self.transformer.head, batch.targets, batch.loss_weights, batch.modality, self.z_weight
@@ -142,7 +142,7 @@ class TransformerModule(L.LightningModule):
         """The most likely next token everywhere: (B, T)."""
         del batch_index
         assert self.transformer is not None
-        mask = dense_mask(batch.documents, batch.branches)
+        mask = training_mask(batch.documents, batch.branches)
         return self.transformer(batch.tokens, batch.positions, mask).argmax(-1)
 
     def _log(self, stage: str, sums: LossSums, batch: PackedBatch) -> None:
