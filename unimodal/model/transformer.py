@@ -56,8 +56,8 @@ class Transformer(nn.Module):
         """tokens (B, T) int64 -> logits (B, T, V).
 
         positions (B, T) default to 0, 1, ...; mask is bool (B or 1, 1, T, T), True where attention is allowed, or
-        that in blocks, and defaults to causal. With a cache, attention runs over all slots up to each token's own position, and
-        `cache.reserve` must have been called for the largest position.
+        that in blocks, and defaults to causal. With a cache, attention runs over all slots up to each token's own
+        position, and `cache.reserve` must have been called for the largest position.
         """
         return self.head(self.features(tokens, positions, mask, cache))
 
