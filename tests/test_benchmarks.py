@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import train_step
+from benchmarks import data_path, train_step
 
 SMALL = "--dim 64 --layers 1 --hidden 96 --rows 4 --rounds 1".split()
 
@@ -51,3 +51,17 @@ def test_synthetic_documents_are_as_long_as_the_real_ones_and_fit_the_default_ro
     assert data.full > 0.8 and data.seconds > 0
     shown = torch.stack([batch.branches.amax() for batch in data.batches])
     assert shown.max() == 8
+
+
+def test_the_data_path_prints_a_line_for_each_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    assert data_path.main(["--documents", "200", "--pictures", "256", "--runs", "1"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    names = {"read", "reader_packer", "packing_efficiency", "packer", "tokenize_share"}
+    assert {line["name"] for line in lines} == names
+    fields = {"name", "unit", "ours", "theirs", "ratio", "runs", "device", "versions"}
+    assert all(fields <= set(line) and line["ratio"] > 0 for line in lines)
+    assert all(0.9 < line["ours"] <= 1 for line in lines if line["name"] == "packing_efficiency")
+
+
+def test_greedy_first_fit_puts_each_length_in_the_first_row_with_room() -> None:
+    assert data_path.first_fit([6, 7, 3, 4], 10) == [[0, 2], [1], [3]]

@@ -42,3 +42,11 @@ def test_a_run_prints_the_table_and_logs_it(
     assert "image tokens" in printed and "100.0%" in printed
     logged = (tmp_path / "run" / "logs" / "version_0" / "metrics.csv").read_text()
     assert "image_tokens" in logged.splitlines()[0]
+
+
+def test_a_run_ends_where_a_mixture_that_is_to_stop_runs_dry_and_leaves_its_bundle(tmp_path: Path) -> None:
+    shards = tiny_shards(tmp_path / "shards")
+    mixture = {"data__mixture__weights": "[1.0]", "data__mixture__when_dry": "stop"}
+    trainer = run(fit_arguments(shards, tmp_path / "run", trainer__max_steps=1000, **mixture)).trainer
+    assert 0 < trainer.global_step < 40
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
