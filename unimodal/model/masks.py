@@ -77,8 +77,11 @@ def cached_mask(positions: Tensor, num_keys: int) -> Tensor:
     return (slots <= positions[..., None]).unsqueeze(1)
 
 
-def additive(mask: Mask, dtype: torch.dtype) -> Mask:
-    """bool mask -> 0 where allowed, -inf elsewhere; blocks stay as they are."""
-    if isinstance(mask, BlockMask):
-        return mask
+def as_bias(mask: Mask, dtype: torch.dtype) -> Mask:
+    """What attention takes: a dense mask made additive, blocks as they are."""
+    return mask if isinstance(mask, BlockMask) else additive(mask, dtype)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool mask -> 0 where allowed, -inf elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unimodal.model.block import BLOCKS
 from unimodal.model.cache import KVCache
 from unimodal.model.config import TransformerConfig
-from unimodal.model.masks import Mask, additive, cached_mask, causal_mask
+from unimodal.model.masks import Mask, as_bias, cached_mask, causal_mask
 from unimodal.model.rope import RotaryEmbedding
 
 # Shapes: B batch, T tokens, D model width, V vocabulary.
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
             mask = causal_mask(tokens.shape[1], tokens.device)
         x = self.embedding(tokens)
         dtype = _compute_dtype(x)
-        rotation, bias = self.rotary(positions, dtype), additive(mask, dtype)
+        rotation, bias = self.rotary(positions, dtype), as_bias(mask, dtype)
         for block in self.blocks:
             x = block(x, rotation, bias, cache, positions)
         return self.norm(x)
