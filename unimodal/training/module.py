@@ -128,6 +128,12 @@ class TransformerModule(L.LightningModule):
             raise FloatingPointError(f"the gradient norm is {float(norm)} at step {self.trainer.global_step}")
         self.log("train/grad_norm", norm)
 
+    def on_train_epoch_end(self) -> None:
+        """The stream of a mixture that is to stop ends once; without this, Lightning would begin it again for ever."""
+        mixture = getattr(getattr(self.trainer, "datamodule", None), "mixture", None)
+        if mixture is not None and mixture.when_dry == "stop":
+            self.trainer.should_stop = True
+
     def validation_step(self, batch: PackedBatch, batch_index: int) -> None:
         """Losses on held-out documents."""
         del batch_index
