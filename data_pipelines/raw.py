@@ -14,7 +14,7 @@ from data_pipelines.documents import DamagedSample, Document, ImageSegment, Text
 from data_pipelines.failures import FailureLog
 from data_pipelines.images import ImagePolicy, to_tensor
 from data_pipelines.planning import StreamConfig
-from data_pipelines.shards.format import TokenDocument, TokenSegment
+from data_pipelines.shards.format import DocumentSequence, TokenDocument, TokenSegment
 from data_pipelines.sources.registry import open_source
 from data_pipelines.templates import TemplateConfig
 from data_pipelines.tokenize import make_token_space
@@ -47,7 +47,7 @@ class Codes(Sequence[int]):
         return self.documents.codes(*self.place).astype(dtype or np.int64)
 
 
-class RawDocuments(Sequence[TokenDocument]):
+class RawDocuments(DocumentSequence):
     """Documents of a source as TokenDocuments. Text is encoded when a document is asked for, pictures when trained on.
 
     A picture that turns out damaged by then stops training with its name; `usable` finds them beforehand.
@@ -67,13 +67,8 @@ class RawDocuments(Sequence[TokenDocument]):
     def __len__(self) -> int:
         return len(self.documents)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenDocument: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenDocument]: ...
-    def __getitem__(self, index: int | slice) -> TokenDocument | list[TokenDocument]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def document(self, index: int) -> TokenDocument:
+        """One document, its pictures not read yet."""
         document = self.documents[index]
         segments = tuple(self._segment(index, number, segment) for number, segment in enumerate(document.segments))
         return TokenDocument(key=document.key, segments=segments, meta=document.meta)

@@ -8,7 +8,7 @@ from itertools import accumulate
 from random import Random
 from typing import Protocol, overload
 
-from data_pipelines.shards.format import TokenDocument
+from data_pipelines.shards.format import DocumentSequence, TokenDocument
 
 
 class Keyed(Protocol):
@@ -23,7 +23,7 @@ class Keyed(Protocol):
     def __getitem__(self, index: slice) -> list[TokenDocument]: ...
 
 
-class Documents(Sequence[TokenDocument]):
+class Documents(DocumentSequence):
     """Some documents of some shards; each is read when it is asked for."""
 
     def __init__(
@@ -42,15 +42,8 @@ class Documents(Sequence[TokenDocument]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> TokenDocument: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenDocument]: ...
-    def __getitem__(self, index: int | slice) -> TokenDocument | list[TokenDocument]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def document(self, index: int) -> TokenDocument:
+        """The index-th of those chosen."""
         shard = bisect_right(self._ends, index)
         return self.shards[shard][self.chosen[shard][index - (self._ends[shard] - len(self.chosen[shard]))]]
 

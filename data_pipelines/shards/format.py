@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -37,6 +37,25 @@ class TokenDocument:
     def count(self, kind: Literal["text", "image"]) -> int:
         """Ids of one kind."""
         return sum(len(segment.ids) for segment in self.segments if segment.kind == kind)
+
+
+class DocumentSequence(Sequence[TokenDocument]):
+    """Documents that are made when they are asked for; a subclass says how many there are and makes one."""
+
+    def document(self, index: int) -> TokenDocument:
+        """The document of an index from 0 on."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> TokenDocument: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenDocument]: ...
+    def __getitem__(self, index: int | slice) -> TokenDocument | list[TokenDocument]:
+        if isinstance(index, slice):
+            return [self.document(i) for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.document(index)
 
 
 @dataclass(frozen=True, kw_only=True)

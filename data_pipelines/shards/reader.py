@@ -14,11 +14,19 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.shards.format import MANIFEST_FILE, DamagedShard, Manifest, ShardEntry, TokenDocument, TokenSegment
+from data_pipelines.shards.format import (
+    MANIFEST_FILE,
+    DamagedShard,
+    DocumentSequence,
+    Manifest,
+    ShardEntry,
+    TokenDocument,
+    TokenSegment,
+)
 from data_pipelines.shards.tar import members
 from tokenizers_vq.token_space import TokenSpace
 
@@ -53,7 +61,7 @@ def open_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-class Shard(Sequence[TokenDocument]):
+class Shard(DocumentSequence):
     """The documents of one verified shard, in order; ids are views into the file.
 
     Raises DamagedShard for anything that is not as the manifest says.
@@ -82,16 +90,9 @@ class Shard(Sequence[TokenDocument]):
         """The documents' keys, in order."""
         return [place.key for place in self.places]
 
-    @overload
-    def __getitem__(self, index: int) -> TokenDocument: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenDocument]: ...
-    def __getitem__(self, index: int | slice) -> TokenDocument | list[TokenDocument]:
-        if isinstance(index, slice):
-            return [self._document(place) for place in self.places[index]]
-        return self._document(self.places[index])
-
-    def _document(self, place: Place) -> TokenDocument:
+    def document(self, index: int) -> TokenDocument:
+        """One document, its ids still in the file."""
+        place = self.places[index]
         ids = np.frombuffer(self.data, place.dtype, place.num_ids, place.ids_start)
         described: dict[str, Any] = json.loads(self.data[place.json_start : place.json_end])
         segments, end = [], 0
