@@ -46,18 +46,27 @@ def local_folder(address: str, cache: Path) -> Path:
     return folder
 
 
-def _fetch_if_there(address: str) -> bytes | None:
-    try:
-        with fsspec.open(address, "rb") as file:
-            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except FileNotFoundError:
-        return None
-
-
 def _fetch(address: str) -> bytes:
     try:
-        with fsspec.open(address, "rb") as file:
-            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+        return _read(address)
     except Exception as error:  # every file system raises errors of its own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{address} cannot be read ({reason})") from error
+        raise _unreadable(address, error) from error
+
+
+def _fetch_if_there(address: str) -> bytes | None:
+    try:
+        return _read(address)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise _unreadable(address, error) from error
+
+
+def _read(address: str) -> bytes:
+    with fsspec.open(address, "rb") as file:
+        return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _unreadable(address: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ValueError(f"{address} cannot be read ({reason})")

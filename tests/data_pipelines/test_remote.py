@@ -74,3 +74,18 @@ def test_a_manifest_cannot_lead_out_of_its_folder(bucket: fsspec.AbstractFileSys
     with pytest.raises(DamagedShard, match="leads out of its folder"):
         local_folder(ADDRESS, tmp_path / "cache")
     assert not list(tmp_path.rglob("outside.tar"))
+
+
+def test_a_tokenizer_that_is_there_but_cannot_be_read_is_refused_and_not_passed_over(
+    bucket: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = remote._read
+
+    def denied(address: str) -> bytes:
+        if address.endswith("tokenizer.json"):
+            raise PermissionError("no right to read")
+        return read(address)
+
+    monkeypatch.setattr(remote, "_read", denied)
+    with pytest.raises(ValueError, match=r"text_tokenizer/tokenizer\.json cannot be read \(no right to read\)"):
+        local_folder(ADDRESS, tmp_path)

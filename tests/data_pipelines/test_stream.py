@@ -17,7 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_pipelines.batch import PackedBatch
 from data_pipelines.mixture import MixtureConfig
-from data_pipelines.planning import LONGER, Part, Plan, StreamConfig, StreamReport
+from data_pipelines.planning import LONGER, Plan, StreamConfig, StreamReport
 from data_pipelines.shards import TokenDocument
 from data_pipelines.shards.documents import Documents
 from data_pipelines.stream import PackedStream, epoch_batches
@@ -92,9 +92,7 @@ def test_in_one_pass_every_id_is_trained_once_or_its_document_is_left_out_with_a
     assert all(s.ids[0] == SPACE.specials.bos and SPACE.specials.bos not in s.ids[1:] for s in sequences)
     ids = sum(length + 3 for length in lengths) + sum(6 * count + 3 for count in fitting)
     assert sum(len(s) - 1 for s in sequences) == ids, "beside <bos>, each id once"
-    begun = sum(SPACE.specials.boi in s.ids for s in sequences) and sum(
-        int((s.ids == SPACE.specials.boi).sum()) for s in sequences
-    )
+    begun = sum(int((s.ids == SPACE.specials.boi).sum()) for s in sequences)
     assert begun == sum(fitting)
     for sequence in sequences:
         (starts,) = (sequence.ids == SPACE.specials.boi).nonzero()
@@ -283,7 +281,3 @@ def test_what_became_of_a_source_is_told_when_it_is_begun_anew(caplog: pytest.Lo
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == "here: epoch 0 is done; 14 documents drawn, 7 trained, 0 of them in parts; rows are 100.0% full"
     assert told[1] == f"here: left out 2 of 14 documents: {LONGER}"
-
-
-def test_part_names_a_piece_of_a_document_of_an_epoch_of_a_source() -> None:
-    assert Part._fields == ("source", "epoch", "index", "part")
