@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from tokenizers_vq.layout import FixedLayout, GridLayout, Layout, Size, in_rows, layout_from_dict
+
+__all__ = ["FixedLayout", "GridLayout", "ImageSpan", "Modality", "Specials", "TokenSpace", "TokenSpaceMismatch"]
 
 SPECIAL_NAMES = ("pad", "bos", "eos", "boi", "eoi", "sep", "null")
 """Special tokens in id order: they take the first ids of the text range, so text ids never move."""
@@ -45,28 +50,18 @@ class Specials:
     null: int = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class FixedLayout:
-    """Chameleon's image span: boi, exactly `rows * columns` codes in reading order, eoi."""
+class ImageSpan(NamedTuple):
+    """A well-formed image found in a sequence: its size, the ids of its codes, and the index after its eoi."""
 
-    rows: int
-    columns: int
-    kind: Literal["fixed"] = "fixed"
-
-    @property
-    def num_codes(self) -> int:
-        """Codes of one image."""
-        return self.rows * self.columns
-
-    @property
-    def span(self) -> int:
-        """Tokens of one image with its boi and eoi."""
-        return self.num_codes + 2
+    size: Size
+    ids: list[int]
+    end: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSpace:
-    """Text ids [0, text_size), specials among them; image codes at [image_offset, image_offset + codebook_size).
+    """Text ids [0, text_size), specials among them; then the layout's own ids, if it has any; then the image codes at
+    [image_offset, image_offset + codebook_size).
 
     `text_hash` is the SHA-256 of the text tokenizer's file, `image_hash` that of the image tokenizer's weights.
     """
@@ -75,7 +70,7 @@ class TokenSpace:
     text_hash: str
     codebook_size: int
     image_hash: str
-    layout: FixedLayout
+    layout: Layout
     specials: Specials = field(default_factory=Specials)
 
     def __post_init__(self) -> None:
@@ -84,13 +79,22 @@ class TokenSpace:
 
     @property
     def image_offset(self) -> int:
-        """The id of image code 0: the text tokenizer's true size."""
-        return self.text_size
+        """The id of image code 0: the text tokenizer's true size, and room for the layout's own ids."""
+        return self.text_size + self.layout.num_tokens
 
     @property
     def vocab_size(self) -> int:
         """Ids in all."""
-        return self.text_size + self.codebook_size
+        return self.image_offset + self.codebook_size
+
+    @property
+    def eol(self) -> int:
+        """The id that ends a row of a grid."""
+        return self.text_size
+
+    def side(self, length: int) -> int:
+        """The id that tells a number of rows or columns of a grid."""
+        return self.text_size + length
 
     @property
     def fingerprint(self) -> str:
@@ -109,6 +113,40 @@ class TokenSpace:
             raise ValueError(f"id {bad} is not an image code: those are {self.image_offset} to {self.vocab_size - 1}")
         return codes
 
+    def image_body(self, ids: Sequence[int], size: Size) -> list[int]:
+        """Ids of an image's codes in reading order -> what stands between boi and eoi. Raises ValueError for a size
+        that the layout does not have or another number of codes."""
+        if size not in self.layout.sizes:
+            raise ValueError(f"an image of {size[0]} x {size[1]} codes does not exist in the {self.layout.kind} layout")
+        rows = in_rows(ids, size)
+        if isinstance(self.layout, FixedLayout):
+            return [code for row in rows for code in row]
+        body = [self.side(size[0]), self.side(size[1])]
+        for row in rows:
+            body += [*row, self.eol]
+        return body[:-1]
+
+    def read_image(self, ids: Sequence[int], start: int) -> ImageSpan | None:
+        """The image whose boi stands at `start`; None where what follows is not a well-formed image."""
+        size = self._size(ids, start)
+        if size is None or start < 0 or ids[start] != self.specials.boi:
+            return None
+        end = start + self.layout.span_of(size)
+        body = list(ids[start + 1 : end - 1])
+        codes = [token for token in body if token >= self.image_offset]
+        whole = end <= len(ids) and ids[end - 1] == self.specials.eoi and len(codes) == size[0] * size[1]
+        if not whole or max(codes) >= self.vocab_size or self.image_body(codes, size) != body:
+            return None
+        return ImageSpan(size, codes, end)
+
+    def _size(self, ids: Sequence[int], start: int) -> Size | None:
+        if isinstance(self.layout, FixedLayout):
+            return self.layout.sizes[0]
+        if len(ids) < start + 3:
+            return None
+        size = (ids[start + 1] - self.text_size, ids[start + 2] - self.text_size)
+        return size if size in self.layout.sizes else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
@@ -117,7 +155,7 @@ class TokenSpace:
     def from_dict(cls, values: dict[str, Any]) -> TokenSpace:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
         try:
-            parts = {"layout": FixedLayout(**values["layout"]), "specials": Specials(**values["specials"])}
+            parts = {"layout": layout_from_dict(values["layout"]), "specials": Specials(**values["specials"])}
             return cls(**{**values, **parts})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a token space: {error}") from error
