@@ -75,6 +75,10 @@ class TextTokenizer:
         """Ids -> text; special ids are left out, broken UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode([i for i in ids if i not in self._special_ids], skip_special_tokens=True)
 
+    def to_json(self) -> str:
+        """The text of its tokenizer.json."""
+        return self._tokenizer.to_str()
+
     @property
     def size(self) -> int:
         """The true number of ids, one past the largest."""
@@ -83,4 +87,4 @@ class TextTokenizer:
     @property
     def hash(self) -> str:
         """SHA-256 of the serialised tokenizer."""
-        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+        return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -2,37 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.oracles.slow_generation import decode_slowly
-from tests.oracles.tiny import tiny_space, tiny_transformer
-from unimodal.generation.engine import WORTH_SHARING, DecodeConfig, Engine, shared_length
+from tests.oracles.tiny import tiny_config, tiny_space, tiny_transformer
+from tokenizers_vq.layout import GridLayout
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.engine import Engine
 from unimodal.generation.grammar import check_spans
+from unimodal.generation.guidance import GuidanceConfig
+from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.transformer import Transformer
 
 SPACE = tiny_space()
-CONTEXT = 48
-PROMPTS = [[1, 9, 5], [1, 3, 17, 18, 19, 20, 4, 8, 12, 5], [1, 6, 5], [1, 7, 8, 9, 10, 11, 5], [1, 15, 14, 5]]
+GRID = TokenSpace(
+    text_size=16,
+    text_hash="t",
+    codebook_size=8,
+    image_hash="i",
+    layout=GridLayout(sizes=((1, 3), (2, 2), (3, 1), (2, 3))),
+)
+SPACES = {"fixed": SPACE, "grid": GRID}
+CONTEXT = 64
+WORDS = [[1, 9, 5], [1, 8, 12, 5], [1, 6, 5], [1, 7, 8, 9, 10, 11, 5], [1, 15, 14, 5]]
 SEEDS = [11, 12, 13, 14, 15]
+HOT = SamplingConfig(temperature=1.5)
 CONFIGS: dict[str, dict[str, Any]] = {
     "text": {"mode": "text"},
     "image": {"mode": "image"},
     "mixed": {"mode": "mixed"},
-    "guided image": {"mode": "image", "guidance": 3.0},
-    "guided mixed": {"mode": "mixed", "guidance": 0.5, "sampling": SamplingConfig(temperature=1.5)},
+    "guided image": {"mode": "image", "guidance": GuidanceConfig(scale=3.0)},
+    "guided mixed": {"mode": "mixed", "guidance": GuidanceConfig(scale=0.5), "sampling": HOT},
+    "three-way": {"mode": "mixed", "guidance": GuidanceConfig(scale=2.0, image_scale=1.3), "sampling": HOT},
+    "linear": {"mode": "mixed", "guidance": GuidanceConfig(scale=3.0, schedule="linear"), "sampling": HOT},
+    "cosine": {"mode": "image", "guidance": GuidanceConfig(scale=3.0, image_scale=2.0, schedule="cosine")},
     "greedy": {"mode": "mixed", "sampling": SamplingConfig(temperature=0)},
-    "cut": {"mode": "mixed", "guidance": 2.0, "sampling": SamplingConfig(top_k=6, top_p=0.9)},
+    "cut": {
+        "mode": "mixed",
+        "guidance": GuidanceConfig(scale=2.0),
+        "sampling": SamplingConfig(temperature=1.5, top_k=6, top_p=0.9),
+    },
 }
+NAMES = list(CONFIGS)
 
 
-def engine(dtype: torch.dtype = torch.float64) -> Engine:
-    return Engine(tiny_transformer(SPACE.vocab_size, dtype=dtype, max_length=CONTEXT), SPACE)
+def prompts(space: TokenSpace = SPACE) -> list[list[int]]:
+    """Words alone, and words with a picture."""
+    first = space.image_offset
+    size = space.layout.sizes[0]
+    body = space.image_body([first + index for index in range(size[0] * size[1])], size)
+    return [*WORDS[:1], [1, 3, *body, 4, 8, 12, 5], *WORDS[2:]]
+
+
+def engine(dtype: torch.dtype = torch.float64, space: TokenSpace = SPACE) -> Engine:
+    return Engine(tiny_transformer(space.vocab_size, dtype=dtype, max_length=CONTEXT), space)
+
+
+def requests(config: DecodeConfig, space: TokenSpace = SPACE) -> list[Request]:
+    return [Request(prompt=p, config=config, seed=s) for p, s in zip(prompts(space), SEEDS, strict=True)]
+
+
+def mixed_requests(space: TokenSpace, count: int, seed: int = 0) -> list[Request]:
+    """Requests of all kinds, with limits and settings of their own."""
+    random, offered = Random(seed), prompts(space)
+    return [
+        Request(
+            prompt=random.choice(offered),
+            config=DecodeConfig(max_new_tokens=random.randint(16, 40), **CONFIGS[random.choice(NAMES)]),
+            seed=index,
+        )
+        for index in range(count)
+    ]
+
+
+def ids(answers: Sequence[Decoded]) -> list[list[int]]:
+    return [answer.ids for answer in answers]
 
 
 class Spy:
@@ -49,23 +99,55 @@ class Spy:
         monkeypatch.setattr(transformer, "features", features)
 
 
-@pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS.keys())
-def test_cached_batches_decode_as_rows_without_a_cache(settings: dict[str, Any]) -> None:
-    config, decoder = DecodeConfig(max_new_tokens=30, **settings), engine()
-    found = decoder.decode(PROMPTS, SEEDS, config)
-    slow = [decode_slowly(decoder.transformer, SPACE, p, s, config) for p, s in zip(PROMPTS, SEEDS, strict=True)]
-    assert found == slow
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("settings", CONFIGS.values(), ids=NAMES)
+def test_cached_batches_decode_as_rows_without_a_cache(settings: dict[str, Any], space: TokenSpace) -> None:
+    config, decoder = DecodeConfig(max_new_tokens=34, **settings), engine(space=space)
+    found = decoder.decode(requests(config, space))
+    for request, answer in zip(requests(config, space), found, strict=True):
+        slow, log_probs = decode_slowly(decoder.transformer, space, request.prompt, request.seed, config)
+        assert answer.ids == slow
+        assert answer.log_probs == pytest.approx(log_probs, abs=1e-4)
     if config.mode != "text":
-        spans = [check_spans(answer, SPACE) for answer in found]
+        spans = [check_spans(answer.ids, space) for answer in found]
         assert sum(count for count, _ in spans) > 1 and sum(bad for _, bad in spans) == 0
 
 
-@pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS.keys())
-def test_a_batch_equals_its_rows_one_by_one(settings: dict[str, Any]) -> None:
-    config, decoder = DecodeConfig(max_new_tokens=30, **settings), engine(torch.float32)
-    together = decoder.decode(PROMPTS, SEEDS, config)
-    assert together == [decoder.decode([p], [s], config)[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
-    assert len({tuple(answer) for answer in together}) > 1
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize(("rows", "check_every"), [(1, 1), (3, 1), (8, 4), (64, 7)])
+def test_a_queue_of_mixed_requests_gives_what_each_gives_alone(space: TokenSpace, rows: int, check_every: int) -> None:
+    decoder, asked = engine(torch.float32, space), mixed_requests(space, 24)
+    together = decoder.decode(asked, rows=rows, check_every=check_every)
+    assert ids(together) == [decoder.decode([request])[0].ids for request in asked]
+    assert len({tuple(answer.ids) for answer in together}) > 12
+    assert {len(answer.ids) for answer in together} != {1}
+
+
+def test_the_order_of_the_queue_changes_no_answer() -> None:
+    decoder, asked = engine(torch.float32), mixed_requests(SPACE, 20, seed=1)
+    shuffled = Random(0).sample(range(20), 20)
+    answers = decoder.decode([asked[index] for index in shuffled], rows=5)
+    assert [answers[shuffled.index(index)].ids for index in range(20)] == ids(decoder.decode(asked, rows=7))
+
+
+@pytest.mark.parametrize("wanted", GRID.layout.sizes, ids=str)
+def test_an_image_has_the_size_that_was_asked_for(wanted: tuple[int, int]) -> None:
+    config = DecodeConfig(mode="image", max_new_tokens=20, image_size=wanted)
+    for answer in engine(space=GRID).decode(requests(config, GRID)):
+        image = GRID.read_image(answer.ids, 0)
+        assert image is not None and image.size == wanted
+
+
+def test_the_model_itself_chooses_among_all_sizes_that_fit() -> None:
+    def drawn(room: int) -> set[tuple[int, int]]:
+        config = DecodeConfig(mode="image", max_new_tokens=room, sampling=SamplingConfig(temperature=5.0))
+        asked = [Request(prompt=[1, 9, 5], config=config, seed=seed) for seed in range(60)]
+        images = [GRID.read_image(answer.ids, 0) for answer in engine(space=GRID).decode(asked)]
+        return {image.size for image in images if image}
+
+    assert drawn(20) == set(GRID.layout.sizes)
+    assert drawn(GRID.layout.span_of((2, 2)) + 1) == {(1, 3), (2, 2), (3, 1)}
+    assert drawn(GRID.layout.span_of((1, 3)) + 1) == {(1, 3)}
 
 
 @pytest.mark.parametrize("mode", ["image", "mixed"])
@@ -73,114 +155,187 @@ def test_guidance_of_scale_one_runs_no_second_context_and_other_scales_change_pi
     mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = engine()
-    plain = decoder.decode(PROMPTS, SEEDS, DecodeConfig(mode=mode))
-    guided = decoder.decode(PROMPTS, SEEDS, DecodeConfig(mode=mode, guidance=4.0))
+    plain = ids(decoder.decode(requests(DecodeConfig(mode=mode))))
+    guided = ids(decoder.decode(requests(DecodeConfig(mode=mode, guidance=GuidanceConfig(scale=4.0)))))
     spy = Spy(decoder.transformer, monkeypatch)
-    assert decoder.decode(PROMPTS, SEEDS, DecodeConfig(mode=mode, guidance=1.0)) == plain != guided
-    assert (len(PROMPTS), 3) not in spy.shapes
+    config = DecodeConfig(mode=mode, guidance=GuidanceConfig(scale=1.0))
+    assert ids(decoder.decode(requests(config))) == plain != guided
+    assert max(rows for rows, _ in spy.shapes) == len(SEEDS)
+
+
+def test_contexts_of_guidance_are_rows_only_while_an_image_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = engine()
+    spy = Spy(decoder.transformer, monkeypatch)
+    guidance = GuidanceConfig(scale=2.0, image_scale=1.5)
+    config = DecodeConfig(mode="mixed", max_new_tokens=40, guidance=guidance, sampling=HOT)
+    answers = [decoder.decode([Request(prompt=prompts()[1], config=config, seed=seed)])[0] for seed in range(12)]
+    fed = [token for answer in answers for token in answer.ids[:-1]]
+    inside = sum(token == SPACE.specials.boi or token >= SPACE.image_offset for token in fed)
+    rows = [shape[0] for shape in spy.shapes if shape[1] == 1]
+    assert 0 < inside < len(fed)
+    assert rows.count(3) == inside and rows.count(1) >= len(fed) - inside and set(rows) == {1, 3}
 
 
 def test_guidance_acts_inside_images_alone() -> None:
-    decoder = engine()
-    config = {"mode": "text", "max_new_tokens": 20}
-    assert decoder.decode(PROMPTS, SEEDS, DecodeConfig(guidance=5.0, **config)) == decoder.decode(
-        PROMPTS, SEEDS, DecodeConfig(**config)
-    )
+    decoder, config = engine(), {"mode": "text", "max_new_tokens": 20}
+    guided = decoder.decode(requests(DecodeConfig(guidance=GuidanceConfig(scale=5.0), **config)))
+    assert guided == decoder.decode(requests(DecodeConfig(**config)))
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_prompt_is_prefilled_once_even_when_the_answer_holds_images(
-    guidance: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_prompt_is_prefilled_once_even_when_the_answer_holds_three_images(
+    scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = engine()
     spy = Spy(decoder.transformer, monkeypatch)
-    answers = decoder.decode(PROMPTS, SEEDS, DecodeConfig(max_new_tokens=30, guidance=guidance))
-    assert max(check_spans(answer, SPACE)[0] for answer in answers) >= 2
-    longest = max(map(len, PROMPTS))
-    wide = [shape for shape in spy.shapes if shape[1] > 1]
-    assert wide == ([(5, 3)] if guidance != 1 else []) + [(5, longest)]
+    config = DecodeConfig(max_new_tokens=50, guidance=GuidanceConfig(scale=scale), sampling=HOT)
+    asked = [Request(prompt=WORDS[3], config=config, seed=seed) for seed in range(40)]
+    answers = [decoder.decode([request]) for request in asked]
+    assert max(check_spans(answer[0].ids, SPACE)[0] for answer in answers) >= 3
+    longest = len(WORDS[3]) - 1
+    assert [shape for shape in spy.shapes if shape[1] > 3] == [(1, longest)] * len(asked)
+    assert all(shape == (1, 3) for shape in spy.shapes if 1 < shape[1] <= 3)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 12])
 def test_rows_end_at_max_new_tokens(limit: int) -> None:
     for mode in ("text", "mixed"):
-        answers = engine().decode(PROMPTS, SEEDS, DecodeConfig(mode=mode, max_new_tokens=limit))
-        assert all(1 <= len(answer) <= limit for answer in answers)
-        assert all(check_spans(answer, SPACE)[1] == 0 for answer in answers)
+        answers = engine().decode(requests(DecodeConfig(mode=mode, max_new_tokens=limit)))
+        assert all(1 <= len(answer.ids) <= limit for answer in answers)
+        assert all(check_spans(answer.ids, SPACE)[1] == 0 for answer in answers)
+        for answer in answers:
+            assert answer.finish == ("end" if answer.ids[-1] == SPACE.specials.eos else "length")
 
 
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("missing", [0, 1])
-def test_a_drawing_without_room_is_refused_and_one_with_room_is_whole(missing: int) -> None:
-    config = DecodeConfig(mode="image", max_new_tokens=SPACE.layout.span + 1 - missing)
+def test_a_drawing_that_cannot_fit_is_refused_and_one_that_can_is_whole(missing: int, space: TokenSpace) -> None:
+    least = min(space.layout.span_of(size) for size in space.layout.sizes)
+    config = DecodeConfig(mode="image", max_new_tokens=least + 1 - missing)
     if missing:
         with pytest.raises(ValueError, match="an image and its end take"):
-            engine().decode(PROMPTS, SEEDS, config)
+            engine(space=space).decode(requests(config, space))
         return
-    answers = engine().decode(PROMPTS, SEEDS, config)
-    assert all(check_spans(answer, SPACE) == (1, 0) for answer in answers)
+    answers = engine(space=space).decode(requests(config, space))
+    assert all(check_spans(answer.ids, space) == (1, 0) and answer.finish == "end" for answer in answers)
+
+
+def test_a_prompt_that_leaves_no_room_for_an_image_ends_before_it_and_says_so() -> None:
+    config = DecodeConfig(mode="image", max_new_tokens=20)
+    asked = [Request(prompt=prompt, config=config) for prompt in ([1] + [9] * (CONTEXT - 4), [1, 9, 5])]
+    full, empty = engine().decode(asked)
+    assert full.ids == [SPACE.specials.eos] and full.finish == "no room for an image"
+    assert check_spans(empty.ids, SPACE) == (1, 0) and empty.finish == "end"
 
 
 def test_rows_end_where_the_context_ends_each_for_itself() -> None:
-    prompts = [[1] + [9] * (CONTEXT - 4), [1] + [9] * (CONTEXT - 2), [1, 9, 5]]
-    answers = engine().decode(prompts, [0, 1, 2], DecodeConfig(mode="mixed", max_new_tokens=500))
-    for prompt, answer in zip(prompts, answers, strict=True):
-        assert len(prompt) + len(answer) == CONTEXT or answer[-1] == SPACE.specials.eos
-        assert check_spans(answer, SPACE)[1] == 0
+    offered = [[1] + [9] * (CONTEXT - 4), [1] + [9] * (CONTEXT - 2), [1, 9, 5]]
+    config = DecodeConfig(mode="mixed", max_new_tokens=500)
+    for prompt, answer in zip(
+        offered, engine().decode([Request(prompt=p, config=config, seed=s) for s, p in enumerate(offered)]), strict=True
+    ):
+        assert len(prompt) + len(answer.ids) == CONTEXT or answer.ids[-1] == SPACE.specials.eos
+        assert check_spans(answer.ids, SPACE)[1] == 0
 
 
-def test_without_the_grammar_a_model_that_never_learned_makes_malformed_images() -> None:
-    config = DecodeConfig(mode="image", max_new_tokens=40, constrained=False)
-    answers = engine().decode(PROMPTS * 4, list(range(20)), config)
-    assert sum(check_spans(answer, SPACE)[1] for answer in answers) > 0
-    assert not any(SPACE.specials.pad in answer for answer in answers)
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_without_rules_a_model_that_never_learned_makes_malformed_images(space: TokenSpace) -> None:
+    config = DecodeConfig(mode="image", max_new_tokens=40, constrained=False, guidance=GuidanceConfig(scale=2.0))
+    answers = engine(space=space).decode(requests(config, space) * 4)
+    assert sum(check_spans(answer.ids, space)[1] for answer in answers) > 0
+    assert not any(space.specials.pad in answer.ids for answer in answers)
 
 
 @pytest.mark.parametrize(("prompt", "reason"), [([], "empty"), ([1] * CONTEXT, f"{CONTEXT} tokens leaves no room")])
 def test_prompts_that_cannot_be_answered_are_refused(prompt: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        engine().decode([[1, 9, 5], prompt], [0, 1], DecodeConfig())
+        engine().decode([Request(prompt=p, config=DecodeConfig()) for p in ([1, 9, 5], prompt)])
+
+
+def test_a_size_that_the_layout_does_not_have_is_refused_with_those_that_it_has() -> None:
+    with pytest.raises(ValueError, match=r"no images of 5x5 codes, but 1x3, 2x2, 2x3, 3x1"):
+        engine(space=GRID).decode(requests(DecodeConfig(image_size=(5, 5)), GRID))
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("kind", "settings", "reason"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"guidance": -1.0}, "guidance"),
-        ({"guidance": float("nan")}, "guidance"),
-        ({"guidance": float("inf")}, "guidance"),
+        (DecodeConfig, {"max_new_tokens": 0}, "max_new_tokens"),
+        (DecodeConfig, {"mode": "video"}, "text, image, mixed"),
+        (GuidanceConfig, {"scale": -1.0}, "guidance"),
+        (GuidanceConfig, {"scale": float("nan")}, "guidance"),
+        (GuidanceConfig, {"image_scale": float("inf")}, "guidance"),
+        (GuidanceConfig, {"schedule": "square"}, "constant, linear, cosine"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], reason: str) -> None:
+def test_settings_that_make_no_sense_are_refused(kind: Any, settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        DecodeConfig(**settings)
+        kind(**settings)
 
 
-PICTURES = [[1, 3, 16 + code, 17, 18, 19, 4] for code in range(2)]
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"check_every": 0}])
+def test_a_batch_without_rows_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="rows and check_every are at least 1"):
+        engine().decode(requests(DecodeConfig()), **wrong)
+
+
+PICTURES = [[1, 3, 16 + code, 17, 18, 19, 4, 7, 7] for code in range(2)]
 ASKED = [[*picture, 7 + question, *[9] * (question % 3), 5] for question in range(4) for picture in PICTURES]
 
 
-@pytest.mark.parametrize("settings", CONFIGS.values(), ids=CONFIGS.keys())
-def test_a_shared_prefix_changes_no_answer(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", CONFIGS.values(), ids=NAMES)
+@pytest.mark.parametrize("rows", [3, 64])
+def test_a_shared_prefix_changes_no_answer(settings: dict[str, Any], rows: int) -> None:
     config, decoder = DecodeConfig(max_new_tokens=20, **settings), engine()
-    assert shared_length(ASKED) == 7
-    seeds = list(range(len(ASKED)))
-    found = decoder.decode(ASKED, seeds, config)
-    assert found == [decode_slowly(decoder.transformer, SPACE, p, s, config) for p, s in zip(ASKED, seeds, strict=True)]
+    asked = [Request(prompt=prompt, config=config, seed=seed) for seed, prompt in enumerate(ASKED)]
+    found = ids(decoder.decode(asked, rows=rows))
+    assert found == [decode_slowly(decoder.transformer, SPACE, r.prompt, r.seed, config)[0] for r in asked]
     assert len({tuple(answer) for answer in found}) > 1
 
 
-def test_a_shared_prefix_runs_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [2, 8])
+def test_a_shared_prefix_runs_through_the_model_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = engine()
     spy = Spy(decoder.transformer, monkeypatch)
-    decoder.decode(ASKED, list(range(len(ASKED))), DecodeConfig(mode="text", max_new_tokens=1))
-    assert spy.shapes[:2] == [(2, 7), (8, 4)]
+    config = DecodeConfig(mode="text", max_new_tokens=2)
+    decoder.decode([Request(prompt=prompt, config=config) for prompt in ASKED], rows=rows)
+    assert [shape for shape in spy.shapes if shape[1] > 3] == [(1, 9)] * 2
 
 
-@given(prompts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=7), min_size=1, max_size=6))
-def test_the_shared_length_is_the_one_that_saves_most(prompts: list[list[int]]) -> None:
-    def saves(length: int) -> int:
-        return (len(prompts) - len({tuple(prompt[:length]) for prompt in prompts})) * length
+def test_many_samples_of_one_prompt_prefill_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = engine()
+    spy = Spy(decoder.transformer, monkeypatch)
+    config = DecodeConfig(mode="text", max_new_tokens=3)
+    decoder.decode([Request(prompt=ASKED[0], config=config, seed=seed) for seed in range(9)], rows=4)
+    assert [shape for shape in spy.shapes if shape[1] > 1] == [(1, len(ASKED[0]) - 1)]
 
-    best = max(range(min(map(len, prompts))), key=saves)
-    worth = saves(best) > WORTH_SHARING * sum(map(len, prompts))
-    assert saves(shared_length(prompts)) == (saves(best) if worth else 0)
+
+def test_updates_piece_by_piece_make_up_the_answers() -> None:
+    decoder, asked = engine(torch.float32), mixed_requests(SPACE, 12)
+    pieces: dict[int, list[int]] = {number: [] for number in range(12)}
+    ended: dict[int, Decoded] = {}
+    for update in decoder.stream(asked, rows=5):
+        assert update.request not in ended
+        pieces[update.request] += update.ids
+        if update.decoded:
+            ended[update.request] = update.decoded
+    assert [pieces[number] for number in range(12)] == ids(decoder.decode(asked))
+    assert [ended[number] for number in range(12)] == decoder.decode(asked, rows=5)
+
+
+def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:
+    """Under fake tensors, which hold no values, any look at one from the host is an error."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    from unimodal.generation.batch import Batch, NewAnswer
+
+    config = DecodeConfig(guidance=GuidanceConfig(scale=2.0), sampling=SamplingConfig(top_p=0.9, top_k=3))
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        transformer = Transformer(tiny_config(GRID.vocab_size, max_length=CONTEXT)).eval()
+        batch = Batch(transformer, GRID, slots=CONTEXT, steps=20)
+        batch.look = list  # the host's look is what is left out here
+        batch.add([NewAnswer(n, Request(prompt=WORDS[n], config=config, seed=n), 0, n) for n in range(3)])
+        for _ in range(5):
+            batch.step()
+        with pytest.raises(DataDependentOutputException):
+            bool(batch.state.done.all())

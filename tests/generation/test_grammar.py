@@ -10,13 +10,17 @@ import torch
 
 from tests.oracles.slow_generation import legal_tokens
 from tests.oracles.tiny import tiny_space
-from unimodal.generation.grammar import FreeGrammar, ModalityGrammar, Mode, check_spans
+from tokenizers_vq.layout import GridLayout, Size
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.grammar import MODES, OUTSIDE, Kind, ModalityGrammar, ModalityState, Mode, check_spans
 
 SPACE = tiny_space()
 CODES = SPACE.layout.num_codes
 WHOLE_IMAGE = f"bc{{{CODES}}}e"
 LANGUAGE = {"text": "t*q?", "mixed": f"(t|{WHOLE_IMAGE})*q?", "image": f"({WHOLE_IMAGE}|q)"}
-MODES: tuple[Mode, ...] = ("text", "image", "mixed")
+GRID = TokenSpace(
+    text_size=16, text_hash="t", codebook_size=8, image_hash="i", layout=GridLayout(sizes=((1, 3), (2, 2), (3, 1)))
+)
 
 
 def letters(ids: list[int]) -> str:
@@ -27,14 +31,24 @@ def letters(ids: list[int]) -> str:
     return "".join({**named, **others}.get(i, "c" if i >= SPACE.image_offset else "t") for i in ids)
 
 
-def random_walk(grammar: ModalityGrammar, room: torch.Tensor) -> list[list[int]]:
+def begin(grammar: ModalityGrammar, kind: Kind, rows: int = 1, size: Size | None = None) -> ModalityState:
+    """Rows that all want the same."""
+    return grammar.start([kind] * rows, [size] * rows)
+
+
+def allowed(grammar: ModalityGrammar, state: ModalityState, room: torch.Tensor) -> torch.Tensor:
+    """bool (B, V)."""
+    return grammar.bias(state, room) == 0
+
+
+def random_walk(grammar: ModalityGrammar, kind: Kind, room: torch.Tensor, size: Size | None = None) -> list[list[int]]:
     """Rows of tokens drawn evenly from what is allowed, until each is done or full."""
-    state = grammar.start(len(room))
+    state = begin(grammar, kind, len(room), size)
     rows: list[list[int]] = [[] for _ in room]
     for step in range(int(room.max())):
-        allowed = grammar.allowed(state, room - step)
-        assert allowed.any(-1).all(), "a row has no legal token"
-        tokens = torch.multinomial(allowed.double(), 1).squeeze(-1)
+        legal = allowed(grammar, state, room - step)
+        assert legal.any(-1).all(), "a row has no legal token"
+        tokens = torch.multinomial(legal.double(), 1).squeeze(-1)
         for row, token in enumerate(tokens.tolist()):
             if not state.done[row] and step < room[row]:
                 rows[row].append(token)
@@ -45,53 +59,60 @@ def random_walk(grammar: ModalityGrammar, room: torch.Tensor) -> list[list[int]]
 @pytest.mark.parametrize("mode", MODES)
 def test_random_answers_are_words_of_the_language(mode: Mode) -> None:
     room = torch.randint(1, 40, (200,))
-    for answer, limit in zip(random_walk(ModalityGrammar(SPACE, mode), room), room.tolist(), strict=True):
+    walks = random_walk(ModalityGrammar(SPACE), OUTSIDE[mode], room)
+    for answer, limit in zip(walks, room.tolist(), strict=True):
         word = letters(answer)
         assert re.fullmatch(LANGUAGE[mode], word), word
         assert len(word) == limit or word.endswith("e" if mode == "image" and "b" in word else "q")
 
 
+@pytest.mark.parametrize(("space", "wanted"), [(SPACE, None), (GRID, None), (GRID, (2, 2)), (GRID, (3, 1))])
 @pytest.mark.parametrize("mode", MODES)
-def test_what_is_allowed_is_what_the_answer_so_far_says(mode: Mode) -> None:
-    grammar, room = ModalityGrammar(SPACE, mode), 25
-    for answer in random_walk(grammar, torch.full((50,), room)):
-        state = grammar.start(1)
+def test_what_is_allowed_is_what_the_answer_so_far_says(mode: Mode, space: TokenSpace, wanted: Size | None) -> None:
+    grammar, room = ModalityGrammar(space), 25
+    for answer in random_walk(grammar, OUTSIDE[mode], torch.full((50,), room), wanted):
+        state = begin(grammar, OUTSIDE[mode], size=wanted)
         for index, token in enumerate(answer):
-            allowed = grammar.allowed(state, torch.tensor([room - index]))[0]
-            expected = legal_tokens(answer[:index], SPACE, mode, room - index)
-            assert set(allowed.nonzero().flatten().tolist()) == expected
+            legal = allowed(grammar, state, torch.tensor([room - index]))[0]
+            expected = legal_tokens(answer[:index], space, mode, room - index, wanted)
+            assert set(legal.nonzero().flatten().tolist()) == expected
             state = grammar.advance(state, torch.tensor([token]))
 
 
 @pytest.mark.parametrize("mode", ["image", "mixed"])
 def test_no_image_is_begun_that_would_not_fit_with_its_end(mode: Mode) -> None:
-    grammar, boi, fits = ModalityGrammar(SPACE, mode), SPACE.specials.boi, SPACE.layout.span + 1
-    allowed = grammar.allowed(grammar.start(2), torch.tensor([fits - 1, fits]))
-    assert allowed[:, boi].tolist() == [False, True]
+    grammar, boi, fits = ModalityGrammar(SPACE), SPACE.specials.boi, SPACE.layout.span + 1
+    legal = allowed(grammar, begin(grammar, OUTSIDE[mode], 2), torch.tensor([fits - 1, fits]))
+    assert legal[:, boi].tolist() == [False, True]
 
 
 def test_an_image_row_is_done_with_its_image_and_a_mixed_row_goes_on() -> None:
     eoi = torch.tensor([SPACE.specials.eoi])
-    cases: tuple[tuple[Mode, bool], ...] = (("image", True), ("mixed", False))
-    for mode, done in cases:
-        grammar = ModalityGrammar(SPACE, mode)
-        state = grammar.advance(grammar.start(1), torch.tensor([SPACE.specials.boi]))
+    grammar = ModalityGrammar(SPACE)
+    for kind, done in ((Kind.IMAGE, True), (Kind.MIXED, False)):
+        state = grammar.advance(begin(grammar, kind), torch.tensor([SPACE.specials.boi]))
         assert bool(state.in_image)
         state = grammar.advance(state, eoi)
         assert (bool(state.in_image), bool(state.done)) == (False, done)
 
 
 def test_without_rules_everything_but_padding_is_allowed_and_only_eos_ends() -> None:
-    grammar = FreeGrammar(SPACE, "image")
-    allowed = grammar.allowed(grammar.start(1), torch.tensor([1]))
-    assert allowed.sum() == SPACE.vocab_size - 1 and not allowed[0, SPACE.specials.pad]
-    state = grammar.advance(grammar.start(2), torch.tensor([SPACE.specials.eoi, SPACE.specials.eos]))
-    assert state.done.tolist() == [False, True]
+    grammar = ModalityGrammar(SPACE)
+    legal = allowed(grammar, begin(grammar, Kind.FREE), torch.tensor([1]))
+    assert legal.sum() == SPACE.vocab_size - 1 and not legal[0, SPACE.specials.pad]
+    tokens = torch.tensor([SPACE.specials.eoi, SPACE.specials.eos])
+    assert grammar.advance(begin(grammar, Kind.FREE, 2), tokens).done.tolist() == [False, True]
 
 
-def test_an_unknown_mode_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="text, image, mixed, got 'video'"):
-        ModalityGrammar(SPACE, "video")  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("space", [SPACE, GRID], ids=["fixed", "grid"])
+def test_the_share_of_an_image_that_is_drawn_grows_from_nothing_to_all(space: TokenSpace) -> None:
+    grammar = ModalityGrammar(space)
+    [answer] = random_walk(grammar, Kind.IMAGE, torch.tensor([20]))
+    state, shares = begin(grammar, Kind.IMAGE), []
+    for token in answer:
+        state = grammar.advance(state, torch.tensor([token]))
+        shares += [round(state.progress.item(), 6)] if token >= space.image_offset else []
+    assert shares == [round((index + 1) / len(shares), 6) for index in range(len(shares))]
 
 
 @pytest.mark.parametrize("seed", range(30))

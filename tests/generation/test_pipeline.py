@@ -13,6 +13,7 @@ from PIL import Image
 import unimodal
 from tests.oracles.tiny import IMAGE_SIZE, tiny_bundle, tiny_image_tokenizer, tiny_picture, tiny_pipeline
 from tokenizers_vq.text import TextTokenizer
+from unimodal.generation.grammars import Choices
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
 
 
@@ -85,7 +86,9 @@ def test_a_picture_of_any_size_and_mode_is_taken(pipeline: Pipeline) -> None:
         (["a"], {"top_k": -2}, "top_k"),
         (["a"], {"guidance": -1.0}, "guidance"),
         (["a"], {"max_new_tokens": 0}, "max_new_tokens"),
-        (["a"], {"stream": True}, "streaming"),
+        (["a"], {"stream": True, "top_k": -1}, "top_k"),
+        (["a"], {"aspect_ratio": 2.0}, "draws 2x2 codes and no other size"),
+        (["a"], {"mode": "image", "grammar": Choices(["no"])}, "a grammar rules text"),
         ("a", {}, r"\[prompt\]"),
         (["what " * 100], {}, "leaves no room in a context of 64"),
     ],

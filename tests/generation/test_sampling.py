@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from tests.oracles.slow_generation import sample_slowly
-from unimodal.generation.sampling import SamplingConfig, guide, row_uniforms, sample
+from tests.oracles.slow_generation import kept_heights, sample_slowly
+from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guide
+from unimodal.generation.sampling import RowSampling, SamplingConfig, log_probabilities, pick, row_uniforms
 
 GREEDY = SamplingConfig(temperature=0)
 SETTINGS: list[dict[str, Any]] = [
@@ -22,6 +24,11 @@ SETTINGS: list[dict[str, Any]] = [
     {"top_p": 0.999},
     {"temperature": 2.0, "top_k": 6, "top_p": 0.8},
 ]
+
+
+def sample(logits: torch.Tensor, uniform: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+    """Tokens of rows that all have the same settings."""
+    return pick(logits, uniform, RowSampling.of([config] * len(logits)))[0]
 
 
 def random_logits(rows: int, vocabulary: int = 12) -> torch.Tensor:
@@ -79,12 +86,62 @@ def test_sampling_leaves_its_logits_alone() -> None:
     assert torch.equal(logits, before)
 
 
-def test_guidance_of_scale_one_is_none_and_of_scale_zero_is_unconditional() -> None:
-    conditional, unconditional = torch.randn(2, 3, 7)
-    assert torch.equal(guide(conditional, unconditional, 1.0), conditional)
-    assert torch.equal(guide(conditional, unconditional, 0.0), unconditional)
-    expected = unconditional + 2.5 * (conditional - unconditional)
-    torch.testing.assert_close(guide(conditional, unconditional, 2.5), expected, rtol=0, atol=0)
+def test_rows_with_settings_of_their_own_get_what_they_get_alone() -> None:
+    configs = [SamplingConfig(**settings) for settings in SETTINGS] + [GREEDY]
+    logits, uniform = random_logits(len(configs)), torch.rand(len(configs))
+    tokens, log_probs = pick(logits, uniform, RowSampling.of(configs))
+    for row, config in enumerate(configs):
+        alone = pick(logits[row : row + 1], uniform[row : row + 1], RowSampling.of([config]))
+        assert alone[0] == tokens[row]
+        torch.testing.assert_close(alone[1][0], log_probs[row])
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {"temperature": 0.0}], ids=str)
+def test_the_log_probability_of_a_token_is_what_a_slow_sum_says(settings: dict[str, Any]) -> None:
+    logits, rows = random_logits(60), RowSampling.of([SamplingConfig(**settings)] * 60)
+    tokens, log_probs = pick(logits, torch.rand(60), rows)
+    torch.testing.assert_close(log_probabilities(logits, tokens, rows), log_probs, rtol=1e-5, atol=1e-6)
+    chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
+    for row, token, found in zip(logits.tolist(), tokens.tolist(), log_probs.tolist(), strict=True):
+        heights = kept_heights(row, chosen["temperature"] or 1, chosen["top_k"], chosen["top_p"])
+        if token in heights:
+            assert found == pytest.approx(math.log(heights[token] / sum(heights.values())), abs=1e-5)
+
+
+def test_a_token_that_is_never_drawn_has_no_probability() -> None:
+    logits = torch.tensor([[1.0, 0.0, float("-inf")]])
+    rows = RowSampling.of([SamplingConfig(top_k=1)])
+    found = [log_probabilities(logits, torch.tensor([token]), rows).item() for token in range(3)]
+    assert found == [0.0, -math.inf, -math.inf]
+
+
+def guided(
+    config: GuidanceConfig, full: torch.Tensor, image: torch.Tensor, null: torch.Tensor, at: float
+) -> torch.Tensor:
+    """Rows that all have the same settings, a share `at` of their image drawn."""
+    return guide(full, image, null, RowGuidance.of([config] * len(full)), torch.full((len(full),), at))
+
+
+def test_two_way_guidance_goes_from_the_null_context_through_the_full_one() -> None:
+    full, null = torch.randn(2, 3, 7)
+    for scale in (0.0, 1.0, 2.5):
+        expected = null + scale * (full - null)
+        torch.testing.assert_close(guided(GuidanceConfig(scale=scale), full, null, null, 0.3), expected)
+
+
+def test_three_way_guidance_weighs_pictures_and_words_apart() -> None:
+    full, image, null = torch.randn(3, 2, 7)
+    config = GuidanceConfig(scale=3.0, image_scale=1.2)
+    expected = null + 1.2 * (image - null) + 3.0 * (full - image)
+    torch.testing.assert_close(guided(config, full, image, null, 0.0), expected)
+
+
+@pytest.mark.parametrize(("schedule", "shares"), [("linear", (0.0, 0.25, 1.0)), ("cosine", (0.0, 0.1464466, 1.0))])
+def test_a_schedule_lets_guidance_grow_from_none_to_its_full_scale(schedule: Any, shares: tuple[float, ...]) -> None:
+    full, null = torch.randn(2, 3, 7)
+    for at, share in zip((0.0, 0.25, 1.0), shares, strict=True):
+        found = guided(GuidanceConfig(scale=5.0, schedule=schedule), full, null, null, at)
+        torch.testing.assert_close(found, null + (1 + 4 * share) * (full - null), rtol=1e-5, atol=1e-5)
 
 
 def test_every_seed_has_its_own_stream_of_numbers() -> None:

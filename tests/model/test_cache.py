@@ -76,15 +76,33 @@ def test_slots_past_a_rows_own_position_are_never_seen(transformer: Transformer)
     )
 
 
-def test_selected_rows_go_on_as_before(transformer: Transformer) -> None:
+def test_rows_that_were_moved_copied_and_put_back_go_on_as_before(transformer: Transformer) -> None:
     tokens = torch.randint(24, (3, 5))
     cache = empty_cache(transformer, 3)
     feed(transformer, cache, tokens, torch.zeros(3, dtype=torch.int64))
-    chosen = torch.tensor([2, 0, 2, 2])
-    cache.select(chosen)
-    new = torch.randint(24, (4, 1))
+    beginning = cache.take(0, 5)
+    cache.copy_row(2, 0, 5)
+    cache.grow(6)
+    cache.put(4, beginning)
+    cache.copy_row(1, 5, 5)
+    assert cache.rows == 6
+    chosen, new = [2, 1, 0, 1], torch.randint(24, (4, 1))
+    rows = {0: 2, 1: 1, 4: 0, 5: 1}
     expected = transformer(torch.cat([tokens[chosen], new], dim=1))[:, -1:]
-    torch.testing.assert_close(feed(transformer, cache, new, torch.full((4,), 5)), expected, rtol=1e-12, atol=1e-12)
+    for index, row in enumerate(rows):
+        assert chosen[index] == rows[row]
+        found = feed(transformer, cache.view(row, row + 1), new[index : index + 1], torch.tensor([5]))
+        torch.testing.assert_close(found, expected[index : index + 1], rtol=1e-12, atol=1e-12)
+
+
+def test_a_view_shares_the_memory_of_its_rows(transformer: Transformer) -> None:
+    tokens = torch.randint(24, (2, 5))
+    cache, start = empty_cache(transformer, 4), torch.zeros(2, dtype=torch.int64)
+    feed(transformer, cache.view(1, 3), tokens, start)
+    assert not cache.layers[0].keys[0].any() and not cache.layers[0].keys[3].any()
+    alone = empty_cache(transformer, 2)
+    feed(transformer, alone, tokens, start)
+    assert torch.equal(cache.layers[1].values[1:3], alone.layers[1].values)
 
 
 def test_more_positions_than_slots_are_refused() -> None:

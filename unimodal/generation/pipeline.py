@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.layout import FixedLayout, Size, nearest_size
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.engine import DecodeConfig, Engine
+from unimodal.generation.engine import ROWS, Engine
+from unimodal.generation.events import Event, Narrator
 from unimodal.generation.grammar import Mode, check_spans
+from unimodal.generation.grammars import Grammar, GrammarCompiler
+from unimodal.generation.guidance import GuidanceConfig, Schedule
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
+from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_transformer
 from unimodal.model.transformer import Transformer
 
 TEXT_TOKENIZER, IMAGE_TOKENIZER = "text_tokenizer", "image_tokenizer"
-ROWS_AT_ONCE = 128
-LIKE_LENGTHS = 16
-"""Prompts whose lengths have the same quotient by this are decoded in the order they came in, because neighbours often
-begin alike (questions about one picture)."""
+TEXT_ROOM = 32
+"""Tokens that an answer may have beside one image, if max_new_tokens is not given."""
+STRUCTURED_ROOM = 256
+"""The same for an answer under a grammar."""
 
 
 class Pipeline:
@@ -46,6 +52,25 @@ class Pipeline:
         self.coder = PromptCoder(space, text, image)
         self.engine = Engine(transformer, space)
 
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        mode: Mode = ...,
+        max_new_tokens: int | None = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        guidance: float = ...,
+        seed: int = ...,
+        stream: Literal[False] = ...,
+        *,
+        batch_size: int = ...,
+        progress: Callable[[int], None] = ...,
+        **settings: Any,
+    ) -> list[Answer]: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], *, stream: Literal[True], **settings: Any) -> Iterator[Event]: ...
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -58,59 +83,109 @@ class Pipeline:
         seed: int = 0,
         stream: bool = False,
         *,
-        batch_size: int = ROWS_AT_ONCE,
-        constrained: bool = True,
+        batch_size: int = ROWS,
         progress: Callable[[int], None] = lambda done: None,
-    ) -> list[Answer]:
-        """An answer for each prompt: a list of strings and PIL images.
+        **settings: Any,
+    ) -> list[Answer] | Iterator[Event]:
+        """An answer for each prompt: a list of strings and PIL images, with `finish`, `ids` and `log_probs`.
 
         A prompt is a string, or a list of strings and PIL images; a list inside that list is an earlier answer of
         the model. `mode` is `text`, `image` (one picture) or `mixed` (the model chooses). Prompt i is sampled with
-        seed + i. `progress` is told how many answers are done. Raises ValueError for settings that make no sense.
+        seed + i. `batch_size` answers are made side by side, and `progress` is told how many more are done. The other
+        settings are those of `decode_config`. With `stream` events come instead, as they happen (generation/events.py).
+        Raises ValueError for settings that make no sense.
         """
-        if stream:
-            raise ValueError("streaming is not there yet: call generate without stream")
         if isinstance(prompts, str):
             raise ValueError("prompts is a list of prompts; for a single one write [prompt]")
-        config = self._config(mode, max_new_tokens, temperature, top_p, top_k, guidance, constrained)
-        answers = self.generate_ids(self.coder.encode(prompts), config, seed, batch_size, progress)
-        return self.coder.decode(answers)
+        config = self.decode_config(mode, max_new_tokens, temperature, top_p, top_k, guidance, **settings)
+        ids = self.coder.encode(prompts)
+        requests = [Request(prompt=prompt, config=config, seed=seed + i) for i, prompt in enumerate(ids)]
+        return self.events(requests, batch_size) if stream else self.answers(requests, batch_size, progress)
 
-    def generate_ids(
+    def answers(
         self,
-        prompts: Sequence[Sequence[int]],
-        config: DecodeConfig,
-        seed: int = 0,
-        batch_size: int = ROWS_AT_ONCE,
+        requests: Sequence[Request],
+        batch_size: int = ROWS,
         progress: Callable[[int], None] = lambda done: None,
-    ) -> list[list[int]]:
-        """As `generate`, ids to ids; prompts of like length are decoded together, neighbours where they can be."""
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) // LIKE_LENGTHS)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            decoded = self.engine.decode([prompts[row] for row in rows], [seed + row for row in rows], config)
-            for row, answer in zip(rows, decoded, strict=True):
-                answers[row] = answer
-            progress(len(rows))
-        return answers
+    ) -> list[Answer]:
+        """As `generate`, for requests that each have settings of their own."""
+        decoded = self.engine.decode(requests, rows=batch_size, progress=progress)
+        return self.finished(decoded)
 
-    def image_span_check(
+    def finished(self, decoded: Sequence[Decoded]) -> list[Answer]:
+        """Answers in ids -> in text and pictures."""
+        parts = self.coder.decode([answer.ids for answer in decoded])
+        return [
+            Answer(each, finish=answer.finish, ids=answer.ids, log_probs=answer.log_probs)
+            for each, answer in zip(parts, decoded, strict=True)
+        ]
+
+    def events(self, requests: Sequence[Request], batch_size: int = ROWS) -> Iterator[Event]:
+        """As `answers`, as it happens."""
+        narrators = [Narrator(self.coder, number) for number in range(len(requests))]
+        for update in self.engine.stream(requests, rows=batch_size):
+            yield from narrators[update.request].hear(update.ids)
+            if update.decoded is not None:
+                yield from narrators[update.request].end(update.decoded.finish)
+
+    def decode_config(
         self,
-        prompts: Sequence[Prompt],
-        *,
-        guidance: float = 1.0,
+        mode: Mode = "mixed",
+        max_new_tokens: int | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
-        seed: int = 0,
+        guidance: float = 1.0,
+        *,
+        image_guidance: float | None = None,
+        guidance_schedule: Schedule = "constant",
+        aspect_ratio: float | None = None,
+        grammar: Grammar | None = None,
         constrained: bool = True,
-        batch_size: int = ROWS_AT_ONCE,
+    ) -> DecodeConfig:
+        """How to decode, from what users say.
+
+        `guidance` weighs a prompt against none inside images, `image_guidance` its pictures apart from its words;
+        `guidance_schedule` lets both grow over an image. `aspect_ratio`, width by height, asks a model with several
+        image sizes for one of them. `grammar` rules the text (generation/grammars.py). `constrained=False` shows what
+        the model does without any rules. Raises ValueError for what makes no sense or what this model cannot do.
+        """
+        if mode != "text" and self.image_tokenizer is None:
+            raise ValueError(f"mode {mode!r} draws, but this model has no image tokenizer: use mode 'text'")
+        room = self.token_space.layout.span + (
+            1 if mode == "image" else TEXT_ROOM if grammar is None else STRUCTURED_ROOM
+        )
+        return DecodeConfig(
+            mode=mode,
+            max_new_tokens=room if max_new_tokens is None else max_new_tokens,
+            sampling=SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k),
+            guidance=GuidanceConfig(scale=guidance, image_scale=image_guidance, schedule=guidance_schedule),
+            image_size=None if aspect_ratio is None else self._size(aspect_ratio),
+            grammar=None if grammar is None else self.grammars.compile(grammar),
+            constrained=constrained,
+        )
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars for this model's text tokenizer."""
+        return GrammarCompiler(self.text_tokenizer, self.token_space)
+
+    def _size(self, ratio: float) -> Size:
+        layout = self.token_space.layout
+        if isinstance(layout, FixedLayout):
+            raise ValueError(f"this model draws {layout.rows}x{layout.columns} codes and no other size")
+        if not 0 < ratio < math.inf:
+            raise ValueError(f"an aspect ratio is width by height and above 0, got {ratio}")
+        return nearest_size(layout, 1, ratio)
+
+    def image_span_check(
+        self, prompts: Sequence[Prompt], *, seed: int = 0, batch_size: int = ROWS, **settings: Any
     ) -> tuple[int, int]:
         """(image spans, malformed ones) over drawings of the prompts; one without any image counts as malformed."""
-        config = self._config("image", None, temperature, top_p, top_k, guidance, constrained)
-        answers = self.generate_ids(self.coder.encode(prompts), config, seed, batch_size)
-        counts = [check_spans(answer, self.token_space) for answer in answers]
+        config = self.decode_config("image", **settings)
+        requests = [Request(prompt=p, config=config, seed=seed + i) for i, p in enumerate(self.coder.encode(prompts))]
+        answers = self.engine.decode(requests, rows=batch_size)
+        counts = [check_spans(answer.ids, self.token_space) for answer in answers]
         spans = sum(max(count, 1) for count, _ in counts)
         return spans, sum(bad if count else 1 for count, bad in counts)
 
@@ -133,28 +208,6 @@ class Pipeline:
         if self.path is None:
             return ""
         return hashlib.sha256((self.path / WEIGHTS_FILE).read_bytes()).hexdigest()
-
-    def _config(
-        self,
-        mode: Mode,
-        max_new_tokens: int | None,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        guidance: float,
-        constrained: bool,
-    ) -> DecodeConfig:
-        if mode != "text" and self.image_tokenizer is None:
-            raise ValueError(f"mode {mode!r} draws, but this model has no image tokenizer: use mode 'text'")
-        default = self.token_space.layout.span + (1 if mode == "image" else 32)
-        sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k)
-        return DecodeConfig(
-            mode=mode,
-            max_new_tokens=default if max_new_tokens is None else max_new_tokens,
-            sampling=sampling,
-            guidance=guidance,
-            constrained=constrained,
-        )
 
     def save(self, folder: Path) -> None:
         """Write the bundle: everything that is needed after training."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,31 +11,37 @@ from torch import Tensor
 
 from data_pipelines.documents import to_rgb
 from data_pipelines.images import ImagePolicy, to_image, to_tensor
+from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.layout import nearest_size
 from tokenizers_vq.text import TextTokenizer
-from tokenizers_vq.token_space import TokenSpace
+from tokenizers_vq.token_space import ImageSpan, TokenSpace
+from unimodal.generation.requests import Finish
 
 Part = str | Image.Image
 Turn = Part | list[Part]
 """A part of what the user says; a list inside a prompt is an earlier answer of the model."""
 Prompt = str | Sequence[Turn]
-Answer = list[Part]
 
 
-class ImageCodec(Protocol):
-    """What prompts need of an image tokenizer."""
+class Answer(list[Part]):
+    """Strings and pictures in order; `finish` says why the answer ended, `log_probs` how likely each id was."""
 
-    @property
-    def image_size(self) -> int: ...
-
-    def encode(self, images: Tensor) -> Tensor: ...
-
-    def decode(self, codes: Tensor) -> Tensor: ...
+    def __init__(
+        self,
+        parts: Iterable[Part] = (),
+        *,
+        finish: Finish = "end",
+        ids: Sequence[int] = (),
+        log_probs: Sequence[float] = (),
+    ) -> None:
+        super().__init__(parts)
+        self.finish, self.ids, self.log_probs = finish, list(ids), list(log_probs)
 
 
 class PromptCoder:
     """Turns prompts of one call into ids; a picture that occurs many times is encoded once."""
 
-    def __init__(self, space: TokenSpace, text: TextTokenizer, image: ImageCodec | None) -> None:
+    def __init__(self, space: TokenSpace, text: TextTokenizer, image: ImageTokenizer | None) -> None:
         self.space, self.text, self.image = space, text, image
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -45,20 +51,33 @@ class PromptCoder:
         return [self._ids(prompt, codes) for prompt in parts]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """A shown picture -> (3, S, S) in [-1, 1], by border padding."""
-        policy = ImagePolicy(size=self._codec().image_size)
+        """A shown picture -> (3, H, W) in [-1, 1], by border padding to the size of the layout nearest in shape."""
+        policy = ImagePolicy.of(self.codec, self.space.layout)
         return to_tensor(policy.apply(to_rgb(image), "image"))
 
-    def decode(self, answers: Sequence[Sequence[int]]) -> list[Answer]:
+    def decode(self, answers: Sequence[Sequence[int]]) -> list[list[Part]]:
         """Ids of answers -> text and pictures in order. Pieces of a malformed image are left out."""
-        spans = [_split(answer, self.space) for answer in answers]
-        images = [codes for answer in spans for kind, codes in answer if kind == "image"]
-        pictures = iter(self._pictures(images))
+        spans = [split(answer, self.space) for answer in answers]
+        pictures = iter(self.pictures([span for answer in spans for span in answer if isinstance(span, ImageSpan)]))
         return [
-            [next(pictures) if kind == "image" else self.text.decode(ids) for kind, ids in answer] for answer in spans
+            [next(pictures) if isinstance(span, ImageSpan) else self.text.decode(span) for span in answer]
+            for answer in spans
         ]
 
-    def _codec(self) -> ImageCodec:
+    def pictures(self, spans: Sequence[ImageSpan]) -> list[Image.Image]:
+        """The pictures of image spans; spans of one size are decoded together."""
+        pictures: dict[int, Image.Image] = {}
+        for size in dict.fromkeys(span.size for span in spans):
+            alike = [index for index, span in enumerate(spans) if span.size == size]
+            for group in _groups(alike, 128):
+                codes = self.space.to_codes(torch.tensor([spans[index].ids for index in group]))
+                decoded = self.codec.decode(codes, size)
+                pictures.update(zip(group, map(to_image, decoded), strict=True))
+        return [pictures[index] for index in range(len(spans))]
+
+    @property
+    def codec(self) -> ImageTokenizer:
+        """The image tokenizer. Raises ValueError where the model has none."""
         if self.image is None:
             raise ValueError("this model has no image tokenizer: give it text only")
         return self.image
@@ -68,11 +87,18 @@ class PromptCoder:
         images = {id(part): part for part in flat if isinstance(part, Image.Image)}
         if not images:
             return {}
-        encoded: list[list[int]] = []
-        for group in _groups(list(images.values()), 256):
-            pixels = torch.stack([self.preprocess(image) for image in group])
-            encoded += self.space.to_image_ids(self._codec().encode(pixels)).tolist()
-        return dict(zip(images, encoded, strict=True))
+        bodies: dict[int, list[int]] = {}
+        for group in _groups(list(images.items()), 256):
+            pixels = {key: self.preprocess(image) for key, image in group}
+            for shape in dict.fromkeys(tensor.shape for tensor in pixels.values()):
+                alike = {key: tensor for key, tensor in pixels.items() if tensor.shape == shape}
+                codes = self.codec.encode(torch.stack(list(alike.values())))
+                bodies.update(zip(alike, self._bodies(codes, shape), strict=True))
+        return bodies
+
+    def _bodies(self, codes: Tensor, shape: Sequence[int]) -> list[list[int]]:
+        size = nearest_size(self.space.layout, shape[-2], shape[-1])
+        return [self.space.image_body(ids, size) for ids in self.space.to_image_ids(codes).tolist()]
 
     def _ids(self, prompt: Sequence[Any], codes: dict[int, list[int]]) -> list[int]:
         specials = self.space.specials
@@ -94,31 +120,23 @@ class PromptCoder:
             return [self.space.specials.boi, *codes[id(part)], self.space.specials.eoi]
         raise ValueError(f"a prompt is made of strings and pictures, got {type(part).__name__}")
 
-    def _pictures(self, spans: Sequence[list[int]]) -> list[Image.Image]:
-        pictures: list[Image.Image] = []
-        for group in _groups(list(spans), 128):
-            codes = self.space.to_codes(torch.tensor(group))
-            pictures += [to_image(pixels) for pixels in self._codec().decode(codes)]
-        return pictures
 
-
-def _split(ids: Sequence[int], space: TokenSpace) -> list[tuple[str, list[int]]]:
+def split(ids: Sequence[int], space: TokenSpace) -> list[list[int] | ImageSpan]:
     """Text runs and whole image spans, in order."""
     specials = space.specials
-    spans: list[tuple[str, list[int]]] = []
+    spans: list[list[int] | ImageSpan] = []
     text: list[int] = []
     index = 0
     while index < len(ids):
-        end = index + space.layout.span
-        if ids[index] == specials.boi and end <= len(ids) and ids[end - 1] == specials.eoi:
-            spans += [("text", text)] if text else []
-            spans.append(("image", list(ids[index + 1 : end - 1])))
-            text, index = [], end
+        image = space.read_image(ids, index) if ids[index] == specials.boi else None
+        if image is not None:
+            spans += [text, image] if text else [image]
+            text, index = [], image.end
             continue
-        if ids[index] < space.image_offset and ids[index] not in (specials.eos, specials.boi, specials.eoi):
+        if ids[index] < space.text_size and ids[index] not in (specials.eos, specials.boi, specials.eoi):
             text.append(ids[index])
         index += 1
-    return spans + ([("text", text)] if text else [])
+    return [*spans, text] if text else spans
 
 
 def _groups(items: list[Any], size: int) -> list[list[Any]]:

@@ -1,9 +1,11 @@
-"""Sampling: logits and a uniform number become a token. Plain functions of tensors."""
+"""Sampling: logits and a uniform number become a token. Plain functions of tensors; every row has its own settings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,32 +30,74 @@ class SamplingConfig:
             raise ValueError(f"top_k is at least 0 (0 keeps all tokens), got {self.top_k}")
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598) on logits: u + scale * (c - u); scale 1 gives back c exactly."""
-    return conditional if scale == 1 else unconditional + scale * (conditional - unconditional)
+class RowSampling(NamedTuple):
+    """The settings of a batch: temperature, top_p (B,) float32 and top_k (B,) int64.
 
-
-def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """logits (B, V) float32 with -inf where forbidden, uniform (B,) in [0, 1) -> tokens (B,).
-
-    Top-k, then top-p over what is left; the token is where the running sum of probabilities passes the uniform
-    number, so a row's token depends on its own logits and number alone.
+    `greedy`, `by_rank` and `by_mass` say whether any row takes the likeliest token, uses top_k or uses top_p, so that
+    a batch in which none does pays nothing for it.
     """
-    if config.temperature == 0:
-        return logits.argmax(-1)
-    values, order = (logits / config.temperature).sort(dim=-1, descending=True, stable=True)
-    if config.top_k:
-        values[:, config.top_k :] = float("-inf")
-    probabilities = values.softmax(-1)
-    if config.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= config.top_p, 0)
-    running = probabilities.double().cumsum(-1)
-    threshold = uniform.double()[:, None] * running[:, -1:]
-    place = (running <= threshold).sum(-1, keepdim=True).clamp_max(logits.shape[-1] - 1)
-    return order.gather(-1, place).squeeze(-1)
+
+    temperature: Tensor
+    top_p: Tensor
+    top_k: Tensor
+    greedy: bool
+    by_rank: bool
+    by_mass: bool
+
+    @classmethod
+    def of(cls, configs: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> RowSampling:
+        """One row for each config."""
+        return cls(
+            torch.tensor([config.temperature for config in configs], dtype=torch.float32, device=device),
+            torch.tensor([config.top_p for config in configs], dtype=torch.float32, device=device),
+            torch.tensor([config.top_k for config in configs], dtype=torch.int64, device=device),
+            any(config.temperature == 0 for config in configs),
+            any(config.top_k > 0 for config in configs),
+            any(config.top_p < 1 for config in configs),
+        )
 
 
-def row_uniforms(seeds: list[int], steps: int) -> Tensor:
-    """One stream of uniform numbers for each row: (B, steps)."""
+def distribution(logits: Tensor, rows: RowSampling) -> Tensor:
+    """logits (B, V) float32 with -inf where forbidden -> what tokens are drawn from: (B, V), not normalised to 1.
+
+    Temperature, then top-k, then top-p over what is left. A row of temperature 0 gets its distribution at 1.
+    """
+    scaled = logits / torch.where(rows.temperature > 0, rows.temperature, 1)[:, None]
+    if not (rows.by_rank or rows.by_mass):
+        return scaled.softmax(-1)
+    values, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    rank = torch.arange(values.shape[-1], device=values.device)
+    limit = torch.where(rows.top_k > 0, rows.top_k, values.shape[-1])
+    probabilities = values.masked_fill(rank >= limit[:, None], float("-inf")).softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    kept = probabilities.masked_fill(before >= rows.top_p[:, None], 0)
+    kept = torch.where((rows.top_p < 1)[:, None], kept, probabilities)
+    return torch.zeros_like(kept).scatter_(-1, order, kept)
+
+
+def pick(logits: Tensor, uniform: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor]:
+    """logits as above, uniform (B,) in [0, 1) -> tokens (B,) and the logarithms of their probabilities (B,).
+
+    The token is where the running sum of probabilities, in the order of the vocabulary, passes the uniform number, so
+    a row's token depends on its own logits, settings and number alone.
+    """
+    probabilities = distribution(logits, rows)
+    running = probabilities.cumsum(-1, dtype=torch.float64)
+    total = running[:, -1:]
+    tokens = torch.searchsorted(running, uniform.double()[:, None] * total, right=True)
+    if rows.greedy:
+        tokens = torch.where((rows.temperature > 0)[:, None], tokens, logits.argmax(-1, keepdim=True))
+    drawn = probabilities.gather(-1, tokens).double()
+    return tokens[:, 0], (drawn / total).log()[:, 0].float()
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor, rows: RowSampling) -> Tensor:
+    """The logarithm of the probability with which `pick` draws tokens (B,); -inf for one that it never draws."""
+    probabilities = distribution(logits, rows)
+    total = probabilities.sum(-1, dtype=torch.float64)
+    return (probabilities.gather(-1, tokens[:, None])[:, 0].double() / total).log().float()
+
+
+def row_uniforms(seeds: Sequence[int], steps: int) -> Tensor:
+    """One stream of uniform numbers for each row: (B, steps). A shorter stream is the beginning of a longer one."""
     return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

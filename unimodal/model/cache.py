@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -37,11 +38,16 @@ class KVCache:
         self.slots = slots
         self.used = 0
 
+    @property
+    def rows(self) -> int:
+        """Rows there are."""
+        return self.layers[0].keys.shape[0]
+
     def reserve(self, length: int) -> None:
-        """Say that positions below `length` are about to be written; attention then reads no further than that."""
+        """Say that positions below `length` are about to be written and seen; attention reads no further than that."""
         if length > self.slots:
             raise ValueError(f"the cache has room for {self.slots} positions, {length} were asked for")
-        self.used = max(self.used, length)
+        self.used = length
 
     def update(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys, values (B, T, K, D) at positions (B, T); return all used slots (B, K, used, D)."""
@@ -51,6 +57,36 @@ class KVCache:
         cache.values[rows, :, positions] = values.to(cache.values.dtype)
         return cache.keys[:, :, : self.used], cache.values[:, :, : self.used]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows, in this order (rows may repeat)."""
-        self.layers = [LayerCache(layer.keys[rows], layer.values[rows]) for layer in self.layers]
+    def view(self, start: int, stop: int) -> KVCache:
+        """Rows `start` to `stop` as a cache of their own, on the same memory."""
+        part = copy.copy(self)
+        part.layers = [LayerCache(layer.keys[start:stop], layer.values[start:stop]) for layer in self.layers]
+        return part
+
+    def grow(self, rows: int) -> None:
+        """Make room for at least this many rows; what the rows hold stays."""
+        missing = rows - self.rows
+        if missing > 0:
+            self.layers = [
+                LayerCache(_longer(layer.keys, missing), _longer(layer.values, missing)) for layer in self.layers
+            ]
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Give row `target` the first `length` positions of row `source`."""
+        for layer in self.layers:
+            for part in layer:
+                part[target, :, :length] = part[source, :, :length]
+
+    def take(self, row: int, length: int) -> list[LayerCache]:
+        """A copy of the first `length` positions of a row: each layer (K, length, D)."""
+        return [LayerCache(*(part[row, :, :length].clone() for part in layer)) for layer in self.layers]
+
+    def put(self, row: int, beginning: list[LayerCache]) -> None:
+        """Write what `take` gave to the beginning of a row."""
+        for layer, given in zip(self.layers, beginning, strict=True):
+            for part, new in zip(layer, given, strict=True):
+                part[row, :, : new.shape[1]] = new
+
+
+def _longer(part: Tensor, missing: int) -> Tensor:
+    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])

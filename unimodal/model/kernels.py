@@ -34,7 +34,18 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Mask) -> Tensor:
     trains = torch.is_grad_enabled() and queries.requires_grad
     if trains and queries.device.type == "cpu" and queries.shape[2] == keys.shape[2] <= CHUNKED_MAX_LENGTH:
         return chunked_attention(queries, keys, values, bias)
+    if queries.shape[2] == 1 and grouped:
+        return _one_query(queries, keys, values, bias)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=grouped)
+
+
+def _one_query(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """One token a row: the G heads that share keys pass as G queries, and nothing is copied for them.
+
+    On CPUs up to 7 times as fast as torch's own grouping (docs/log.md, 2026-11-24).
+    """
+    together = queries.view(*keys.shape[:2], -1, queries.shape[-1])
+    return F.scaled_dot_product_attention(together, keys, values, attn_mask=bias).view(queries.shape)
 
 
 def chunked_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.images import to_image
 from data_pipelines.shards.format import TokenDocument
-from unimodal.generation.engine import DecodeConfig
 from unimodal.generation.pipeline import Pipeline, bundle
+from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.training.module import TransformerModule
 
@@ -24,8 +24,8 @@ FOLDER = "samples"
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
-    """Pictures of one size in rows, on white."""
-    width, height = rows[0][0].size
+    """Pictures in rows, on white; each has the room of the largest."""
+    width, height = (max(sides) for sides in zip(*(picture.size for row in rows for picture in row), strict=True))
     columns = max(len(row) for row in rows)
     canvas = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
     for y, row in enumerate(rows):
@@ -113,10 +113,10 @@ class Samples(L.Callback):
         lines = [f"step {trainer.global_step}", "drawn: " + "; ".join(captions)]
         if asked:
             prompts = [_question_prompt(pipeline, document) for document in asked]
-            answers = pipeline.generate_ids(prompts, config)
+            answers = pipeline.answers([Request(prompt=prompt, config=config) for prompt in prompts])
             for document, answer in zip(asked, answers, strict=True):
                 question, reference = (_text(pipeline, document, role) for role in ("question", "answer"))
-                lines.append(f"{question} -> {pipeline.text_tokenizer.decode(answer)} ({reference})")
+                lines.append(f"{question} -> {''.join(map(str, answer))} ({reference})")
         folder = Path(trainer.default_root_dir) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"answers-{trainer.global_step:06d}.txt").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,130 @@
+"""An answer as it comes: text as soon as its characters are whole, a picture row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from data_pipelines.images import to_image
+from tokenizers_vq.layout import FixedLayout, Size
+from unimodal.generation.prompts import PromptCoder
+from unimodal.generation.requests import Finish
+
+BROKEN = "\ufffd"
+"""What an incomplete UTF-8 character decodes to."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to the answer of prompt number `prompt`."""
+
+    prompt: int
+
+
+@dataclass(frozen=True)
+class TextPiece(Event):
+    """More text; the pieces of an answer put together are its text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImageStarted(Event):
+    """The model begins to draw."""
+
+
+@dataclass(frozen=True)
+class ImageRows(Event):
+    """The upper part of a picture: `rows` of `of` rows of codes. Its lower edge still lacks what comes below."""
+
+    image: Image.Image
+    rows: int
+    of: int
+
+
+@dataclass(frozen=True)
+class ImageDone(Event):
+    """The whole picture."""
+
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Ended(Event):
+    """The answer has ended; `finish` says why."""
+
+    finish: Finish
+
+
+class Narrator:
+    """Turns the ids of one answer, as they come, into events."""
+
+    def __init__(self, coder: PromptCoder, prompt: int) -> None:
+        self.coder, self.space, self.prompt = coder, coder.space, prompt
+        self.text: list[int] = []
+        self.told = 0
+        self.image: list[int] = []
+        self.rows_told = 0
+
+    def hear(self, ids: list[int]) -> Iterator[Event]:
+        """New ids of the answer."""
+        specials = self.space.specials
+        for token in ids:
+            if token == specials.boi:
+                yield from self._finish_text()
+                self.image, self.rows_told = [token], 0
+                yield ImageStarted(self.prompt)
+            elif self.image:
+                self.image.append(token)
+                if token == specials.eoi:
+                    yield from self._finish_image()
+            elif token < self.space.text_size and token not in (specials.eos, specials.eoi):
+                self.text.append(token)
+        yield from self._text_so_far()
+        yield from self._rows_so_far()
+
+    def end(self, finish: Finish) -> Iterator[Event]:
+        """No more ids come."""
+        yield from self._finish_text()
+        yield Ended(self.prompt, finish)
+
+    def _text_so_far(self) -> Iterator[Event]:
+        whole = self.coder.text.decode(self.text).rstrip(BROKEN)
+        if len(whole) > self.told:
+            yield TextPiece(self.prompt, whole[self.told :])
+            self.told = len(whole)
+
+    def _finish_text(self) -> Iterator[Event]:
+        rest = self.coder.text.decode(self.text)[self.told :]
+        if rest:
+            yield TextPiece(self.prompt, rest)
+        self.text, self.told = [], 0
+
+    def _finish_image(self) -> Iterator[Event]:
+        span = self.space.read_image(self.image, 0)
+        self.image = []
+        if span is not None:
+            yield ImageDone(self.prompt, self.coder.pictures([span])[0])
+
+    def _rows_so_far(self) -> Iterator[Event]:
+        size = self._size()
+        if size is None:
+            return
+        codes = [token for token in self.image if token >= self.space.image_offset]
+        rows = min(len(codes) // size[1], size[0])
+        if rows > self.rows_told:
+            self.rows_told = rows
+            kept = self.space.to_codes(torch.tensor([codes[: rows * size[1]]]))
+            yield ImageRows(self.prompt, to_image(self.coder.codec.decode(kept, (rows, size[1]))[0]), rows, size[0])
+
+    def _size(self) -> Size | None:
+        """The size of the open image, once it is known."""
+        if not self.image:
+            return None
+        if isinstance(self.space.layout, FixedLayout):
+            return self.space.layout.sizes[0]
+        told = tuple(token - self.space.text_size for token in self.image[1:3])
+        return (told[0], told[1]) if len(told) == 2 and told in self.space.layout.sizes else None

@@ -1,0 +1,114 @@
+"""Classifier-free guidance (arXiv 2207.12598) on logits, inside images alone.
+
+    two-way     u + s (f - u)                               f: the whole context, u: <bos> <null> <sep> <boi> codes
+    three-way   u + s_image (i - u) + s_text (f - i)        i: only the pictures of the prompt (Chameleon, Emu3.5)
+
+u and i are contexts of their own. They live in the same batch as rows that exist only while their image is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq.token_space import TokenSpace
+
+# Shapes: B rows, V vocabulary.
+
+Schedule = Literal["constant", "linear", "cosine"]
+SCHEDULES: tuple[Schedule, ...] = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """`scale` weighs the text (1: no guidance), `image_scale` the prompt's pictures (None: they count as text).
+
+    `schedule` says how the scales grow from 1 to their full size over an image: at once (`constant`), in proportion
+    to the codes drawn (`linear`) or along half a cosine.
+    """
+
+    scale: float = 1.0
+    image_scale: float | None = None
+    schedule: Schedule = "constant"
+
+    def __post_init__(self) -> None:
+        for scale in (self.scale, 1.0 if self.image_scale is None else self.image_scale):
+            if not 0 <= scale < math.inf:
+                raise ValueError(f"a guidance scale is finite and at least 0, got {scale}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"the guidance schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to compare with."""
+        return self.scale != 1 or self.image_scale not in (None, 1)
+
+
+class RowGuidance(NamedTuple):
+    """The settings of a batch: (B,) each. `active` rows are guided; `schedule` counts in SCHEDULES."""
+
+    scale: Tensor
+    image_scale: Tensor
+    schedule: Tensor
+    active: Tensor
+
+    @classmethod
+    def of(cls, configs: Sequence[GuidanceConfig], device: torch.device | str = "cpu") -> RowGuidance:
+        """One row for each config. Where pictures count as text, both scales are the same."""
+        image = [config.scale if config.image_scale is None else config.image_scale for config in configs]
+        return cls(
+            torch.tensor([config.scale for config in configs], dtype=torch.float32, device=device),
+            torch.tensor(image, dtype=torch.float32, device=device),
+            torch.tensor([SCHEDULES.index(config.schedule) for config in configs], dtype=torch.int64, device=device),
+            torch.tensor([config.active for config in configs], dtype=torch.bool, device=device),
+        )
+
+
+def null_context(space: TokenSpace) -> list[int]:
+    """The prompt that training puts in the place of a dropped one."""
+    return [space.specials.bos, space.specials.null, space.specials.sep]
+
+
+def image_context(space: TokenSpace, prompt: Sequence[int]) -> list[int]:
+    """A prompt's pictures without its words: `<bos> <null> pictures <sep>`; without pictures the null context."""
+    pictures: list[int] = []
+    index = 0
+    while index < len(prompt):
+        image = space.read_image(prompt, index) if prompt[index] == space.specials.boi else None
+        pictures += prompt[index : image.end] if image else []
+        index = image.end if image else index + 1
+    bos, null, sep = null_context(space)
+    return [bos, null, *pictures, sep]
+
+
+def contexts(space: TokenSpace, prompt: Sequence[int], config: GuidanceConfig) -> list[list[int]]:
+    """What a guided row is compared with: the null context, and in the three-way form the pictures' context too."""
+    if not config.active:
+        return []
+    null = null_context(space)
+    pictures = null if config.image_scale is None else image_context(space, prompt)
+    return [null] if pictures == null else [null, pictures]
+
+
+def guide(full: Tensor, image: Tensor, null: Tensor, rows: RowGuidance, progress: Tensor) -> Tensor:
+    """Logits (B, V) under the three contexts -> guided logits; progress (B,) is the share of the image that is drawn.
+
+    With image = null this is the two-way form. Scales of 1 give back `full` up to rounding; rows that are not guided
+    are not to be given here.
+    """
+    return (
+        null
+        + _now(rows.image_scale, rows, progress) * (image - null)
+        + _now(rows.scale, rows, progress) * (full - image)
+    )
+
+
+def _now(scale: Tensor, rows: RowGuidance, progress: Tensor) -> Tensor:
+    linear, cosine = progress, (1 - torch.cos(math.pi * progress)) / 2
+    weight = torch.where(rows.schedule == 1, linear, torch.where(rows.schedule == 2, cosine, 1.0))
+    return (1 + (scale - 1) * weight)[:, None]

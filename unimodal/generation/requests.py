@@ -1,0 +1,113 @@
+"""What the engine is asked and what it gives back, in ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from tokenizers_vq.layout import Size
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.grammar import MODES, OUTSIDE, Kind, Mode
+from unimodal.generation.guidance import GuidanceConfig
+from unimodal.generation.sampling import SamplingConfig
+
+Finish = Literal["end", "length", "no room for an image"]
+"""Why an answer ended: by itself, because its room was used up, or because an image was due that did not fit."""
+
+
+class Matcher(Protocol):
+    """One answer's way through a grammar over its text; images are no business of it, but for boi and eoi."""
+
+    def mask(self) -> Tensor:
+        """bool (text_size,): which text ids, specials among them, may come next."""
+        ...
+
+    def consume(self, token: int) -> None:
+        """Go on by one token."""
+        ...
+
+
+class TextGrammar(Protocol):
+    """Rules for the text of an answer."""
+
+    def start(self) -> Matcher:
+        """A matcher at the beginning of an answer."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How one answer is decoded.
+
+    `guidance` acts inside images. `image_size` asks for a size of the grid layout, None leaves it to the model.
+    `grammar` rules the text (JSON, a list of answers, ...). `constrained=False` switches all rules off.
+    """
+
+    mode: Mode = "mixed"
+    max_new_tokens: int = 128
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    image_size: Size | None = None
+    grammar: TextGrammar | None = None
+    constrained: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"the mode is one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is at least 1, got {self.max_new_tokens}")
+        if self.grammar is not None and (self.mode == "image" or not self.constrained):
+            raise ValueError("a grammar rules text: it goes with mode 'text' or 'mixed' and with constrained decoding")
+
+    @property
+    def outside(self) -> Kind:
+        """What the machine is in outside images."""
+        if not self.constrained:
+            return Kind.FREE
+        return OUTSIDE[self.mode] if self.grammar is None else Kind.STRUCTURED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt, how to answer it, and the seed of its answer."""
+
+    prompt: Sequence[int]
+    config: DecodeConfig
+    seed: int = 0
+
+    def room(self, context: int) -> int:
+        """Tokens that the answer may have."""
+        return min(self.config.max_new_tokens, context - len(self.prompt))
+
+    def check(self, space: TokenSpace, context: int) -> None:
+        """Raise ValueError for a prompt that is empty or too long, or a drawing that max_new_tokens cannot hold."""
+        if len(self.prompt) == 0:
+            raise ValueError("a prompt is empty")
+        if len(self.prompt) >= context:
+            raise ValueError(f"a prompt of {len(self.prompt)} tokens leaves no room in a context of {context}")
+        least = min(space.layout.span_of(size) for size in space.layout.sizes) + 1
+        if self.config.mode == "image" and self.config.constrained and self.config.max_new_tokens < least:
+            raise ValueError(
+                f"an image and its end take {least} tokens, max_new_tokens is {self.config.max_new_tokens}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """An answer: its ids with eos where it was said, the logarithm of the probability of each, and why it ended."""
+
+    ids: list[int]
+    log_probs: list[float]
+    finish: Finish
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """News of one request: the ids that it got since the last update, and the whole answer once it has ended."""
+
+    request: int
+    ids: list[int]
+    decoded: Decoded | None = None

@@ -1,0 +1,94 @@
+"""Answers whose text follows a grammar: the host's part, for the rows of a batch that have one.
+
+A grammar has to see every token of text, so the host looks at a batch with such an answer after every token. During an
+image the grammar rests: it sees boi and eoi, and never a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.requests import Matcher, TextGrammar
+
+if TYPE_CHECKING:
+    from unimodal.generation.batch import Batch, Seen
+
+# Shapes: P answers, T text ids.
+
+
+class Structured:
+    """The matchers of a batch, one for each answer that has a grammar."""
+
+    def __init__(self, space: TokenSpace) -> None:
+        self.space = space
+        self.matchers: list[Matcher | None] = []
+        self.seen_steps: list[int] = []
+        self.stuck_rows: list[bool] = []
+        self.bias: Tensor | None = None
+        """(P, T) of 0 and -inf, added to the logits of text ids; None while no answer has a grammar."""
+
+    @property
+    def active(self) -> bool:
+        """Whether any answer has a grammar."""
+        return any(matcher is not None for matcher in self.matchers)
+
+    def add(self, grammars: Sequence[TextGrammar | None]) -> None:
+        """Answers join, with or without a grammar."""
+        self.matchers += [None if grammar is None else grammar.start() for grammar in grammars]
+        self.seen_steps += [0] * len(grammars)
+        self.stuck_rows += [False] * len(grammars)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Only these answers stay, in this order."""
+        self.matchers = [self.matchers[index] for index in kept]
+        self.seen_steps = [self.seen_steps[index] for index in kept]
+        self.stuck_rows = [self.stuck_rows[index] for index in kept]
+
+    def stuck(self, index: int) -> bool:
+        """Whether the grammar asked an answer for an image that has no room."""
+        return self.stuck_rows[index]
+
+    def prepare(self, batch: Batch) -> None:
+        """Work out what each grammar allows next."""
+        if not self.active:
+            self.bias = None
+            return
+        state = batch.state
+        begins = batch.grammar.fits(state, batch.room - batch.step_count).any(-1).tolist()
+        resting = (state.in_image | state.done).tolist()
+        bias = torch.zeros(len(self.matchers), self.space.text_size)
+        for index, matcher in enumerate(self.matchers):
+            if matcher is not None and not resting[index]:
+                mask, self.stuck_rows[index] = text_mask(self.space, matcher, begins=begins[index])
+                bias[index].masked_fill_(~mask, float("-inf"))
+        self.bias = bias.to(batch.device)
+
+    def follow(self, seen: Sequence[Seen]) -> None:
+        """Tell the grammars the tokens that were drawn since the last time."""
+        for index, (matcher, one) in enumerate(zip(self.matchers, seen, strict=True)):
+            if matcher is not None and one.step > self.seen_steps[index]:
+                self.seen_steps[index] = one.step
+                if one.token < self.space.text_size and not self.stuck_rows[index]:
+                    matcher.consume(one.token)
+
+
+def text_mask(space: TokenSpace, matcher: Matcher, *, begins: bool) -> tuple[Tensor, bool]:
+    """bool (T,): the text ids that may come next; and whether the grammar is stuck, asking for an image without room.
+
+    `begins` says whether an image would fit. A grammar at its end, or stuck, leaves eos.
+    """
+    specials, mask = space.specials, matcher.mask()
+    stuck = False
+    if not begins and mask[specials.boi]:
+        mask = mask.clone()
+        mask[specials.boi] = False
+        stuck = not bool(mask.any())
+    if not mask.any():
+        mask = torch.zeros_like(mask)
+        mask[specials.eos] = True
+    return mask, stuck
