@@ -47,9 +47,8 @@ from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizers_vq.quantizers import FSQConfig
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
 
-SPACE = TokenSpace(
-    text_size=8000, text_hash="", codebook_size=8192, image_hash="", layout=FixedLayout(rows=16, columns=16)
-)
+LAYOUT = FixedLayout(rows=16, columns=16)
+SPACE = TokenSpace(text_size=8000, text_hash="", codebook_size=8192, image_hash="", layout=LAYOUT)
 ASKED_READER_PACKER, ASKED_PACKER = 2_000_000, 1_000_000
 LENGTHS = (2048, 4096)
 
@@ -63,7 +62,7 @@ def corpus(number: int, seed: int = 0) -> Iterator[TokenDocument]:
         return TokenSegment(kind="text", role="text", ids=ids.integers(20, SPACE.text_size, length))
 
     def picture() -> TokenSegment:
-        codes = ids.integers(SPACE.image_offset, SPACE.vocab_size, SPACE.layout.num_codes)
+        codes = ids.integers(SPACE.image_offset, SPACE.vocab_size, LAYOUT.num_codes)
         return TokenSegment(kind="image", role="image", ids=codes)
 
     for index in range(number):

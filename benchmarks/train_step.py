@@ -39,9 +39,8 @@ from unimodal.training.losses import next_token_losses
 from unimodal.training.optim import MuonConfig, build_optimizer
 from unimodal.training.precision import matmul_dtype
 
-SPACE = TokenSpace(
-    text_size=340, text_hash="", codebook_size=1024, image_hash="", layout=FixedLayout(rows=8, columns=8)
-)
+LAYOUT = FixedLayout(rows=8, columns=8)
+SPACE = TokenSpace(text_size=340, text_hash="", codebook_size=1024, image_hash="", layout=LAYOUT)
 DOCUMENTS, WINDOW = 1024, 512
 DTYPE = matmul_dtype(torch.device("cpu"))
 PRODUCTS = 30
@@ -62,7 +61,7 @@ def synthetic_documents(number: int, seed: int = 0) -> list[TokenDocument]:
 
     documents = []
     for index in range(number):
-        codes = [SPACE.image_offset + random.randrange(SPACE.codebook_size) for _ in range(SPACE.layout.num_codes)]
+        codes = [SPACE.image_offset + random.randrange(SPACE.codebook_size) for _ in range(LAYOUT.num_codes)]
         segments = [TokenSegment(kind="image", role="image", ids=np.asarray(codes)), segment("caption", 4)]
         for _ in range(random.randint(8, 11)):
             segments += [segment("question", random.randint(5, 8)), segment("answer", 1)]

@@ -91,6 +91,6 @@ def _shifted(columns: dict[str, np.ndarray], weights: np.ndarray, space: TokenSp
     targets, loss_weights = np.full_like(columns["tokens"], space.specials.pad), np.zeros_like(weights)
     np.copyto(targets[:, :-1], columns["tokens"][:, 1:], where=follows)
     np.copyto(loss_weights[:, :-1], weights[:, 1:], where=follows)
-    modality = np.where(targets >= space.image_offset, int(Modality.IMAGE), int(Modality.TEXT))
+    modality = np.where(targets >= space.text_size, int(Modality.IMAGE), int(Modality.TEXT))
     modality[documents < 0] = int(Modality.PADDING)
     return {"targets": targets, "loss_weights": loss_weights, "modality": modality}

@@ -8,11 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
-from data_pipelines.images import Augmentation, ImagePolicy, augment, to_tensor
+from data_pipelines.images import Augmentation, ImagePolicy, augment, stackable, to_tensor
 from data_pipelines.shards.format import TokenDocument, TokenSegment
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TextTokenizer
@@ -35,7 +36,7 @@ class Encoder:
     seed: int
 
     def read(self, item: Copy) -> list[Tensor] | DamagedSample:
-        """The document's pictures (3, S, S) in [-1, 1]; what is wrong with them is returned, not raised."""
+        """The document's pictures (3, H, W) in [-1, 1]; what is wrong with them is returned, not raised."""
         document, copy = item
         try:
             return [
@@ -48,10 +49,8 @@ class Encoder:
 
     def encode(self, batch: Sequence[Copy], pixels: Sequence[list[Tensor]]) -> list[TokenDocument]:
         """Documents with their pictures -> token documents."""
-        flat = [picture for pictures in pixels for picture in pictures]
-        groups = [torch.stack(flat[i : i + IMAGES_AT_ONCE]) for i in range(0, len(flat), IMAGES_AT_ONCE)]
-        ids = (self.space.to_image_ids(codes) for group in groups for codes in self.image.encode(group).cpu())
-        return [self._document(document, copy, ids) for document, copy in batch]
+        bodies = iter(image_bodies([picture for pictures in pixels for picture in pictures], self.image, self.space))
+        return [self._document(document, copy, bodies) for document, copy in batch]
 
     def _pixels(self, key: str, copy: int, index: int, segment: ImageSegment) -> Tensor:
         picture = self.policy.apply(segment.open(), segment.role)
@@ -59,16 +58,27 @@ class Encoder:
             picture = augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}"))
         return to_tensor(picture)
 
-    def _document(self, document: Document, copy: int, image_ids: Iterator[Tensor]) -> TokenDocument:
-        segments = tuple(self._segment(segment, image_ids) for segment in document.segments)
+    def _document(self, document: Document, copy: int, bodies: Iterator[np.ndarray]) -> TokenDocument:
+        segments = tuple(self._segment(segment, bodies) for segment in document.segments)
         meta = {**document.meta, "copy": copy}
         return TokenDocument(key=copy_key(document.key, copy), segments=segments, meta=meta)
 
-    def _segment(self, segment: TextSegment | ImageSegment, image_ids: Iterator[Tensor]) -> TokenSegment:
+    def _segment(self, segment: TextSegment | ImageSegment, bodies: Iterator[np.ndarray]) -> TokenSegment:
         if isinstance(segment, TextSegment):
             ids = torch.tensor(self.text.encode(segment.text), dtype=torch.int64)
             return TokenSegment(kind="text", role=segment.role, ids=ids.numpy())
-        return TokenSegment(kind="image", role=segment.role, ids=next(image_ids).numpy())
+        return TokenSegment(kind="image", role=segment.role, ids=next(bodies))
+
+
+def image_bodies(pictures: Sequence[Tensor], image: ImageTokenizer, space: TokenSpace) -> list[np.ndarray]:
+    """Pictures (3, H, W) in [-1, 1], of several sizes -> for each the ids between boi and eoi."""
+    bodies: dict[int, np.ndarray] = {}
+    for group in stackable(pictures, IMAGES_AT_ONCE):
+        pixels = torch.stack([pictures[index] for index in group])
+        size = (pixels.shape[2] // image.reduction, pixels.shape[3] // image.reduction)
+        ids = space.to_image_ids(image.encode(pixels).cpu()).tolist()
+        bodies |= {index: np.array(space.image_body(row, size)) for index, row in zip(group, ids, strict=True)}
+    return [bodies[index] for index in range(len(pictures))]
 
 
 @dataclass(frozen=True, kw_only=True)

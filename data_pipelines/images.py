@@ -1,8 +1,9 @@
-"""Image policy: how a picture of any size becomes the square that the image tokenizer takes."""
+"""Image policy: how a picture of any size becomes one of the sizes that are made into codes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -12,42 +13,69 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.layout import GridLayout, Layout, nearest_shape
+
 Fit = Literal["pad", "crop"]
 Augmentation = Literal["flip", "place"]
 SMALLEST_PLACED = 0.7
-"""The least side, as a share of the square, of a picture that `place` shrinks."""
+"""The least side, as a share of the whole, of a picture that `place` shrinks."""
+PixelSize = tuple[int, int]
+"""Height and width in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
     """Pictures shown to the model keep all content (`pad`); pictures to draw fill the frame (`crop`).
 
-    Chameleon's choice (arXiv 2405.09818, section 4.2). Padding continues the colour of the picture's border.
+    Chameleon's choice (arXiv 2405.09818, section 4.2). Padding continues the colour of the picture's border. A picture
+    takes that of `sizes` (height, width) whose shape is nearest to its own; without them, all are squares of `size`.
     """
 
     size: int
     shown: Fit = "pad"
     drawn: Fit = "crop"
+    sizes: tuple[PixelSize, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = tuple(sorted((int(height), int(width)) for height, width in self.sizes))
+        if self.size < 1 or any(min(size) < 1 for size in sizes):
+            raise ValueError(f"pictures have at least one pixel, got size {self.size} and sizes {self.sizes}")
+        object.__setattr__(self, "sizes", sizes)
+
+    @classmethod
+    def of(cls, image: ImageTokenizer, layout: Layout) -> ImagePolicy:
+        """For the pictures of a layout, as a tokenizer takes them."""
+        side = image.reduction
+        several = layout.sizes if isinstance(layout, GridLayout) else ()
+        return cls(size=image.image_size, sizes=tuple((rows * side, columns * side) for rows, columns in several))
+
+    def size_of(self, image: Image.Image) -> PixelSize:
+        """The size that a picture is given."""
+        return nearest_shape(self.sizes or ((self.size, self.size),), image.height, image.width)
 
     def apply(self, image: Image.Image, role: str) -> Image.Image:
-        """A square RGB picture of `size` pixels; role `answer` is drawn, everything else is shown."""
-        return fit_square(image, self.size, self.drawn if role == "answer" else self.shown)
+        """An RGB picture of one of the sizes; role `answer` is drawn, everything else is shown."""
+        return fit_to(image, self.size_of(image), self.drawn if role == "answer" else self.shown)
 
 
-def fit_square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """Resize with antialiasing to `size` x `size`, by border padding or by centre crop."""
-    if image.size == (size, size):
+def fit_to(image: Image.Image, size: PixelSize, fit: Fit) -> Image.Image:
+    """Resize with antialiasing to a height and width, by border padding or by centre crop."""
+    height, width = size
+    if image.size == (width, height):
         return image
     if fit == "crop":
-        return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    longest = max(image.size)
-    width, height = (max(1, round(side / longest * size)) for side in image.size)
-    inner = image.resize((width, height), Image.Resampling.BICUBIC)
-    return _paste(inner, size, ((size - inner.width) // 2, (size - inner.height) // 2))
+        return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    if image.width * height >= image.height * width:
+        inner = (width, max(1, round(image.height / image.width * width)))
+    else:
+        inner = (max(1, round(image.width / image.height * height)), height)
+    corner = ((width - inner[0]) // 2, (height - inner[1]) // 2)
+    return _paste(image.resize(inner, Image.Resampling.BICUBIC), size, corner)
 
 
 def augment(image: Image.Image, kinds: Sequence[Augmentation], random: Random) -> Image.Image:
-    """A variant of a square picture that keeps what it shows.
+    """A variant of a picture, of the same size, that keeps what it shows.
 
     `flip` mirrors left and right half of the time; `place` shrinks the picture a little and puts it anywhere on a
     ground of its border's colour, so that the same object meets the grid of codes in many ways.
@@ -55,11 +83,20 @@ def augment(image: Image.Image, kinds: Sequence[Augmentation], random: Random) -
     if "flip" in kinds and random.random() < 0.5:
         image = ImageOps.mirror(image)
     if "place" in kinds:
-        size = image.width
-        side = round(size * random.uniform(SMALLEST_PLACED, 1))
-        corner = (random.randint(0, size - side), random.randint(0, size - side))
-        image = _paste(image.resize((side, side), Image.Resampling.BICUBIC), size, corner)
+        share = random.uniform(SMALLEST_PLACED, 1)
+        inner = (round(image.width * share), round(image.height * share))
+        corner = (random.randint(0, image.width - inner[0]), random.randint(0, image.height - inner[1]))
+        image = _paste(image.resize(inner, Image.Resampling.BICUBIC), (image.height, image.width), corner)
     return image
+
+
+def stackable(pictures: Sequence[Tensor], most: int) -> Iterator[list[int]]:
+    """Indices of pictures (3, H, W) of one size, at most `most` at a time; each once, in order within a size."""
+    alike: defaultdict[torch.Size, list[int]] = defaultdict(list)
+    for index, picture in enumerate(pictures):
+        alike[picture.shape].append(index)
+    for indices in alike.values():
+        yield from (indices[start : start + most] for start in range(0, len(indices), most))
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -73,8 +110,9 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array.cpu().numpy(), "RGB")
 
 
-def _paste(image: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
-    canvas = Image.new("RGB", (size, size), _border_colour(image))
+def _paste(image: Image.Image, size: PixelSize, corner: tuple[int, int]) -> Image.Image:
+    height, width = size
+    canvas = Image.new("RGB", (width, height), _border_colour(image))
     canvas.paste(image, corner)
     return canvas
 

@@ -1,14 +1,15 @@
 """Templates: a tokenized document becomes a training sequence, ids with a loss weight for each.
 
-    caption         <bos> <boi> codes <eoi>                  | <sep> caption <eos>
-    question        <bos> <boi> codes <eoi>                  | question <sep> answer <eos>
-    text to image   <bos> caption <sep> <boi> codes <eoi> <eos>
-    unconditional   <bos> <null>  <sep> <boi> codes <eoi> <eos>
+    caption         <bos> <boi> image <eoi>                  | <sep> caption <eos>
+    question        <bos> <boi> image <eoi>                  | question <sep> answer <eos>
+    text to image   <bos> caption <sep> <boi> image <eoi> <eos>
+    unconditional   <bos> <null>  <sep> <boi> image <eoi> <eos>
     dialogue        <bos> request <sep> answer <eos> request <sep> answer <eos> ...
-    interleaved     <bos> text <boi> codes <eoi> text <boi> codes <eoi> ... <eos>
+    interleaved     <bos> text <boi> image <eoi> text <boi> image <eoi> ... <eos>
 
-What stands right of `|` is a branch: all questions about a picture share it, and none sees another. Interleaved
-documents, and those of text alone, are learnt whole in their own order, with pictures weighing as drawn ones do.
+An image is all that its layout puts between boi and eoi: codes, and in a grid their size and the ends of rows. What
+stands right of `|` is a branch: all questions about a picture share it, and none sees another. Interleaved documents,
+and those of text alone, are learnt whole in their own order, with pictures weighing as drawn ones do.
 """
 
 from __future__ import annotations

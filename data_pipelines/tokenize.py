@@ -7,6 +7,7 @@ the shards for each rank, and the same bytes in every case.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from data_pipelines.shards.parts import LeftOut, Part, Parts
 from data_pipelines.shards.writer import check_unwritten, write_manifest, write_shard
 from data_pipelines.sources.registry import Source
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.layout import GridLayout, Layout, bucket_sizes
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
@@ -39,6 +41,8 @@ class TokenizeConfig:
     copies: int = 1
     augmentations: tuple[Augmentation, ...] = ()
     seed: int = 0
+    aspect_ratio: float = 1.0
+    """The longest ratio of an image's sides; 1 is the image tokenizer's square, more is a grid of several sizes."""
     documents_per_shard: int = 1000
     source_options: Mapping[str, Any] = field(default_factory=dict)
     """What the source was opened with; recorded, and not to change while a job goes on."""
@@ -51,6 +55,8 @@ class TokenizeConfig:
             raise ValueError(f"more than one copy needs an augmentation (flip, place), got {self}")
         if self.documents_per_shard < 1 or self.workers < 0:
             raise ValueError(f"a shard holds at least one document, and workers are 0 or more, got {self}")
+        if not 1 <= self.aspect_ratio < math.inf:
+            raise ValueError(f"an aspect ratio is longer to shorter side, at least 1, got {self.aspect_ratio}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} of {self.world_size}: ranks are 0 to {self.world_size - 1}")
 
@@ -59,14 +65,24 @@ class TokenizeConfig:
         return {k: v for k, v in asdict(self).items() if k not in ("workers", "rank", "world_size")}
 
 
-def make_token_space(text: TextTokenizer, image: ImageTokenizer) -> TokenSpace:
-    """The token space of a pair of tokenizers."""
+def layout_of(image: ImageTokenizer, aspect_ratio: float) -> Layout:
+    """The tokenizer's square alone, or a grid of sizes with about as many codes and sides in a ratio up to this one.
+
+    Raises ValueError for a ratio that no size but the square has.
+    """
+    if aspect_ratio == 1:
+        return image.layout
+    return GridLayout(sizes=bucket_sizes(image.layout.rows, aspect_ratio))
+
+
+def make_token_space(text: TextTokenizer, image: ImageTokenizer, layout: Layout | None = None) -> TokenSpace:
+    """The token space of a pair of tokenizers; its layout is the image tokenizer's square unless told otherwise."""
     return TokenSpace(
         text_size=text.size,
         text_hash=text.hash,
         codebook_size=image.codebook_size,
         image_hash=image.hash,
-        layout=image.layout,
+        layout=layout or image.layout,
         specials=text.specials,
     )
 
@@ -86,24 +102,25 @@ def tokenize(
     time. Raises ValueError for a folder that is whole already or was begun with other settings.
     """
     check_unwritten(out)
-    policy = ImagePolicy(size=image.image_size)
+    space = make_token_space(text, image, layout_of(image, config.aspect_ratio))
+    policy = ImagePolicy.of(image, space.layout)
     encoder = Encoder(
         text=text,
         image=image,
-        space=make_token_space(text, image),
+        space=space,
         policy=policy,
         augmentations=config.augmentations,
         seed=config.seed,
     )
     described = {"fingerprint": source.fingerprint(), "tokenize": config.recipe()}
     empty = Manifest(
-        token_space=encoder.space.to_dict(),
-        fingerprint=encoder.space.fingerprint,
+        token_space=space.to_dict(),
+        fingerprint=space.fingerprint,
         image_policy=asdict(policy),
         source=described,
         shards=(),
     )
-    parts = Parts(out, {"token space": empty.fingerprint, "image policy": empty.image_policy, **described})
+    parts = Parts(out, {**described, "token space": empty.fingerprint, "image policy": empty.image_policy})
     job = _Job(source, encoder, parts, failures, config, progress)
     job.run()
     return job.merge(empty)

@@ -81,6 +81,14 @@ WRONG_USES = [
     ("evaluate --source nowhere --model {model} --task vqa --out {new}", "unknown source 'nowhere'"),
     ("evaluate --source easy_vqa --model {absent} --task vqa --out {new}", "is not a folder"),
     ("evaluate --source imagefolder --path {absent} --model {model} --task vqa --out {new}", "is not a folder"),
+    ("import-hf {data}", "required: DST"),
+    ("import-hf {absent} {new}", "is not a folder"),
+    ("import-hf {data} {new} --image-tokenizer {codes}", "config.json is missing"),
+    ("import-hf {model} {new}", "model type None cannot be imported"),
+    ("export-hf {model}", "required: DST"),
+    ("export-hf {absent} {new}", "is not a folder"),
+    ("export-hf {data} {new}", "does not hold a model"),
+    ("export-hf {model} {data}", "not an empty folder"),
     ("demo --fast", "unrecognized arguments: --fast"),
 ]
 

@@ -8,21 +8,25 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.shards import read_all
-from tests.oracles.pictures import SPACE
+from tests.oracles.pictures import GRID_SPACE, SPACE
+from tokenizers_vq.token_space import TokenSpace
 from unimodal.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "formats.md").read_text()
 
 
-def test_the_example_of_a_shard_written_by_hand_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chosen", [SPACE, GRID_SPACE])
+def test_the_example_of_a_shard_written_by_hand_is_one(
+    chosen: TokenSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     section = PAGE.split("### Writing a shard by hand")[1]
     (code,) = re.findall(r"```python\n(.*?)```", section.split("## Training data")[0], re.DOTALL)
-    SPACE.save(tmp_path)
+    chosen.save(tmp_path)
     monkeypatch.chdir(tmp_path)
     exec(compile(code.replace("runs/demo/model", "."), "formats.md", "exec"), {})
     space, documents = read_all(tmp_path)
-    assert space == SPACE and [document.key for document in documents] == ["first", "second", "third"]
+    assert space == chosen and [document.key for document in documents] == ["first", "second", "third"]
     assert main(["inspect", "."]) == 0
 
 

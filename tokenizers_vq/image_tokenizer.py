@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig, build_backbone
+from tokenizers_vq.layout import FixedLayout, Size
 from tokenizers_vq.quantizers import FSQConfig, LFQConfig, QuantizerConfig, VQConfig, build_quantizer
-from tokenizers_vq.token_space import FixedLayout
 
-# Shapes: B images, S image side, G grid side, N = G * G codes an image, D code width.
+# Shapes: B images, H height, W width, N codes of one image, D code width.
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 KINDS: dict[str, type[Any]] = {
@@ -32,7 +32,7 @@ KINDS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTokenizerConfig:
-    """A backbone and a quantizer for square images of `image_size` pixels."""
+    """A backbone and a quantizer, trained on square images of `image_size` pixels."""
 
     image_size: int
     backbone: BackboneConfig
@@ -75,7 +75,7 @@ def _part(values: dict[str, Any]) -> Any:
 
 
 class Reconstruction(NamedTuple):
-    """images (B, 3, S, S), indices (B, N), and the quantizer's named losses."""
+    """images (B, 3, H, W), indices (B, N), and the quantizer's named losses."""
 
     images: Tensor
     indices: Tensor
@@ -83,7 +83,10 @@ class Reconstruction(NamedTuple):
 
 
 class ImageTokenizer(nn.Module):
-    """Images in [-1, 1] <-> codes in [0, codebook_size)."""
+    """Images in [-1, 1] <-> codes in [0, codebook_size).
+
+    It is trained on squares of `image_size` pixels; being convolutional, it takes images of other sizes as well.
+    """
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -95,8 +98,13 @@ class ImageTokenizer(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Side of the images in pixels."""
+        """Side of the square images in pixels."""
         return self.config.image_size
+
+    @property
+    def reduction(self) -> int:
+        """Pixels along one side of a code."""
+        return self.config.backbone.reduction
 
     @property
     def device(self) -> torch.device:
@@ -110,39 +118,50 @@ class ImageTokenizer(nn.Module):
 
     @property
     def layout(self) -> FixedLayout:
-        """How the codes of an image lie in a sequence."""
+        """How the codes of a square image lie in a sequence."""
         return FixedLayout(rows=self.config.grid, columns=self.config.grid)
 
     def forward(self, images: Tensor) -> Reconstruction:
-        """images (B, 3, S, S) in [-1, 1] -> Reconstruction, for training."""
+        """images (B, 3, H, W) in [-1, 1] -> Reconstruction, for training."""
         vectors = self.encoder(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, enabled=False):
             quantized = self.quantizer(vectors.float().flatten(2).transpose(1, 2))
-        return Reconstruction(self._pixels(quantized.codes), quantized.indices, quantized.losses)
+        pixels = self._pixels(quantized.codes, (vectors.shape[2], vectors.shape[3]))
+        return Reconstruction(pixels, quantized.indices, quantized.losses)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) in [-1, 1] -> codes (B, N) int64 in reading order."""
-        expected = (3, self.image_size, self.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"this tokenizer takes images of shape (B, {expected}), got {tuple(images.shape)}")
+        """images (B, 3, H, W) in [-1, 1] -> codes (B, N) int64 in reading order.
+
+        Raises ValueError for sides that are no multiples of `reduction`.
+        """
+        shape, side = tuple(images.shape), self.reduction
+        if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < 1 or shape[2] % side or shape[3] % side:
+            raise ValueError(
+                f"this tokenizer takes images of shape (B, 3, H, W), H and W multiples of {side}, got {shape}"
+            )
         images = images.to(self.device)
         vectors = self.encoder(images.contiguous(memory_format=torch.channels_last))
         return self.quantizer(vectors.float().flatten(2).transpose(1, 2)).indices
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes (B, N) int64 -> images (B, 3, S, S) in [-1, 1]. Raises ValueError for a code that does not exist."""
-        if codes.ndim != 2 or codes.shape[1] != self.layout.num_codes:
-            raise ValueError(f"an image has {self.layout.num_codes} codes, got a batch of shape {tuple(codes.shape)}")
+    def decode(self, codes: Tensor, size: Size | None = None) -> Tensor:
+        """codes (B, N) int64 -> images (B, 3, H, W) in [-1, 1], of `size` rows and columns of codes or else square.
+
+        Raises ValueError for another number of codes, and for a code that does not exist.
+        """
+        rows, columns = self.layout.sizes[0] if size is None else size
+        if codes.ndim != 2 or min(rows, columns) < 1 or codes.shape[1] != rows * columns:
+            shape = tuple(codes.shape)
+            raise ValueError(f"an image of {rows} x {columns} has {rows * columns} codes, got a batch of shape {shape}")
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
             raise ValueError(
                 f"codes lie in 0 to {self.codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}"
             )
-        return self._pixels(self.quantizer.lookup(codes)).clamp(-1, 1)
+        return self._pixels(self.quantizer.lookup(codes), (rows, columns)).clamp(-1, 1)
 
-    def _pixels(self, vectors: Tensor) -> Tensor:
-        grid = vectors.transpose(1, 2).unflatten(2, (self.config.grid, self.config.grid))
+    def _pixels(self, vectors: Tensor, size: Size) -> Tensor:
+        grid = vectors.transpose(1, 2).unflatten(2, size)
         return self.decoder(grid.contiguous(memory_format=torch.channels_last)).float()
 
     @property

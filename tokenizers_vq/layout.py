@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 Size = tuple[int, int]
 """Rows and columns of codes."""
+RATIO_STEP = 1.1
+"""Buckets lie at least this far from one another in aspect ratio; nearer ones would hardly spare a picture's edges."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,11 @@ def nearest_size(layout: Layout, rows: float, columns: float) -> Size:
 
     Raises ValueError for a side that is not above 0.
     """
+    return nearest_shape(layout.sizes, rows, columns)
+
+
+def nearest_shape(sizes: Sequence[Size], rows: float, columns: float) -> Size:
+    """As `nearest_size`, of sizes in any unit, pixels say."""
     if min(rows, columns) <= 0:
         raise ValueError(f"a picture has sides above 0, got {rows} x {columns}")
 
@@ -109,7 +116,7 @@ def nearest_size(layout: Layout, rows: float, columns: float) -> Size:
         ratio = (size[0] * columns) / (size[1] * rows)
         return max(ratio, 1 / ratio)
 
-    return min(layout.sizes, key=distance)
+    return min(sizes, key=distance)
 
 
 def grid_sizes(area: int, longest_ratio: float) -> tuple[Size, ...]:
@@ -121,6 +128,23 @@ def grid_sizes(area: int, longest_ratio: float) -> tuple[Size, ...]:
         raise ValueError(f"sizes need an area and a ratio of at least 1, got {area} and {longest_ratio}")
     found = [(rows, area // rows) for rows in range(1, area + 1)]
     return tuple((r, c) for r, c in found if c and max(r / c, c / r) <= longest_ratio)
+
+
+def bucket_sizes(side: int, longest_ratio: float) -> tuple[Size, ...]:
+    """The square and, for each that is wide, one that is as tall; of `grid_sizes` those a `RATIO_STEP` apart.
+
+    How many there are depends on the ratio, hardly on the area: 9 for a ratio of 2. Raises ValueError where only the
+    square is left.
+    """
+    chosen = [(side, side)]
+    for rows, columns in reversed(grid_sizes(side**2, longest_ratio)):
+        last_rows, last_columns = chosen[-1]
+        if rows < columns and columns / rows >= RATIO_STEP * last_columns / last_rows:
+            chosen.append((rows, columns))
+    if len(chosen) == 1:
+        told = f"of about {side} x {side} codes, only the square has sides in a ratio up to {longest_ratio}"
+        raise ValueError(f"{told}; allow a longer one")
+    return tuple(sorted({size for rows, columns in chosen for size in ((rows, columns), (columns, rows))}))
 
 
 def in_rows(codes: Sequence[int], size: Size) -> list[list[int]]:

@@ -129,7 +129,7 @@ class TokenSpace:
     def read_image(self, ids: Sequence[int], start: int) -> ImageSpan | None:
         """The image whose boi stands at `start`; None where what follows is not a well-formed image."""
         size = self._size(ids, start)
-        if size is None or start < 0 or ids[start] != self.specials.boi:
+        if size is None or not 0 <= start < len(ids) or ids[start] != self.specials.boi:
             return None
         end = start + self.layout.span_of(size)
         body = list(ids[start + 1 : end - 1])
@@ -142,7 +142,7 @@ class TokenSpace:
     def _size(self, ids: Sequence[int], start: int) -> Size | None:
         if isinstance(self.layout, FixedLayout):
             return self.layout.sizes[0]
-        if len(ids) < start + 3:
+        if start < 0 or len(ids) < start + 3:
             return None
         size = (ids[start + 1] - self.text_size, ids[start + 2] - self.text_size)
         return size if size in self.layout.sizes else None

@@ -1,4 +1,4 @@
-"""The `unimodal` command: tokenize, inspect, generate, evaluate, demo."""
+"""The `unimodal` command: tokenize, inspect, generate, evaluate, import-hf, export-hf, demo."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
     parser.add_argument("--copies", type=int, default=1, help="copies of each document; all but the first augmented")
     parser.add_argument("--augment", default="", help="flip, place or flip,place")
+    about = "longest ratio of an image's sides; more than 1 gives images of several sizes, in a grid layout"
+    parser.add_argument("--aspect-ratio", type=float, default=1.0, metavar="R", help=about)
     parser.add_argument("--documents-per-shard", type=int, default=1000, metavar="N")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads that read pictures")
     ranks = {"type": int, "metavar": "N"}
@@ -67,7 +69,20 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=2.0, help="of the prompt, inside pictures; 1 is none")
+    about = "guidance of the prompt's pictures apart from its words"
+    parser.add_argument("--image-guidance", type=float, default=None, metavar="SCALE", help=about)
+    about = "constant, linear or cosine: how guidance grows over a picture"
+    parser.add_argument("--guidance-schedule", default="constant", metavar="NAME", help=about)
+    about = "width by height of pictures, for a model that draws several sizes; its own choice if absent"
+    parser.add_argument("--aspect-ratio", type=float, default=None, metavar="R", help=about)
+    rules = parser.add_mutually_exclusive_group()
+    about = 'the answer is JSON under this schema; {"type": "image"} is a place for a picture'
+    rules.add_argument("--json-schema", type=Path, default=None, metavar="FILE", help=about)
+    rules.add_argument("--choices", nargs="+", default=None, metavar="ANSWER", help="the answer is one of these")
+    rules.add_argument("--regex", default=None, metavar="PATTERN", help="the answer matches this regular expression")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
+    parser.add_argument("--stream", action="store_true", help="print the answer as it comes; for a single one")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -88,6 +103,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; the task's own if absent")
     parser.add_argument("--top-p", type=float, default=None)
     parser.add_argument("--top-k", type=int, default=None)
+    parser.add_argument("--choices", nargs="+", default=None, metavar="ANSWER", help="vqa: answers that may be given")
     parser.add_argument("--seeds-per-prompt", type=int, default=None, metavar="N", help="for drawing")
 
 
@@ -95,6 +111,30 @@ def _evaluate(options: argparse.Namespace) -> int:
     from unimodal.commands.evaluate import run
 
     return run(options)
+
+
+def _import_hf_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help="a local folder of a Llama or Chameleon")
+    parser.add_argument("out", type=Path, metavar="DST", help="where the model bundle goes")
+    about = "an image tokenizer whose codes the model is to learn; not for an export of ours"
+    parser.add_argument("--image-tokenizer", type=Path, default=None, metavar="DIR", help=about)
+
+
+def _import_hf(options: argparse.Namespace) -> int:
+    from unimodal.commands.import_hf import run
+
+    return run(options.source, options.out, options.image_tokenizer)
+
+
+def _export_hf_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help="a model bundle")
+    parser.add_argument("out", type=Path, metavar="DST", help="where the folder for transformers goes")
+
+
+def _export_hf(options: argparse.Namespace) -> int:
+    from unimodal.commands.export_hf import run
+
+    return run(options.source, options.out)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,6 +178,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
     "inspect": ("verify shards or a bundle and print what they hold", _inspect_arguments, _inspect),
     "generate": ("text and pictures from text and pictures", _generate_arguments, _generate),
     "evaluate": ("score a model on a task", _evaluate_arguments, _evaluate),
+    "import-hf": ("a local Llama or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
+    "export-hf": ("a model bundle becomes a folder for transformers", _export_hf_arguments, _export_hf),
     "demo": ("train, draw, answer and score on easy-VQA; ends with a report page", _demo_arguments, _demo),
 }
 

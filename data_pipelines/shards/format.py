@@ -19,7 +19,7 @@ class DamagedShard(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSegment:
-    """Ids of one segment; image ids lie in the image range, without boi and eoi."""
+    """Ids of one segment; those of an image are all that stands between boi and eoi (`TokenSpace.image_body`)."""
 
     kind: Literal["text", "image"]
     role: str

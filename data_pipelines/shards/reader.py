@@ -11,13 +11,14 @@ import io
 import json
 import mmap
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.shards.checks import check_ids
 from data_pipelines.shards.format import (
     MANIFEST_FILE,
     DamagedShard,
@@ -76,7 +77,7 @@ class Shard(DocumentSequence):
             raise DamagedShard(f"{path}: its SHA-256 is not the manifest's; the file was damaged or changed")
         try:
             self.places = list(_places(self.data))
-            _check_ids(list(self), space)
+            check_ids(list(self), space)
         except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
             raise DamagedShard(f"{path}: {error}") from error
         if len(self) != entry.documents:
@@ -161,22 +162,3 @@ def _npy(key: str, data: Data, start: int, end: int) -> tuple[np.dtype[Any], int
 def _array_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
     return shape, dtype
-
-
-def _check_ids(documents: Sequence[TokenDocument], space: TokenSpace) -> None:
-    """Every id lies in the range of its kind; all documents are compared at once."""
-    ranges = {"text": (0, space.text_size), "image": (space.image_offset, space.vocab_size)}
-    segments = [(document.key, segment) for document in documents for segment in document.segments]
-    for key, segment in segments:
-        if segment.kind not in ranges:
-            raise ValueError(f"{key!r} holds a segment of kind {segment.kind!r}; kinds are text and image")
-    lengths = [len(segment.ids) for _, segment in segments]
-    if not sum(lengths):
-        return
-    ids = np.concatenate([segment.ids for _, segment in segments])
-    first, end = (np.repeat([ranges[s.kind][i] for _, s in segments], lengths) for i in (0, 1))
-    (outside,) = np.nonzero((ids < first) | (ids >= end))
-    if len(outside):
-        key, segment = segments[int(np.searchsorted(np.cumsum(lengths), outside[0], side="right"))]
-        first, end = ranges[segment.kind]
-        raise ValueError(f"{key!r} holds {segment.kind} id {ids[outside[0]]}; those are {first} to {end - 1}")

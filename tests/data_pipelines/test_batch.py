@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.templates import Rendered
-from tests.oracles.pictures import SPACE
+from tests.oracles.pictures import GRID_SPACE, SPACE
+from tokenizers_vq.token_space import TokenSpace
 
 LENGTH = 24
+SPACES = [SPACE, GRID_SPACE]
 FIELDS = [field.name for field in dataclasses.fields(PackedBatch)]
 
 
@@ -34,20 +36,20 @@ def sequences(draw: st.DrawFn) -> Rendered:
     )
 
 
-def row_by_hand(row: list[Rendered]) -> dict[str, list[float]]:
+def row_by_hand(row: list[Rendered], space: TokenSpace) -> dict[str, list[float]]:
     """Token by token: what stands here, and what comes next in the same branch of the same document."""
     out: dict[str, list[float]] = {name: [] for name in FIELDS}
     for number, sequence in enumerate(row):
         for i in range(len(sequence)):
             follows = i + 1 < len(sequence) and sequence.branches[i + 1] == sequence.branches[i]
-            target = int(sequence.ids[i + 1]) if follows else SPACE.specials.pad
+            target = int(sequence.ids[i + 1]) if follows else space.specials.pad
             out["tokens"].append(int(sequence.ids[i]))
             out["targets"].append(target)
             out["loss_weights"].append(float(sequence.weights[i + 1]) if follows else 0.0)
             out["positions"].append(int(sequence.positions[i]))
             out["documents"].append(number)
             out["branches"].append(int(sequence.branches[i]))
-            out["modality"].append(1 if target >= SPACE.image_offset else 0)
+            out["modality"].append(0 if target in range(space.text_size) else 1)
     for _ in range(LENGTH - len(out["tokens"])):
         padding = {"tokens": 0, "targets": 0, "documents": -1, "modality": -1}
         for name in FIELDS:
@@ -68,12 +70,12 @@ def fit_into_rows(drawn: list[list[Rendered]]) -> list[list[Rendered]]:
 
 
 @settings(deadline=None)
-@given(drawn=st.lists(st.lists(sequences(), max_size=5), min_size=1, max_size=3))
-def test_every_field_of_every_token_is_what_a_slow_loop_says(drawn: list[list[Rendered]]) -> None:
+@given(drawn=st.lists(st.lists(sequences(), max_size=5), min_size=1, max_size=3), space=st.sampled_from(SPACES))
+def test_every_field_of_every_token_is_what_a_slow_loop_says(drawn: list[list[Rendered]], space: TokenSpace) -> None:
     rows = fit_into_rows(drawn)
-    batch = collate(rows, LENGTH, SPACE)
+    batch = collate(rows, LENGTH, space)
     for index, row in enumerate(rows):
-        for name, expected in row_by_hand(row).items():
+        for name, expected in row_by_hand(row, space).items():
             found = getattr(batch, name)[index]
             assert found.tolist() == pytest.approx(expected), name
     assert batch.num_tokens == sum(len(sequence) for row in rows for sequence in row)
@@ -89,6 +91,13 @@ def test_shapes_and_types_are_as_contracted() -> None:
         tensor = getattr(batch, name)
         assert tensor.shape == (2, 6)
         assert tensor.dtype == (torch.float32 if name == "loss_weights" else torch.int64)
+
+
+def test_sizes_and_ends_of_rows_count_as_image_and_the_borders_as_text() -> None:
+    specials = GRID_SPACE.specials
+    body = GRID_SPACE.image_body([104, 105, 106, 107], (2, 2))
+    batch = collate([[plain(specials.bos, specials.boi, *body, specials.eoi, 9)]], 14, GRID_SPACE)
+    assert batch.modality.tolist() == [[0, *[1] * 7, 0, 0, 0, -1, -1, -1]]
 
 
 def test_nothing_is_predicted_across_the_border_of_documents() -> None:

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from webdataset.compat import WebDataset
 
 from data_pipelines.shards import DamagedShard, ShardWriter, TokenDocument, TokenSegment, open_manifest, read_all
-from tests.oracles.pictures import SPACE, caption_document, same_documents
-from tokenizers_vq.token_space import FixedLayout, TokenSpace
+from data_pipelines.shards.checks import malformed
+from tests.oracles.pictures import GRID_SPACE, SPACE, caption_document, same_documents
+from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
 
 DOCUMENTS = [caption_document(f"doc-{i}", length=i + 1, first=7 * i) for i in range(5)]
 
@@ -32,19 +33,27 @@ def write(folder: Path, documents: Sequence[TokenDocument], space: TokenSpace = 
     return folder
 
 
-def segment(kind: str, space: TokenSpace) -> st.SearchStrategy[TokenSegment]:
-    first, last = (0, space.text_size - 1) if kind == "text" else (space.image_offset, space.vocab_size - 1)
-    ids = st.lists(st.integers(first, last), max_size=6).map(lambda ids: np.asarray(ids, dtype=np.int64))
-    return st.builds(TokenSegment, kind=st.just(kind), role=st.sampled_from(["caption", "answer"]), ids=ids)
+@st.composite
+def segment(draw: st.DrawFn, space: TokenSpace) -> TokenSegment:
+    kind: Literal["text", "image"] = draw(st.sampled_from(["text", "image"]))
+    if kind == "text":
+        ids = draw(st.lists(st.integers(0, space.text_size - 1), max_size=6))
+    else:
+        rows, columns = draw(st.sampled_from(space.layout.sizes))
+        code = st.integers(space.image_offset, space.vocab_size - 1)
+        codes = draw(st.lists(code, min_size=rows * columns, max_size=rows * columns))
+        ids = space.image_body(codes, (rows, columns))
+    role = draw(st.sampled_from(["caption", "answer"]))
+    return TokenSegment(kind=kind, role=role, ids=np.asarray(ids, dtype=np.int64))
 
 
 @st.composite
 def folders(draw: st.DrawFn) -> tuple[TokenSpace, list[TokenDocument]]:
     """A space that needs 16 or 32 bits, and documents with distinct keys."""
-    layout = FixedLayout(rows=1, columns=1)
+    layout = draw(st.sampled_from([FixedLayout(rows=1, columns=1), GridLayout(sizes=((1, 2), (2, 1), (2, 2)))]))
     size = draw(st.sampled_from([100, 65_534, 65_535, 100_000]))
     space = TokenSpace(text_size=size, text_hash="", codebook_size=2, image_hash="", layout=layout)
-    segments = st.lists(st.sampled_from(["text", "image"]).flatmap(lambda kind: segment(kind, space)), min_size=1)
+    segments = st.lists(segment(space), min_size=1)
     metas = st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.text(), max_size=3)
     keys = draw(st.lists(st.from_regex(r"[a-z0-9+_-]{1,120}", fullmatch=True), unique=True, max_size=6))
     return space, [TokenDocument(key=k, segments=tuple(draw(segments)), meta=draw(metas)) for k in keys]
@@ -296,6 +305,54 @@ def test_a_cut_tar_whose_hash_fits_is_refused(tmp_path: Path, length: int) -> No
     put(folder, tar(GOOD)[:length])
     with pytest.raises(DamagedShard, match=r"000000\.tar"):
         read_all(folder)
+
+
+WHOLE = GRID_SPACE.image_body([104, 105, 106, 107], (2, 2))
+IMAGE_DAMAGES: dict[str, tuple[TokenSpace, list[int]]] = {
+    "a code too few": (SPACE, [100, 101, 102]),
+    "a code too many": (SPACE, [100, 101, 102, 103, 104]),
+    "no code": (SPACE, []),
+    "no id of a grid": (GRID_SPACE, []),
+    "one id of a grid": (GRID_SPACE, WHOLE[:1]),
+    "a row cut off": (GRID_SPACE, WHOLE[:-3]),
+    "a row end too many": (GRID_SPACE, [*WHOLE, GRID_SPACE.eol]),
+    "a row end in place of a code": (GRID_SPACE, [*WHOLE[:3], GRID_SPACE.eol, *WHOLE[4:]]),
+    "a code in place of a row end": (GRID_SPACE, [*WHOLE[:4], 104, *WHOLE[5:]]),
+    "a side in place of a code": (GRID_SPACE, [*WHOLE[:-1], GRID_SPACE.side(1)]),
+    "a size that does not exist": (GRID_SPACE, [101, 102, 104, 105]),
+    "a size of another image": (GRID_SPACE, [101, 103, *WHOLE[2:]]),
+    "no size": (GRID_SPACE, WHOLE[2:]),
+}
+
+
+@pytest.mark.parametrize("damage", IMAGE_DAMAGES)
+def test_an_image_that_is_not_whole_is_refused(tmp_path: Path, damage: str) -> None:
+    space, ids = IMAGE_DAMAGES[damage]
+    good = space.image_body([space.vocab_size - 1] * 4, (2, 2))
+    message = rf"000000\.tar: 'bad' holds {len(ids)} image ids that are no image of the {space.layout.kind} layout"
+    for name, bodies in {"among others": [good, ids, good], "alone": [ids]}.items():
+        segments = tuple(TokenSegment(kind="image", role="image", ids=np.asarray(b, dtype=np.int64)) for b in bodies)
+        folder = write(tmp_path / name, [TokenDocument(key="bad", segments=segments)], space)
+        with pytest.raises(DamagedShard, match=message):
+            read_all(folder)
+
+
+@settings(max_examples=100, deadline=None)
+@given(space=st.sampled_from([SPACE, GRID_SPACE]), data=st.data())
+def test_images_are_judged_all_at_once_as_one_by_one(space: TokenSpace, data: st.DataObject) -> None:
+    anything = st.integers(space.text_size, space.vocab_size - 1)
+    bodies = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        rows, columns = data.draw(st.sampled_from(space.layout.sizes))
+        body = space.image_body([space.image_offset] * (rows * columns), (rows, columns))
+        place = data.draw(st.integers(0, len(body) - 1))
+        other = data.draw(st.lists(anything, max_size=2))
+        changed = [*body[:place], *other, *body[place + 1 :]]
+        bodies.append(data.draw(st.sampled_from([body, changed, body[:place], other])))
+    ids = np.array([token for body in bodies for token in body], dtype=np.int64)
+    spans = [[space.specials.boi, *body, space.specials.eoi] for body in bodies]
+    whole = [(found := space.read_image(span, 0)) is not None and found.end == len(span) for span in spans]
+    assert (~malformed(np.array([len(body) for body in bodies]), ids, space)).tolist() == whole
 
 
 def test_a_link_in_a_tar_is_refused(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_ranks_in_any_order_write_the_bytes_of_one(
     assert contents(tmp_path) == unbroken
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed", 9), ("documents_per_shard", 8)])
+@pytest.mark.parametrize(("name", "value"), [("seed", 9), ("documents_per_shard", 8), ("aspect_ratio", 4)])
 def test_a_job_with_other_settings_does_not_go_on_where_another_stopped(name: str, value: int, tmp_path: Path) -> None:
     interrupt(tmp_path, 25)
     with pytest.raises(ValueError, match=f"holds a part of other shards: tokenize was .*'{name}': {value}"):

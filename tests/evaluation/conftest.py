@@ -30,12 +30,13 @@ class FakeCodec:
 
     image_size: int = SIZE
     codebook_size: int = 4
+    reduction: int = 1
 
     def encode(self, images: Tensor) -> Tensor:
         return ((images[:, 0] + 1) / 2 * 3).round().long().flatten(1)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        red = codes.reshape(len(codes), 1, SIZE, SIZE) / 3 * 2 - 1
+    def decode(self, codes: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        red = codes.reshape(len(codes), 1, *(size or (SIZE, SIZE))) / 3 * 2 - 1
         return red.expand(-1, 3, -1, -1).float()
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.documents import Document, TextSegment
+from data_pipelines.documents import Document, ImageSegment, TextSegment
+from data_pipelines.images import to_tensor
 from unimodal.evaluation.contract import Sampling
 from unimodal.evaluation.judge import Judge
 from unimodal.evaluation.tasks import caption, reconstruction, t2i, vqa
@@ -151,6 +152,19 @@ def test_reconstruction_takes_every_distinct_picture_once(model: Any, make_sourc
     red, black = 10 * math.log10(4 / (2 / 3 * 4)), 100 + 20 * math.log10(2)
     assert result.metrics["psnr"] == pytest.approx((red + black) / 2, rel=1e-4)
     assert {"original", "reconstruction"} == set(result.examples[0].images)
+
+
+def test_reconstruction_takes_pictures_of_several_sizes(model: Any, make_source: Any) -> None:
+    sides = [(24, 16), (16, 24), (16, 16), (24, 16), (16, 24)]
+    pictures = [Image.new("RGB", pair, "white" if index < 4 else "black") for index, pair in enumerate(sides)]
+    model.preprocess = to_tensor
+    source = make_source(
+        [Document(key=str(i), segments=(ImageSegment(source=picture),)) for i, picture in enumerate(pictures)]
+    )
+    result = reconstruction.evaluate(model, source)
+    assert result.n == 4, "two of one colour and size are one picture, two of one colour are not"
+    assert result.metrics["psnr"] == pytest.approx(100 + 20 * math.log10(2), rel=1e-4)
+    assert {example.images["reconstruction"].size for example in result.examples} == set(sides)
 
 
 @pytest.mark.parametrize("task", [vqa, caption, reconstruction])

@@ -274,7 +274,7 @@ def test_settings_that_make_no_sense_are_refused(kind: Any, settings: dict[str, 
 
 
 @pytest.mark.parametrize("wrong", [{"rows": 0}, {"check_every": 0}])
-def test_a_batch_without_rows_is_refused(wrong: dict[str, int]) -> None:
+def test_a_batch_without_rows_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="rows and check_every are at least 1"):
         engine().decode(requests(DecodeConfig()), **wrong)
 

@@ -15,7 +15,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.grammar import MODES, OUTSIDE, Kind, ModalityGrammar, ModalityState, Mode, check_spans
 
 SPACE = tiny_space()
-CODES = SPACE.layout.num_codes
+CODES = 4
 WHOLE_IMAGE = f"bc{{{CODES}}}e"
 LANGUAGE = {"text": "t*q?", "mixed": f"(t|{WHOLE_IMAGE})*q?", "image": f"({WHOLE_IMAGE}|q)"}
 GRID = TokenSpace(

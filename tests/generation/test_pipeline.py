@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def pipeline() -> Pipeline:
     return tiny_pipeline()
 
 
-def plain(answers: list[list[Any]]) -> list[list[Any]]:
+def plain(answers: Sequence[list[Any]]) -> list[list[Any]]:
     """Answers that can be compared: pictures as bytes."""
     return [[part.tobytes() if isinstance(part, Image.Image) else part for part in answer] for answer in answers]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +17,7 @@ from data_pipelines.shards import TokenDocument, TokenSegment
 from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizers_vq.quantizers import FSQConfig, LFQConfig, QuantizerConfig, VQConfig
-from tokenizers_vq.token_space import FixedLayout, TokenSpace
+from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
 
 SIZE = 16
 BACKBONES: dict[str, BackboneConfig] = {
@@ -31,6 +33,8 @@ FINE = FSQConfig(levels=(8, 8, 8, 8))
 SPACE = TokenSpace(
     text_size=100, text_hash="t" * 64, codebook_size=16, image_hash="i" * 64, layout=FixedLayout(rows=2, columns=2)
 )
+GRID_SPACE = dataclasses.replace(SPACE, layout=GridLayout(sizes=((1, 3), (2, 2), (3, 1))))
+"""Room for 4 ids of the layout (eol, sides of 1 to 3) before the codes, which begin at 104."""
 
 
 def random_images(number: int, seed: int = 0) -> Tensor:
@@ -50,10 +54,10 @@ def noise(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Im
     return Image.fromarray(pixels).convert(mode)
 
 
-def tiny_tokenizer(backbone: str = "patch", quantizer: str = "fsq") -> ImageTokenizer:
+def tiny_tokenizer(backbone: str = "patch", quantizer: str = "fsq", size: int = SIZE) -> ImageTokenizer:
     """Untrained, in evaluation mode; a VQ codebook is started from data. 2x2 codes for images of 16 pixels."""
     chosen = FINE if quantizer == "fine" else QUANTIZERS[quantizer]
-    config = ImageTokenizerConfig(image_size=SIZE, backbone=BACKBONES[backbone], quantizer=chosen)
+    config = ImageTokenizerConfig(image_size=size, backbone=BACKBONES[backbone], quantizer=chosen)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         tokenizer = ImageTokenizer(config)
@@ -69,9 +73,9 @@ def projection(tokenizer: ImageTokenizer) -> nn.Conv2d:
     return layer
 
 
-def sharp_tokenizer() -> ImageTokenizer:
+def sharp_tokenizer(size: int = SIZE) -> ImageTokenizer:
     """Untrained as `tiny_tokenizer`, but with many codes, so that small changes of a picture change its codes."""
-    tokenizer = tiny_tokenizer("patch", "fine")
+    tokenizer = tiny_tokenizer("patch", "fine", size)
     projection(tokenizer).weight.data.mul_(10)
     return tokenizer
 
@@ -82,15 +86,18 @@ def text(role: str, *ids: int) -> TokenSegment:
 
 
 def image(*codes: int, role: str = "image", space: TokenSpace = SPACE) -> TokenSegment:
-    """An image segment of codes."""
-    return TokenSegment(kind="image", role=role, ids=np.asarray(codes, dtype=np.int64) + space.image_offset)
+    """An image segment of the codes of a fixed layout, or of a square in a grid."""
+    ids = [space.image_offset + code for code in codes]
+    if isinstance(space.layout, GridLayout):
+        ids = space.image_body(ids, (math.isqrt(len(ids)), math.isqrt(len(ids))))
+    return TokenSegment(kind="image", role=role, ids=np.asarray(ids, dtype=np.int64))
 
 
-def caption_document(key: str, length: int = 3, first: int = 10) -> TokenDocument:
-    """A picture with a caption of `length` ids; the picture's codes follow from `first`."""
-    codes = [(first + i) % SPACE.codebook_size for i in range(SPACE.layout.num_codes)]
-    caption = [10 + (first + i) % (SPACE.text_size - 10) for i in range(length)]
-    return TokenDocument(key=key, segments=(image(*codes), text("caption", *caption)), meta={"layout": "sample"})
+def caption_document(key: str, length: int = 3, first: int = 10, space: TokenSpace = SPACE) -> TokenDocument:
+    """A picture of four codes, which follow from `first`, with a caption of `length` ids."""
+    picture = image(*((first + i) % space.codebook_size for i in range(4)), space=space)
+    caption = [10 + (first + i) % (space.text_size - 10) for i in range(length)]
+    return TokenDocument(key=key, segments=(picture, text("caption", *caption)), meta={"layout": "sample"})
 
 
 def same_documents(a: Sequence[TokenDocument], b: Sequence[TokenDocument]) -> bool:

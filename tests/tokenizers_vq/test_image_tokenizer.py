@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.oracles.pictures import BACKBONES, QUANTIZERS, SIZE, random_images, tiny_tokenizer
+from tests.oracles.pictures import BACKBONES, QUANTIZERS, SIZE, random_images, sharp_tokenizer, tiny_tokenizer
 from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig, build_backbone
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 
@@ -69,16 +69,64 @@ def test_every_parameter_gets_a_gradient(backbone: str) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 16), (1, 1, 16, 16), (3, 16, 16), (1, 3, 32, 32)])
-def test_pictures_of_another_shape_are_refused_with_both_shapes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"\(3, 16, 16\).*got \({', '.join(map(str, shape))}\)"):
+def wide_images(number: int) -> torch.Tensor:
+    """(number, 3, 16, 24)."""
+    return torch.cat([random_images(number), random_images(number, seed=1)[..., :8]], dim=3)
+
+
+@pytest.mark.parametrize(("backbone", "quantizer"), PAIRS)
+def test_pictures_of_other_sides_become_codes_and_pictures_of_those_sides_again(backbone: str, quantizer: str) -> None:
+    tokenizer = tiny_tokenizer(backbone, quantizer)
+    images = wide_images(3)
+    codes = tokenizer.encode(images)
+    assert codes.shape == (3, 6)
+    decoded = tokenizer.decode(codes, (2, 3))
+    assert decoded.shape == images.shape
+    seen = tokenizer(images)
+    assert torch.equal(seen.indices, codes)
+    torch.testing.assert_close(decoded, seen.images.clamp(-1, 1), rtol=0, atol=1e-5)
+
+
+def test_without_mixing_a_picture_of_any_sides_is_its_patches_in_reading_order() -> None:
+    tokenizer = sharp_tokenizer()
+    tokenizer.encoder.blocks = tokenizer.decoder.blocks = torch.nn.Identity()
+    (image,) = wide_images(1)
+    patches = [image[None, :, y : y + 8, x : x + 8] for y in (0, 8) for x in (0, 8, 16)]
+    codes = torch.cat([tokenizer.encode(patch) for patch in patches], dim=1)
+    assert torch.equal(tokenizer.encode(image[None]), codes) and len(codes.unique()) > 1
+    decoded = tokenizer.decode(codes, (2, 3))[0]
+    for code, (y, x) in zip(codes[0], itertools.product((0, 8), (0, 8, 16)), strict=True):
+        alone = tokenizer.decode(code.view(1, 1), (1, 1))[0]
+        torch.testing.assert_close(decoded[:, y : y + 8, x : x + 8], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_without_a_size_codes_are_those_of_the_square(backbone: str) -> None:
+    tokenizer = tiny_tokenizer(backbone, "fsq")
+    codes = tokenizer.encode(random_images(3))
+    assert torch.equal(tokenizer.decode(codes), tokenizer.decode(codes, (2, 2)))
+    assert not torch.equal(tokenizer.decode(codes), tokenizer.decode(codes, (4, 1)).reshape(3, 3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 12, 16), (1, 3, 16, 20), (1, 1, 16, 16), (3, 16, 16), (1, 3, 0, 16), (1, 3, 16, 16, 1)]
+)
+def test_pictures_of_a_shape_that_is_not_cut_into_codes_are_refused_with_both_shapes(shape: tuple[int, ...]) -> None:
+    expected = rf"\(B, 3, H, W\), H and W multiples of 8, got \({', '.join(map(str, shape))}\)"
+    with pytest.raises(ValueError, match=expected):
         tiny_tokenizer().encode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("codes", [[[0, 1, 2]], [[0, 1, 2, 3, 4]], [0, 1, 2, 3]])
 def test_another_number_of_codes_is_refused(codes: list) -> None:
-    with pytest.raises(ValueError, match="an image has 4 codes"):
+    with pytest.raises(ValueError, match="an image of 2 x 2 has 4 codes, got a batch of shape"):
         tiny_tokenizer().decode(torch.tensor(codes))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (1, 2), (-2, -2)])
+def test_codes_that_do_not_fill_their_size_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"an image of {size[0]} x {size[1]} has .* codes, got .*\(1, 4\)"):
+        tiny_tokenizer().decode(torch.tensor([[0, 1, 2, 3]]), size)
 
 
 @pytest.mark.parametrize("code", [-1, 60])

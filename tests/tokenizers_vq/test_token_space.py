@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.oracles.pictures import SPACE
-from tokenizers_vq.token_space import FixedLayout, Specials, TokenSpace, TokenSpaceMismatch
+from tests.oracles.pictures import GRID_SPACE, SPACE
+from tokenizers_vq.token_space import FixedLayout, GridLayout, ImageSpan, Specials, TokenSpace, TokenSpaceMismatch
 
 CHANGES: dict[str, Any] = {
     "text_size": 101,
@@ -24,13 +24,17 @@ CHANGES: dict[str, Any] = {
     "specials": Specials(boi=50),
 }
 
+layouts = st.builds(FixedLayout, rows=st.integers(1, 64), columns=st.integers(1, 64)) | st.builds(
+    GridLayout,
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5, unique=True).map(tuple),
+)
 spaces = st.builds(
     TokenSpace,
     text_size=st.integers(8, 10**6),
     text_hash=st.text(max_size=5),
     codebook_size=st.integers(2, 10**6),
     image_hash=st.text(max_size=5),
-    layout=st.builds(FixedLayout, rows=st.integers(1, 64), columns=st.integers(1, 64)),
+    layout=layouts,
     specials=st.builds(Specials, null=st.integers(7, 99)),
 )
 
@@ -39,7 +43,7 @@ spaces = st.builds(
 def test_codes_come_back_from_their_ids(space: TokenSpace, data: st.DataObject) -> None:
     codes = torch.tensor(data.draw(st.lists(st.integers(0, space.codebook_size - 1), max_size=9)), dtype=torch.long)
     ids = space.to_image_ids(codes)
-    assert ((ids >= space.text_size) & (ids < space.vocab_size)).all()
+    assert ((ids >= space.image_offset) & (ids < space.vocab_size)).all()
     assert torch.equal(space.to_codes(ids), codes)
 
 
@@ -103,12 +107,94 @@ def test_a_file_that_holds_no_token_space_is_refused_by_name(tmp_path: Path, con
         TokenSpace.open(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"surprise": 1}, {"layout": {"rows": 2}}, {"text_size": 3}, {"codebook_size": "9"}])
+CHANGES_TO_NO_SPACE: list[dict[str, Any]] = [
+    {"surprise": 1},
+    {"text_size": 3},
+    {"codebook_size": "9"},
+    {"layout": {"rows": 2}},
+    {"layout": {"kind": "spiral"}},
+    {"layout": {"kind": "grid"}},
+    {"layout": {"kind": "grid", "sizes": 5}},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES_TO_NO_SPACE)
 def test_values_that_are_no_token_space_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="token space"):
         TokenSpace.from_dict({**SPACE.to_dict(), **change})
 
 
-def test_an_image_span_is_its_codes_and_two_borders() -> None:
-    layout = FixedLayout(rows=3, columns=5)
-    assert (layout.num_codes, layout.span) == (15, 17)
+@given(space=spaces)
+def test_the_ids_of_a_layout_lie_between_text_and_codes_and_none_is_another(space: TokenSpace) -> None:
+    own = []
+    if isinstance(space.layout, GridLayout):
+        own = [space.eol, *(space.side(length) for length in range(1, space.layout.longest_side + 1))]
+    assert own == list(range(space.text_size, space.image_offset))
+    assert space.vocab_size == space.image_offset + space.codebook_size
+
+
+def spans(space: TokenSpace, data: st.DataObject) -> tuple[tuple[int, int], list[int], list[int]]:
+    """A size, ids of codes, and the whole span of such an image."""
+    size = data.draw(st.sampled_from(space.layout.sizes))
+    code = st.integers(space.image_offset, space.vocab_size - 1)
+    ids = data.draw(st.lists(code, min_size=size[0] * size[1], max_size=size[0] * size[1]))
+    return size, ids, [space.specials.boi, *space.image_body(ids, size), space.specials.eoi]
+
+
+SMALL = [SPACE, GRID_SPACE, dataclasses.replace(SPACE, text_size=8, layout=GridLayout(sizes=((2, 5), (3, 3), (4, 2))))]
+"""The spans of the last one's sizes are of the same length."""
+
+
+@given(space=st.sampled_from(SMALL), data=st.data())
+def test_an_image_comes_back_from_its_span_wherever_it_stands(space: TokenSpace, data: st.DataObject) -> None:
+    size, ids, span = spans(space, data)
+    anything = st.lists(st.integers(0, space.vocab_size - 1), max_size=4)
+    before, after = data.draw(anything), data.draw(anything)
+    assert len(span) == space.layout.span_of(size)
+    found = space.read_image([*before, *span, *after], len(before))
+    assert found == ImageSpan(size, ids, len(before) + len(span))
+
+
+def test_a_grid_tells_its_size_and_ends_each_row_but_the_last() -> None:
+    a, b, c, d = range(104, 108)
+    assert GRID_SPACE.image_body([a, b, c, d], (2, 2)) == [102, 102, a, b, 100, c, d]
+    assert GRID_SPACE.image_body([a, b, c], (1, 3)) == [101, 103, a, b, c]
+    assert GRID_SPACE.image_body([a, b, c], (3, 1)) == [103, 101, a, 100, b, 100, c]
+
+
+@settings(max_examples=20, deadline=None)
+@given(space=st.sampled_from(SMALL), data=st.data())
+def test_a_span_with_any_one_token_changed_is_another_whole_image_or_none(
+    space: TokenSpace, data: st.DataObject
+) -> None:
+    _, _, span = spans(space, data)
+    for place in range(len(span)):
+        for token in range(-1, space.vocab_size + 2):
+            changed = [*span[:place], token, *span[place + 1 :]]
+            found = space.read_image(changed, 0)
+            is_code = span[place] >= space.image_offset and space.image_offset <= token < space.vocab_size
+            assert (found is not None) == (is_code or token == span[place])
+            if found is not None:
+                body = space.image_body(found.ids, found.size)
+                assert [space.specials.boi, *body, space.specials.eoi] == changed
+
+
+@pytest.mark.parametrize("space", SMALL)
+def test_a_span_cut_short_anywhere_and_a_place_outside_are_no_image(space: TokenSpace) -> None:
+    for size in space.layout.sizes:
+        body = space.image_body([space.image_offset] * (size[0] * size[1]), size)
+        span = [space.specials.boi, *body, space.specials.eoi]
+        assert space.read_image(span, 0) is not None
+        assert [space.read_image(span[:end], 0) for end in range(len(span))] == [None] * len(span)
+        places = [place for place in range(-2 * len(span), 2 * len(span)) if place]
+        assert [space.read_image(span, place) for place in places] == [None] * len(places)
+
+
+def test_an_image_of_a_size_that_the_layout_lacks_or_with_other_codes_is_not_written() -> None:
+    with pytest.raises(ValueError, match="an image of 2 x 3 codes does not exist in the grid layout"):
+        GRID_SPACE.image_body([104] * 6, (2, 3))
+    with pytest.raises(ValueError, match="an image of 4 x 1 codes does not exist in the fixed layout"):
+        SPACE.image_body([100] * 4, (4, 1))
+    for space in (SPACE, GRID_SPACE):
+        with pytest.raises(ValueError, match="an image of 2 x 2 has 4 codes, got 5"):
+            space.image_body([space.image_offset] * 5, (2, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tests.oracles.tiny import tiny_image_tokenizer, tiny_shards, tiny_transformer
 from tests.oracles.tiny_training import fit_arguments
-from tokenizers_vq.token_space import FixedLayout, TokenSpace
+from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
 from unimodal.model.transformer import INIT_STD
 from unimodal.training.cli import run
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, projected
@@ -22,6 +23,7 @@ SPACE = TokenSpace(
     image_hash="",
     layout=FixedLayout(rows=2, columns=2),
 )
+GRID = dataclasses.replace(SPACE, layout=GridLayout(sizes=((1, 4), (2, 2))))
 
 
 def test_neighbours_in_the_codebook_begin_as_neighbours_in_the_model() -> None:
@@ -34,14 +36,17 @@ def test_neighbours_in_the_codebook_begin_as_neighbours_in_the_model() -> None:
     assert rows.std() == pytest.approx(INIT_STD, rel=0.1)
 
 
+@pytest.mark.parametrize("space", [SPACE, GRID])
 @pytest.mark.parametrize("head", [False, True])
-def test_only_the_rows_of_image_codes_change(head: bool) -> None:
-    transformer = tiny_transformer(SPACE.vocab_size)
+def test_only_the_rows_of_image_codes_change(head: bool, space: TokenSpace) -> None:
+    transformer = tiny_transformer(space.vocab_size)
     before = {name: parameter.clone() for name, parameter in transformer.named_parameters()}
-    begin_with_codebook(transformer, SPACE, TOKENIZER, CodebookInitConfig(head=head))
+    begin_with_codebook(transformer, space, TOKENIZER, CodebookInitConfig(head=head))
     changed = {name for name, parameter in transformer.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {"embedding.weight", "head.weight"} if head else {"embedding.weight"}
-    assert torch.equal(transformer.embedding.weight[: SPACE.image_offset], before["embedding.weight"][:30])
+    embedding, old = transformer.embedding.weight, before["embedding.weight"]
+    assert torch.equal(embedding[: space.image_offset], old[: space.image_offset])
+    assert (embedding[space.image_offset :] != old[space.image_offset :]).any(1).all()
 
 
 def test_training_begins_so_where_the_config_asks_for_it(tmp_path: Path) -> None:

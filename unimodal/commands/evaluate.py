@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.seeds_per_prompt is not None:
         config = replace(config, seeds_per_prompt=options.seeds_per_prompt)
+    if options.choices is not None:
+        config = replace(config, choices=tuple(options.choices))
     results = evaluate(load(options.model), config, options.out)
     table = Table("metric", "value", title=f"{options.task}, n = {results['n']:,}, {results['seconds']:.0f} s")
     for name, value in results["metrics"].items():

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
 from rich.console import Console
 
 from data_pipelines.documents import ImageSegment
+from unimodal.commands.progress import progress_bar
+from unimodal.generation.events import Ended, Event, ImageDone, ImageRows, TextPiece
+from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Regex
 from unimodal.generation.pipeline import load
 from unimodal.generation.prompts import Answer
+from unimodal.generation.requests import Finish
+
+PARTIAL = "so-far.png"
+SETTINGS = (
+    "mode",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "guidance",
+    "image_guidance",
+    "guidance_schedule",
+    "aspect_ratio",
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,25 +44,67 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("give --prompt, --image or both")
     if options.number < 1:
         raise ValueError(f"--number is at least 1, got {options.number}")
-    model = load(options.model)
+    if options.stream and options.number != 1:
+        raise ValueError(f"--stream shows one answer, --number asks for {options.number}")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS} | {"grammar": _grammar(options)}
+    model = load(options.model, dtype=getattr(torch, options.dtype) if options.dtype else None)
     started = time.perf_counter()
-    answers = model.generate(
-        [prompt] * options.number,
-        mode=options.mode,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        guidance=options.guidance,
-        seed=options.seed,
-    )
+    if options.stream:
+        answers = [_show(model.generate([prompt], stream=True, seed=options.seed, **settings), options.out, console)]
+    else:
+        with progress_bar("answers", options.number, unit="answers", console=console) as progress:
+            answers = model.generate([prompt] * options.number, seed=options.seed, progress=progress, **settings)
     options.out.mkdir(parents=True, exist_ok=True)
     lines = [line for index, answer in enumerate(answers) for line in _write(answer, index, options.out)]
     (options.out / "answer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for line in lines:
+    for answer in answers:
+        if answer.finish == "no room for an image":
+            console.print("an answer ended because there was no room for an image", highlight=False)
+    for line in [] if options.stream else lines:
         console.print(line, highlight=False, markup=False)
     console.print(f"{len(answers)} answers in {time.perf_counter() - started:.1f} s -> {options.out}", highlight=False)
     return 0
+
+
+def _grammar(options: argparse.Namespace) -> Grammar | None:
+    if options.json_schema is not None:
+        try:
+            return JSONSchema(json.loads(_existing(options.json_schema).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{options.json_schema}: {error}") from error
+    if options.choices is not None:
+        return Choices(options.choices)
+    return Regex(options.regex) if options.regex is not None else None
+
+
+def _show(events: Iterator[Event], out: Path, console: Console) -> Answer:
+    """Print an answer as it comes; a picture's upper rows lie in the out folder while it is drawn."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts: list[str | Image.Image] = []
+    finish: Finish = "end"
+
+    def say(text: str) -> None:
+        console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+
+    for event in events:
+        if isinstance(event, TextPiece):
+            say(event.text)
+            before = parts.pop() if parts and isinstance(parts[-1], str) else ""
+            parts.append(f"{before}{event.text}")
+        elif isinstance(event, ImageRows):
+            event.image.save(out / PARTIAL)
+        elif isinstance(event, ImageDone):
+            say(f"[{_name(0, len(parts))}]")
+            parts.append(event.image)
+        elif isinstance(event, Ended):
+            finish = event.finish
+    say("\n")
+    (out / PARTIAL).unlink(missing_ok=True)
+    return Answer(parts, finish=finish)
+
+
+def _name(index: int, number: int) -> str:
+    return f"{index:03d}-{number}.png"
 
 
 def _existing(path: Path) -> Path:
@@ -54,7 +117,7 @@ def _write(answer: Answer, index: int, out: Path) -> list[str]:
     lines = []
     for number, part in enumerate(answer):
         if isinstance(part, Image.Image):
-            name = f"{index:03d}-{number}.png"
+            name = _name(index, number)
             part.save(out / name)
             lines.append(f"[{name}]")
         else:

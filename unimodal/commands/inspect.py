@@ -11,6 +11,7 @@ from rich.table import Table
 
 from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_shard
 from data_pipelines.shards.format import MANIFEST_FILE
+from tokenizers_vq.layout import Layout
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.pipeline import load
 from unimodal.report import write_documents
@@ -75,11 +76,16 @@ def _bundle(folder: Path) -> int:
     table.add_row("parameters", f"{model.transformer.num_parameters(without_embedding=False):,}")
     table.add_row("context", f"{config.max_length} tokens")
     table.add_row("text ids", f"{space.text_size}")
-    table.add_row("image codes", f"{space.codebook_size}, {space.layout.rows}x{space.layout.columns} an image")
+    table.add_row("image codes", f"{space.codebook_size}, {_sizes(space.layout)}")
     table.add_row("token space", space.fingerprint[:16])
     table.add_row("weights", model.sha256[:16])
     Console().print(table)
     return 0
+
+
+def _sizes(layout: Layout) -> str:
+    widest, tallest = (f"{rows}x{columns}" for rows, columns in (layout.sizes[0], layout.sizes[-1]))
+    return f"{widest} an image" if widest == tallest else f"{len(layout.sizes)} sizes of image, {widest} to {tallest}"
 
 
 def _damaged(problems: list[str]) -> int:

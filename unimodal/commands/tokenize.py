@@ -15,7 +15,7 @@ from data_pipelines.images import Augmentation
 from data_pipelines.shards.reader import open_manifest
 from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
-from data_pipelines.tokenize import TokenizeConfig, tokenize, train_text_tokenizer
+from data_pipelines.tokenize import TokenizeConfig, layout_of, tokenize, train_text_tokenizer
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TextTokenizer
 from unimodal.commands.progress import progress_bar
@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
         copies=options.copies,
         augmentations=_augmentations(options.augment),
         seed=options.seed,
+        aspect_ratio=options.aspect_ratio,
         source_options=dict(options.option),
         documents_per_shard=options.documents_per_shard,
         workers=options.workers,
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     check_unwritten(options.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = ImageTokenizer.open(options.image_tokenizer).to(device)
+    layout_of(image, config.aspect_ratio)  # refuses an impossible ratio before anything is trained or written
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)
     source = _source(options, failures)

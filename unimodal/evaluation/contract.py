@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import Document
+from tokenizers_vq.layout import Size
 
-# Shapes: B images, S image side, N codes of one image; images lie in [-1, 1].
+# Shapes: B images, H height, W width, N codes of one image; images lie in [-1, 1].
 
 Part = str | Image.Image
 Prompt = str | Sequence[Any]
@@ -30,12 +31,15 @@ class ImageCodec(Protocol):
     @property
     def codebook_size(self) -> int: ...
 
+    @property
+    def reduction(self) -> int: ...
+
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, N) int64."""
+        """(B, 3, H, W) -> (B, N) int64."""
         ...
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """(B, N) int64 -> (B, 3, S, S)."""
+    def decode(self, codes: Tensor, size: Size | None = None) -> Tensor:
+        """(B, N) int64 -> (B, 3, H, W), of `size` rows and columns of codes or else square."""
         ...
 
 
@@ -52,7 +56,7 @@ class AnyToAnyModel(Protocol):
     def sha256(self) -> str: ...
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """A picture of any size -> (3, S, S)."""
+        """A picture of any size -> (3, H, W)."""
         ...
 
     def generate(
@@ -68,7 +72,8 @@ class AnyToAnyModel(Protocol):
         *,
         batch_size: int = ...,
         progress: Callable[[int], None] = ...,
-    ) -> list[list[Part]]:
+        **settings: Any,
+    ) -> Sequence[list[Part]]:
         """An answer, as strings and pictures, for each prompt; `progress(n)` after every n answers."""
         ...
 
@@ -76,13 +81,9 @@ class AnyToAnyModel(Protocol):
         self,
         prompts: Sequence[Prompt],
         *,
-        guidance: float = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
         seed: int = ...,
-        constrained: bool = ...,
         batch_size: int = ...,
+        **settings: Any,
     ) -> tuple[int, int]:
         """(image spans, malformed ones) over drawings of the prompts."""
         ...

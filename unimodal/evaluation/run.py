@@ -43,8 +43,12 @@ class EvaluationConfig:
     judge_dir: Path | None = None
     max_bad: float = 0.1
     source_options: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] | None = None
+    """Answers that vqa may give; None leaves the model free."""
 
     def __post_init__(self) -> None:
+        if self.choices is not None and self.task != "vqa":
+            raise ValueError(f"choices are answers to questions: they go with task vqa, not with {self.task}")
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; choose one of {', '.join(TASKS)}")
         if self.limit is not None and self.limit < 1:
@@ -80,6 +84,7 @@ def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
     words += ["--max-bad", str(config.max_bad)] if config.max_bad != EvaluationConfig.max_bad else []
     if config.seeds_per_prompt != EvaluationConfig.seeds_per_prompt:
         words += ["--seeds-per-prompt", str(config.seeds_per_prompt)]
+    words += ["--choices", *config.choices] if config.choices else []
     for name, value in (config.sampling.to_dict() if config.sampling else {}).items():
         if value != getattr(TASK_SAMPLING[config.task], name):
             words += [f"--{name.replace('_', '-')}", str(value)]
@@ -91,7 +96,8 @@ def _vqa(
 ) -> TaskResult:
     types = ANSWER_TYPES.get(config.source)
     sampling = config.sampling or TASK_SAMPLING["vqa"]
-    return vqa.evaluate(model, source, sampling=sampling, answer_types=types, reporter=reporter, **_shared(config))
+    shared: dict[str, Any] = _shared(config) | {"choices": config.choices}
+    return vqa.evaluate(model, source, sampling=sampling, answer_types=types, reporter=reporter, **shared)
 
 
 def _caption(

@@ -26,6 +26,7 @@ from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_transformer
+from unimodal.model.packed import packed as pack
 from unimodal.model.transformer import Transformer
 
 TEXT_TOKENIZER, IMAGE_TOKENIZER = "text_tokenizer", "image_tokenizer"
@@ -51,6 +52,10 @@ class Pipeline:
         self.path = path
         self.coder = PromptCoder(space, text, image)
         self.engine = Engine(transformer, space)
+
+    def use_packed_weights(self) -> None:
+        """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
+        self.engine = Engine(pack(self.transformer), self.token_space)
 
     @overload
     def generate(
@@ -217,14 +222,21 @@ class Pipeline:
             self.image_tokenizer.save(folder / IMAGE_TOKENIZER)
 
 
-def load(path: str | Path) -> Pipeline:
-    """Open a model bundle. Raises ValueError that names the file and the reason where it cannot."""
+def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = True) -> Pipeline:
+    """Open a model bundle. Raises ValueError that names the file and the reason where it cannot.
+
+    `dtype` is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the
+    engine decodes with a second copy of them that is faster on CPUs.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give a model bundle, as training leaves it")
     transformer, space = open_transformer(folder)
     text, image = open_tokenizers(folder, space)
-    return Pipeline(transformer, space, text, image, path=folder)
+    pipeline = Pipeline(transformer if dtype is None else transformer.to(dtype), space, text, image, path=folder)
+    if packed:
+        pipeline.use_packed_weights()
+    return pipeline
 
 
 def open_tokenizers(folder: Path, space: TokenSpace) -> tuple[TextTokenizer, ImageTokenizer | None]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data_pipelines.images import to_image
@@ -66,8 +65,10 @@ def _part(segment: TokenSegment, space: TokenSpace, text: TextTokenizer, image: 
     if segment.kind == "text":
         return f"{role}<div>{escape(text.decode(segment.ids.tolist()))}</div>"
     if image is None:
-        return f'{role}<div class="left-out">{len(segment.ids)} image codes, no image tokenizer beside the shards</div>'
-    picture = to_image(image.decode(space.to_codes(torch.from_numpy(segment.ids.astype(np.int64))[None]))[0])
+        return f'{role}<div class="left-out">{len(segment.ids)} image ids, no image tokenizer beside the shards</div>'
+    span = space.read_image([space.specials.boi, *segment.ids.tolist(), space.specials.eoi], 0)
+    assert span is not None, "the reader lets no other through"
+    picture = to_image(image.decode(space.to_codes(torch.tensor([span.ids])), span.size)[0])
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return role + inline_image(buffer.getvalue(), "image/png", f"picture of {segment.role}")

@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from data_pipelines import datamodule as _datamodules
 from data_pipelines import raw as _raw
 from tokenizers_vq import module as _tokenizer_module
 from unimodal.training import module as _transformer_module
+from unimodal.training import predicting as _predicting
 from unimodal.training.callbacks.bundle import BundleWriter
 from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
@@ -26,7 +27,7 @@ from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.precision import trainer_precision
 
-KNOWN_CLASSES = (_datamodules, _raw, _tokenizer_module, _transformer_module)
+KNOWN_CLASSES = (_datamodules, _raw, _tokenizer_module, _transformer_module, _predicting)
 """Imported so that configs may name their classes without a path."""
 
 HARMLESS = (
@@ -36,6 +37,8 @@ HARMLESS = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*The `srun` command is available.*",
     r".*torch.distributed.*pkg_resources.*",
+    r".*overridden `transfer_batch_to_device` in `LightningModule`.*",
+    r".*Total length of `DataLoader` across ranks is zero.*",
 )
 
 
@@ -47,6 +50,15 @@ class OneLineParser(LightningArgumentParser):
         lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
         print(f"train.py: {' '.join(lines)[:600]}", file=sys.stderr)
         raise SystemExit(2)
+
+
+class FitConfig(SaveConfigCallback):
+    """Keeps the config of what trains; other commands leave nothing behind but what they were asked for."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the config before the first step."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class TrainingCLI(LightningCLI):
@@ -76,7 +88,9 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A trainer with this project's loggers, progress and checkpoint format."""
         config = self._get(self.config_init, "trainer")
-        if config.get("logger") in (None, True):
+        if self.subcommand == "predict":
+            kwargs["logger"] = False
+        elif config.get("logger") in (None, True):
             csv = CSVLogger(config["default_root_dir"], name="logs")
             board = TensorBoardLogger(config["default_root_dir"], name="logs", version=csv.version)
             kwargs["logger"] = [csv, board]
@@ -101,6 +115,7 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
+        save_config_callback=FitConfig,
         parser_class=OneLineParser,
         trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False, "log_every_n_steps": 10},
         auto_configure_optimizers=False,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from data_pipelines.images import to_image, to_tensor
+from data_pipelines.images import stackable, to_image, to_tensor
 from unimodal.evaluation.contract import (
     AnyToAnyModel,
     DocumentSource,
@@ -24,7 +24,7 @@ from unimodal.evaluation.samples import read_samples
 
 NUM_EXAMPLES = 12
 
-# Shapes: B images, S image side; images lie in [-1, 1].
+# Shapes: B images, H height, W width; images lie in [-1, 1].
 
 
 def evaluate(
@@ -44,11 +44,12 @@ def evaluate(
     scores = ReconstructionScores(codebook_size=codec.codebook_size)
     examples: list[Example] = []
     progress = reporter("pictures", len(pictures))
-    for index in range(0, len(pictures), batch_size):
-        batch = torch.stack(pictures[index : index + batch_size])
+    for group in stackable(pictures, batch_size):
+        batch = torch.stack([pictures[index] for index in group])
+        size = (batch.shape[2] // codec.reduction, batch.shape[3] // codec.reduction)
         with torch.inference_mode():
             codes = codec.encode(batch)
-            decoded = codec.decode(codes).float().clamp(-1, 1)
+            decoded = codec.decode(codes, size).float().clamp(-1, 1)
         scores.update(batch, decoded, codes)
         for original, copy in list(zip(batch, decoded, strict=True))[: NUM_EXAMPLES - len(examples)]:
             examples.append(Example(images={"original": to_image(original), "reconstruction": to_image(copy)}))
@@ -64,10 +65,10 @@ def evaluate(
 
 
 def _distinct_pictures(model: AnyToAnyModel, source: DocumentSource, limit: int | None) -> Iterator[Tensor]:
-    """(3, S, S) of every picture that did not occur before."""
-    seen: set[bytes] = set()
+    """(3, H, W) of every picture that did not occur before."""
+    seen: set[tuple[tuple[int, int], bytes]] = set()
     for sample in read_samples(source, model, limit=limit):
-        digest = hashlib.sha256(sample.image.tobytes()).digest()
+        digest = (sample.image.size, hashlib.sha256(sample.image.tobytes()).digest())
         if digest not in seen:
             seen.add(digest)
             yield to_tensor(sample.image)

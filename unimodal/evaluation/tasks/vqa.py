@@ -26,6 +26,7 @@ from unimodal.evaluation.contract import (
 )
 from unimodal.evaluation.metrics.vqa import normalise_answer, vqa_score
 from unimodal.evaluation.samples import Question, Sample, read_samples
+from unimodal.generation.grammars import Choices
 
 MAX_NEW_TOKENS = 8
 NUM_EXAMPLES = 24
@@ -46,6 +47,7 @@ def evaluate(
     batch_size: int = 256,
     answer_types: Mapping[str, frozenset[str]] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    choices: Sequence[str] | None = None,
     reporter: Reporter = silent,
 ) -> TaskResult:
     """Ask every question of the first `limit` pictures.
@@ -53,7 +55,7 @@ def evaluate(
     `answer_types`: type -> its answers, beyond yes_no, number and other. The blind run replaces every picture by the
     mean picture of the evaluated ones; majority_accuracy answers each type with that split's own commonest answer,
     and question_prior_accuracy, where questions recur, each question: what a model that cannot see may reach at best.
-    Raises ValueError when the source has no questions.
+    With `choices` the model can give no other answer. Raises ValueError when the source has no questions.
     """
     start = time.perf_counter()
     codec_of(model)
@@ -61,6 +63,7 @@ def evaluate(
     if not items:
         raise ValueError("the source has no questions with answers: vqa has nothing to ask")
     settings = sampling.to_dict() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    settings |= {"grammar": Choices(choices)} if choices is not None else {}
     prompts = [[sample.image, question.text] for sample, question in items]
     answers = _answers(model.generate(prompts, "text", progress=reporter("questions", len(items)), **settings))
     blind = _blind_answers(model, items, settings, reporter)
@@ -71,6 +74,7 @@ def evaluate(
         "prompt_template": "image, question",
         "preprocessing": "border-pad to the model's image size",
         "normaliser": "VQA evaluation",
+        "choices": None if choices is None else list(choices),
         "blind_image": "mean picture of the evaluated ones",
     }
     seconds = time.perf_counter() - start

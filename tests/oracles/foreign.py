@@ -1,0 +1,81 @@
+"""Small random models of Hugging Face's that were not made here, saved as their users save them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, LlamaConfig, LlamaForCausalLM
+from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
+
+from tests.oracles.tiny import SENTENCES
+
+PADDED = 7
+"""Rows of the embedding past the tokenizer's last id."""
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SMALL_ENCODER = ChameleonVQVAEConfig(base_channels=32, channel_multiplier=[1], num_res_blocks=0, embed_dim=4)
+
+Foreign = LlamaForCausalLM | ChameleonForConditionalGeneration
+
+
+def foreign_tokenizer(kind: str = "bpe") -> Tokenizer:
+    """`<unk>`, `<s>`, `</s>` come first, and `<s>` is put before every text, as in Llama; `bpe` or `unigram`."""
+    specials = ["<unk>", "<s>", "</s>"]
+    if kind == "bpe":
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(
+            vocab_size=300,
+            special_tokens=specials,
+            unk_token="<unk>",
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(SENTENCES, trainer=trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def foreign_llama(vocab_size: int, **changes: Any) -> LlamaForCausalLM:
+    """Random weights, norms too."""
+    return _shaken(LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**SHAPE, **changes})))
+
+
+def foreign_chameleon(vocab_size: int, **changes: Any) -> ChameleonForConditionalGeneration:
+    """Random weights, norms too; id 9 is its only image code."""
+    names = {"vq_config": SMALL_ENCODER.to_dict(), "vocabulary_map": {"<image>": 8, "IMGIMGAZ": 9}}
+    config = ChameleonConfig(vocab_size=vocab_size, **{**SHAPE, **names, **changes})
+    return _shaken(ChameleonForConditionalGeneration(config))
+
+
+def saved(model: Foreign, folder: Path, tokenizer: Tokenizer | None = None, **saving: Any) -> Path:
+    """A model with its tokenizer in a folder."""
+    model.save_pretrained(folder, **saving)
+    (tokenizer or foreign_tokenizer()).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def _shaken(model: Any) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()

@@ -1,0 +1,170 @@
+"""Prompt files: JSON lines in, JSON lines and pictures out; a run that was killed goes on where it was.
+
+A line is an object with `prompt`: a string, or a list of strings, `{"image": FILE}` (beside the prompt file) and
+`{"answer": [...]}` for an earlier answer of the model. It may set `id`, `seed`, what `Pipeline.decode_config` takes,
+and a grammar as `json_schema`, `choices`, `regex` or `lark`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data_pipelines.documents import DamagedSample, ImageSegment
+from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Lark, Regex
+from unimodal.generation.pipeline import Pipeline
+from unimodal.generation.prompts import Answer
+from unimodal.generation.requests import Request
+
+GRAMMARS: dict[str, type[Any]] = {"json_schema": JSONSchema, "choices": Choices, "regex": Regex, "lark": Lark}
+SETTINGS = frozenset(inspect.signature(Pipeline.decode_config).parameters) - {"self", "grammar"}
+ANSWERS = "answers.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLine:
+    """A line of a prompt file, checked as far as it can be without a model."""
+
+    id: str
+    prompt: str | list[Any]
+    settings: Mapping[str, Any]
+    seed: int
+    folder: Path
+    where: str
+
+    def request(self, pipeline: Pipeline) -> Request:
+        """The request that it makes. Raises ValueError, with file and line, for what this model cannot do."""
+        try:
+            parts = self.prompt if isinstance(self.prompt, str) else [self._part(part) for part in self.prompt]
+            config = pipeline.decode_config(**self.settings)
+            request = Request(prompt=pipeline.coder.encode([parts])[0], config=config, seed=self.seed)
+            request.check(pipeline.token_space, pipeline.transformer.config.max_length)
+        except (ValueError, TypeError, DamagedSample) as error:
+            raise ValueError(f"{self.where}: {error}") from error
+        return request
+
+    def _part(self, part: Any) -> Any:
+        if isinstance(part, Mapping) and set(part) == {"image"}:
+            file = self.folder / str(part["image"])
+            if not file.is_file():
+                raise ValueError(f"{file} is not a file")
+            return ImageSegment(source=file).open()
+        if isinstance(part, Mapping) and set(part) == {"answer"} and isinstance(part["answer"], list):
+            return [self._part(inner) for inner in part["answer"]]
+        if isinstance(part, str):
+            return part
+        raise ValueError(f'a prompt is made of strings, {{"image": FILE}} and {{"answer": [...]}}, got {part!r}')
+
+
+def read_prompts(path: Path, defaults: Mapping[str, Any] | None = None) -> list[PromptLine]:
+    """All lines of a prompt file; `defaults` are settings of lines that do not set them.
+
+    Raises ValueError, with file and line, for a line that is no prompt and for an id that comes twice.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    lines: list[PromptLine] = []
+    ids: dict[str, str] = {}
+    for number, text in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if text.strip():
+            line = _line(text, f"{path} line {number}", len(lines), path.parent, defaults or {})
+            if line.id in ids:
+                raise ValueError(f"{line.where}: id {line.id!r} is that of {ids[line.id]}")
+            ids[line.id] = line.where
+            lines.append(line)
+    if not lines:
+        raise ValueError(f"{path} holds no prompts")
+    return lines
+
+
+def _line(text: bytes, where: str, index: int, folder: Path, defaults: Mapping[str, Any]) -> PromptLine:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    prompt = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(prompt, str | list) or not prompt:
+        raise ValueError(f"{where}: a line is an object with a prompt that is not empty")
+    own = {key: value for key, value in row.items() if key not in ("id", "prompt", "seed")}
+    unknown = set(own) - SETTINGS - set(GRAMMARS)
+    if unknown:
+        offered = ", ".join(sorted(SETTINGS | set(GRAMMARS)))
+        raise ValueError(f"{where}: no setting is called {sorted(unknown)[0]!r}; there are {offered}")
+    name, seed = str(row.get("id", f"{index:06d}")), row.get("seed", index)
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"{where}: an id names files, so {name!r} cannot be one")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"{where}: a seed is a whole number, got {seed!r}")
+    try:
+        settings = {**defaults, **with_grammar(own)}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    return PromptLine(id=name, prompt=prompt, settings=settings, seed=seed, folder=folder, where=where)
+
+
+def with_grammar(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which `json_schema`, `choices`, `regex` or `lark` has become `grammar`."""
+    given = [name for name in GRAMMARS if name in settings]
+    if len(given) > 1:
+        raise ValueError(f"an answer follows one grammar, got {' and '.join(given)}")
+    others = {name: value for name, value in settings.items() if name not in GRAMMARS}
+    grammar: Grammar | None = GRAMMARS[given[0]](settings[given[0]]) if given else None
+    return others if grammar is None else {**others, "grammar": grammar}
+
+
+class AnswerFolder:
+    """`answers.jsonl` and the pictures beside it. A line comes after its pictures: where it is, they are whole."""
+
+    def __init__(self, folder: Path, name: str = ANSWERS) -> None:
+        self.folder, self.file = folder, folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.done = self._read()
+
+    def _read(self) -> set[str]:
+        """Ids of whole lines; the rest of a line that a kill cut off is removed."""
+        if not self.file.exists():
+            return set()
+        content = self.file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self.file.write_bytes(whole)
+        try:
+            return {json.loads(line)["id"] for line in whole.splitlines()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.file} holds a line that is no answer: {error}") from error
+
+    def write(self, line: PromptLine, answer: Answer) -> None:
+        """One answer: pictures first, then its line."""
+        parts: list[Any] = []
+        for number, part in enumerate(answer):
+            if isinstance(part, Image.Image):
+                name = f"{line.id}-{number}.png"
+                part.save(self.folder / name)
+                parts.append({"image": name})
+            else:
+                parts.append(part)
+        row = {"id": line.id, "answer": parts, "finish": answer.finish, "seed": line.seed}
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.done.add(line.id)
+
+    def put_in_order(self, lines: Sequence[PromptLine]) -> None:
+        """Bring the answers into the order of their prompts, in which an unbroken run and one that went on agree."""
+        if self.done:
+            place = {line.id: index for index, line in enumerate(lines)}
+            rows = self.file.read_text(encoding="utf-8").splitlines()
+            rows.sort(key=lambda row: place.get(json.loads(row)["id"], len(place)))
+            whole = self.file.with_suffix(".tmp")
+            whole.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+            whole.replace(self.file)
+
+
+def left_over(lines: Sequence[PromptLine], folder: AnswerFolder) -> list[PromptLine]:
+    """The lines that have no answer yet."""
+    return [line for line in lines if line.id not in folder.done]

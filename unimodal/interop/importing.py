@@ -1,0 +1,115 @@
+"""Import: a folder of Hugging Face's transformers becomes a model bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data_pipelines.tokenize import make_token_space
+from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.text import FILE_NAME as TOKENIZER_FILE
+from tokenizers_vq.text import TextTokenizer
+from tokenizers_vq.token_space import FILE_NAME as TOKEN_SPACE_FILE
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
+from unimodal.interop.configs import our_config, read_config
+from unimodal.interop.fresh_folder import check_fresh, fresh_folder
+from unimodal.interop.names import Architecture
+from unimodal.interop.vocabulary import Adopted, adopt_tokenizer, grow
+from unimodal.interop.weights import read_weights, to_our_names
+from unimodal.model.checkpoint import save_transformer
+from unimodal.model.config import TransformerConfig
+from unimodal.model.transformer import Transformer
+
+SEED = 0
+"""New rows of embedding and head are drawn with this and the next."""
+
+
+class Imported(NamedTuple):
+    """What came of an import: which special tokens had which name there, and how many weights were left out."""
+
+    architecture: Architecture
+    space: TokenSpace
+    found: dict[str, str]
+    left_out: int
+
+
+def import_hf(source: Path, out: Path, image_tokenizer: Path | None = None) -> Imported:
+    """Write a local Llama or Chameleon as a bundle; weights keep their bits and their type.
+
+    An export of ours comes back with its token space and tokenizers as they were. Any other model speaks text alone:
+    its special tokens for beginning, end and padding become ours; the other special tokens and the codes of
+    `image_tokenizer` get new ids after its own, and embedding and head new rows (as Liquid does, arXiv 2412.04332).
+    Of a Chameleon the language part is taken, and its own image codes stay ids of the text.
+
+    Raises ValueError for a folder that does not hold one, for what our transformer cannot do, for an image tokenizer
+    that is missing or too many, and where `out` is not empty.
+    """
+    check_fresh(out)
+    if not source.is_dir():
+        raise ValueError(f"{source} is not a folder: give one as save_pretrained leaves it")
+    theirs = read_config(source)
+    config, ours = our_config(theirs), (source / TOKEN_SPACE_FILE).is_file()
+    if ours and image_tokenizer is not None:
+        raise ValueError(f"{source} is an export of ours with its own token space: leave out the image tokenizer")
+    if not ours and image_tokenizer is None:
+        raise ValueError(f"{source} has no token space of ours: give an image tokenizer, whose codes it is to learn")
+    weights = to_our_names(
+        read_weights(source), theirs.architecture, config, tied=bool(theirs.whole.tie_word_embeddings)
+    )
+    if image_tokenizer is None:
+        space, found = _bring_back(source, config, weights.tensors, out), {}
+    else:
+        adopted = adopt_tokenizer(source, theirs.written)
+        space, found = _settle(adopted, config, weights.tensors, image_tokenizer, out), adopted.found
+    return Imported(theirs.architecture, space, found, weights.left_out)
+
+
+def _bring_back(source: Path, config: TransformerConfig, weights: dict[str, Tensor], out: Path) -> TokenSpace:
+    """The bundle that was exported."""
+    space = TokenSpace.open(source)
+    _check_tokenizers(source, space)
+    with fresh_folder(out) as folder:
+        (folder / TEXT_TOKENIZER).mkdir()
+        shutil.copyfile(source / TOKENIZER_FILE, folder / TEXT_TOKENIZER / TOKENIZER_FILE)
+        if (source / IMAGE_TOKENIZER).is_dir():
+            shutil.copytree(source / IMAGE_TOKENIZER, folder / IMAGE_TOKENIZER)
+        save_transformer(_filled(config, weights), space, folder)
+    return space
+
+
+def _check_tokenizers(source: Path, space: TokenSpace) -> None:
+    hashes = {TOKENIZER_FILE: (TextTokenizer.open(source).hash, space.text_hash)}
+    if (source / IMAGE_TOKENIZER).is_dir():
+        hashes[IMAGE_TOKENIZER] = (ImageTokenizer.open(source / IMAGE_TOKENIZER).hash, space.image_hash)
+    for name, (found, expected) in hashes.items():
+        if found != expected:
+            raise ValueError(f"{source / name} is not the one of {TOKEN_SPACE_FILE} beside it: take it from the export")
+
+
+def _settle(
+    adopted: Adopted, config: TransformerConfig, weights: dict[str, Tensor], image_tokenizer: Path, out: Path
+) -> TokenSpace:
+    """A bundle of a model that was not ours."""
+    if adopted.known > config.vocab_size:
+        raise ValueError(f"its tokenizer has {adopted.known} ids, its embedding only {config.vocab_size} rows")
+    image = ImageTokenizer.open(image_tokenizer)
+    space = make_token_space(adopted.text, image)
+    for seed, name in enumerate(("embedding.weight", "head.weight"), start=SEED):
+        weights[name] = grow(weights[name], adopted.known, space.vocab_size, seed)
+    transformer = _filled(dataclasses.replace(config, vocab_size=space.vocab_size), weights)
+    with fresh_folder(out) as folder:
+        Pipeline(transformer, space, adopted.text, image).save(folder)
+    return space
+
+
+def _filled(config: TransformerConfig, weights: dict[str, Tensor]) -> Transformer:
+    with torch.device("meta"):
+        transformer = Transformer(config)
+    transformer.load_state_dict(weights, assign=True)
+    return transformer

@@ -1,0 +1,123 @@
+"""Weights: tensors of a folder of theirs, under our names. Only safetensors are opened, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unimodal.interop.names import Architecture, name_table
+from unimodal.model.config import TransformerConfig
+from unimodal.model.transformer import Transformer
+
+# Shapes: V vocabulary, D model width, H heads, W head width, P parts that a model was trained in.
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+NOT_THE_DECODER = ("model.vqmodel.",)
+COMPUTED = "rotary_emb.inv_freq"
+"""Files of old versions hold this buffer; it follows from rope_theta."""
+
+
+class RenamedWeights(NamedTuple):
+    """Tensors under our names, and how many of theirs belong to an image encoder and were left out."""
+
+    tensors: dict[str, Tensor]
+    left_out: int
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder under their own names; files of one model or of its shards.
+
+    Raises ValueError for missing, broken or pickled files.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _files(folder):
+        try:
+            tensors.update(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    return tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    index = folder / INDEX_FILE
+    if index.is_file():
+        return [folder / name for name in _shard_names(index)]
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{folder} holds pickled weights ({pickles[0]}), which are never opened: save them as safetensors"
+        )
+    raise ValueError(f"{folder} holds no weights: {WEIGHTS_FILE} is missing")
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of shards: {error!r}") from error
+    strange = [name for name in names if name != Path(str(name)).name]
+    if strange:
+        raise ValueError(f"{index} names a file outside its folder: {strange[0]!r}")
+    return names
+
+
+def to_our_names(
+    tensors: dict[str, Tensor], architecture: Architecture, config: TransformerConfig, *, tied: bool
+) -> RenamedWeights:
+    """Their tensors -> those of a `Transformer` of this shape, with their bits and types.
+
+    A tied head becomes a copy of the embedding. QK-norms (P, W) of a model that was trained in P parts are repeated for
+    the heads of each part. Raises ValueError for a weight that is missing, unknown, of another shape or no float.
+    """
+    table = name_table(architecture, config.num_layers)
+    theirs = {name: x for name, x in tensors.items() if not name.startswith(NOT_THE_DECODER)}
+    left_out = len(tensors) - len(theirs)
+    theirs = {name: x for name, x in theirs.items() if not name.endswith(COMPUTED)}
+    if tied and EMBEDDING in theirs:
+        theirs[HEAD] = _tied_head(theirs)
+    _check_names(set(theirs), set(table.values()), architecture)
+    with torch.device("meta"):
+        expected = Transformer(config).state_dict()
+    ours = {name: _fitted(theirs[table[name]], x.shape, table[name]) for name, x in expected.items()}
+    return RenamedWeights(ours, left_out)
+
+
+def _tied_head(theirs: dict[str, Tensor]) -> Tensor:
+    embedding = theirs[EMBEDDING]
+    if HEAD in theirs and not torch.equal(theirs[HEAD], embedding):
+        raise ValueError(f"the config ties the head to the embedding, but {HEAD} is another tensor")
+    return embedding.clone()
+
+
+def _check_names(found: set[str], wanted: set[str], architecture: Architecture) -> None:
+    if lost := wanted - found:
+        raise ValueError(f"the checkpoint lacks {len(lost)} weights of a {architecture}, the first is {min(lost)}")
+    if strange := found - wanted:
+        raise ValueError(f"a {architecture} has not {len(strange)} of these weights, the first is {min(strange)}")
+
+
+def _fitted(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} is of type {tensor.dtype}: save the weights in a floating-point type")
+    if "_norm." in name and tensor.ndim == len(shape) == 2 and tensor.shape[1] == shape[1]:
+        tensor = _for_all_heads(tensor, shape[0])
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, its config says {tuple(shape)}")
+    return tensor
+
+
+def _for_all_heads(tensor: Tensor, num_heads: int) -> Tensor:
+    """(P, W) -> (H, W) where P divides H: the heads of one part share its norm."""
+    parts = tensor.shape[0]
+    return tensor.repeat_interleave(num_heads // parts, dim=0) if parts and num_heads % parts == 0 else tensor

@@ -1,0 +1,90 @@
+"""`python train.py predict`: a prompt file through a model bundle, with Lightning's devices and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from unimodal.commands.progress import progress_bar
+from unimodal.generation.pipeline import load
+from unimodal.generation.prompt_file import ANSWERS, AnswerFolder, PromptLine, left_over, read_prompts
+
+AT_ONCE = 512
+"""Prompts whose pictures and answers are held in memory together; the engine's queue runs over them."""
+
+
+class PromptFile(L.LightningDataModule):
+    """The lines of a prompt file that have no answer yet; rank r of w takes lines r, r + w, ..."""
+
+    def __init__(self, path: Path, out: Path, settings: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.path, self.out, self.settings = path, out, settings or {}
+        self.all_lines: list[PromptLine] = []
+        self.lines: list[PromptLine] = []
+        self.answers: AnswerFolder | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the prompts, and what answers there are."""
+        if stage != "predict":
+            raise ValueError("a prompt file is for `predict`")
+        assert self.trainer is not None
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        name = ANSWERS if ranks == 1 else f"answers.{rank}-of-{ranks}.jsonl"
+        self.answers = AnswerFolder(self.out, name)
+        self.all_lines = read_prompts(self.path, self.settings)[rank::ranks]
+        self.lines = left_over(self.all_lines, self.answers)
+
+    def predict_dataloader(self) -> DataLoader[list[PromptLine]]:
+        """Lists of lines."""
+        groups = [self.lines[start : start + AT_ONCE] for start in range(0, len(self.lines), AT_ONCE)]
+        return DataLoader(groups, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+
+class Answerer(L.LightningModule):
+    """Answers prompts with a model bundle."""
+
+    def __init__(self, bundle: Path, batch_size: int = 64) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"the batch size is at least 1, got {batch_size}")
+        self.pipeline, self.batch_size = load(bundle, packed=False), batch_size
+        self.transformer = self.pipeline.transformer  # so that Lightning moves it to its device
+        self._tell: Callable[[int], None] = lambda done: None
+
+    def on_predict_start(self) -> None:
+        """Say what there is to do."""
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if not isinstance(data, PromptFile):
+            raise ValueError("an Answerer predicts on a PromptFile")
+        self.pipeline.use_packed_weights()
+        self._bar = progress_bar("answers", len(data.lines), unit="answers")
+        self._tell = self._bar.__enter__()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lines of a prompt file stay where they are."""
+        del device, dataloader_idx
+        return batch
+
+    def predict_step(self, batch: list[PromptLine], batch_index: int) -> int:
+        """Answer some lines and write them as they end, in the precision of the bundle's weights; returns how many."""
+        del batch_index
+        folder: AnswerFolder = self.trainer.datamodule.answers  # pyright: ignore[reportAttributeAccessIssue]
+        requests = [line.request(self.pipeline) for line in batch]
+        with torch.autocast(self.device.type, enabled=False):
+            for update in self.pipeline.engine.stream(requests, rows=self.batch_size, pieces=False):
+                if update.decoded is not None:
+                    folder.write(batch[update.request], self.pipeline.finished([update.decoded])[0])
+                    self._tell(1)
+        return len(batch)
+
+    def on_predict_end(self) -> None:
+        """Close the bar and bring the answers into order."""
+        self._bar.__exit__(None, None, None)
+        data: PromptFile = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert data.answers is not None
+        data.answers.put_in_order(data.all_lines)
