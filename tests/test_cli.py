@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -73,12 +74,26 @@ WRONG_USES = [
     ("generate --model {model} --prompt a --out {new} --guidance -2", "guidance"),
     ("generate --model {model} --prompt a --out {new} --max-new-tokens 0", "max_new_tokens"),
     ("generate --model {model} --prompt a --out {new} --number 0", "--number is at least 1"),
+    (
+        "generate --model {model} --prompt a --out {new} --guidance-schedule fast",
+        "constant, linear, cosine, got 'fast'",
+    ),
+    ("generate --model {model} --prompt a --out {new} --image-guidance -1", "guidance"),
+    ("generate --model {model} --prompt a --out {new} --aspect-ratio 2", "draws 2x2 codes and no other size"),
+    ("generate --model {model} --prompt a --out {new} --json-schema {absent}", "is not a file"),
+    ("generate --model {model} --prompt a --out {new} --json-schema {noise}", "noise.png: "),
+    ("generate --model {model} --prompt a --out {new} --regex [", "not a usable Regex"),
+    ("generate --model {model} --prompt a --out {new} --choices", "expected at least one argument"),
+    ("generate --model {model} --prompt a --out {new} --mode image --choices a", "a grammar rules text"),
+    ("generate --model {model} --prompt a --out {new} --choices a --regex b", "not allowed with argument"),
+    ("generate --model {model} --prompt a --out {new} --stream --number 2", "--stream shows one answer"),
     ("generate --model {model} --image {absent} --out {new}", "is not a file"),
     ("generate --model {model} --image {noise} --out {new}", "cannot be read as an image"),
     ("generate --model {model} --prompt a --out {noise}", "noise.png"),
     ("evaluate --source easy_vqa --model {model} --out {new}", "required: --task"),
     ("evaluate --source easy_vqa --model {model} --task poetry --out {new}", "poetry"),
     ("evaluate --source nowhere --model {model} --task vqa --out {new}", "unknown source 'nowhere'"),
+    ("evaluate --source easy_vqa --model {model} --task caption --choices a --out {new}", "they go with task vqa"),
     ("evaluate --source easy_vqa --model {absent} --task vqa --out {new}", "is not a folder"),
     ("evaluate --source imagefolder --path {absent} --model {model} --task vqa --out {new}", "is not a folder"),
     ("import-hf {data}", "required: DST"),
@@ -237,6 +252,32 @@ def test_generate_writes_its_pictures_and_texts(shared: Path, tmp_path: Path) ->
     asked = [*common, "--mode", "text", "--image", str(tmp_path / "shown.png"), "--out", str(tmp_path / "told")]
     assert main([*asked, "--max-new-tokens", "5"]) == 0
     assert [path.name for path in (tmp_path / "told").iterdir()] == ["answer.txt"]
+
+
+def test_generate_answers_under_a_schema_and_shows_an_answer_as_it_comes(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = {"type": "object", "properties": {"name": {"enum": ["a", "b"]}, "image": {"type": "image"}}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    common = [
+        "generate",
+        "--model",
+        str(shared / "model"),
+        "--prompt",
+        "red",
+        "--json-schema",
+        f"{tmp_path}/schema.json",
+    ]
+    for more in ([], ["--stream"]):
+        out = tmp_path / f"out{len(more)}"
+        assert main([*common, "--max-new-tokens", "50", "--out", str(out), *more]) == 0
+        first, picture, last = (out / "answer.txt").read_text().splitlines()
+        assert json.loads(f'{first}"{picture}"{last}') in ({"name": name, "image": "[000-1.png]"} for name in "ab")
+        assert sorted(path.name for path in out.iterdir()) == ["000-1.png", "answer.txt"]
+        assert f"{first}[000-1.png]{last}" in capsys.readouterr().out.replace("\n", "")
+    asked = ["generate", "--model", str(shared / "model"), "--prompt", "red", "--mode", "text"]
+    assert main([*asked, "--choices", "yes", "no", "--dtype", "bfloat16", "--out", str(tmp_path / "c")]) == 0
+    assert (tmp_path / "c" / "answer.txt").read_text().strip() in ("yes", "no")
 
 
 def test_a_folder_of_pictures_goes_through_tokenize_training_inspect_and_generate(

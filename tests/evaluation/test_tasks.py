@@ -16,6 +16,7 @@ from data_pipelines.images import to_tensor
 from unimodal.evaluation.contract import Sampling
 from unimodal.evaluation.judge import Judge
 from unimodal.evaluation.tasks import caption, reconstruction, t2i, vqa
+from unimodal.generation.grammars import Choices
 
 
 class FakeJudge:
@@ -177,3 +178,11 @@ def test_documents_of_dialogues_are_passed_over(model: Any, make_source: Any) ->
     talk = Document(key="t", segments=(TextSegment(text="a red circle", role="caption"),), meta={"layout": "dialogue"})
     with pytest.raises(ValueError, match="no captions"):
         t2i.evaluate(model, make_source([talk]), judge=None)
+
+
+def test_questions_with_choices_are_asked_under_a_grammar_and_the_recipe_says_so(model: Any, source: Any) -> None:
+    result = vqa.evaluate(model, source, choices=["red", "blue"])
+    assert [call["grammar"] for call in model.calls] == [Choices(["red", "blue"])] * 2
+    assert result.recipe["choices"] == ["red", "blue"]
+    assert vqa.evaluate(model, source).recipe["choices"] is None
+    assert "grammar" not in model.calls[-1]
