@@ -52,15 +52,19 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, positions: Tensor) -> Tensor:
         """x (B, T, D), bias (B or 1, 1, T, keys) -> (B, T, D). With a cache, keys are all used slots."""
-        queries = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
-        keys = rotate(self.k_norm(self._heads(self.k_proj(x))), *rotation)
-        values = self._heads(self.v_proj(x))
+        queries, keys, values = self.project(x, rotation)
         if cache is None:
             keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         else:
             keys, values = cache.update(self.layer, keys, values, positions)
         mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), bias)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> queries (B, T, H, W) and keys (B, T, K, W), normed and rotated, and values (B, T, K, W)."""
+        queries = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
+        keys = rotate(self.k_norm(self._heads(self.k_proj(x))), *rotation)
+        return queries, keys, self._heads(self.v_proj(x))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))

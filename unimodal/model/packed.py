@@ -1,20 +1,25 @@
 """Weights in the order in which a CPU's matrix kernels read them: the same function, decoded faster.
 
 oneDNN reorders a weight matrix at every product unless that was done beforehand. For the few rows of a decoding step
-the reordering costs more than the product itself (docs/log.md, 2026-11-24).
+the reordering costs more than the product itself, and every product costs a little by itself: so matrices that read the
+same input are joined as well (docs/log.md, 2026-11-24).
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.model.attention import Attention, HeadLayerNorm, Rotation
+from unimodal.model.feedforward import FeedForward
+from unimodal.model.rope import rotate
 from unimodal.model.transformer import Transformer
 
-ROWS_HINT = 16
+ROWS_HINT = 8
 """The number of rows that the order is chosen for; it serves others too."""
 
 LEAST_ROWS = 4
@@ -22,23 +27,59 @@ LEAST_ROWS = 4
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` without bias whose weight has been reordered; for inference."""
+    """Linear layers without bias that read the same input, as one whose weight has been reordered; for inference."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
-        if linear.bias is not None:
+        if any(linear.bias is not None for linear in linears):
             raise ValueError("a linear layer with a bias cannot be packed")
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.order = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS_HINT)
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        self.out_features, self.in_features = weight.shape
+        self.order = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         rows = x.reshape(-1, self.in_features)
         count = rows.shape[0]
         if count < LEAST_ROWS:
-            rows = rows.repeat(LEAST_ROWS, 1)
+            padding = rows[:1].expand(LEAST_ROWS - count, -1)
+            rows = torch.cat([rows, padding])
         out = torch.ops.mkldnn._linear_pointwise(rows, self.order, None, "none", [], "")
         return out[:count].view(*x.shape[:-1], self.out_features)
+
+
+class PackedAttention(Attention):
+    """Attention with one product for queries, keys and values, and one rotation for queries and keys."""
+
+    def __init__(self, attention: Attention) -> None:
+        nn.Module.__init__(self)
+        self.layer, self.head_dim = attention.layer, attention.head_dim
+        self.num_heads = attention.q_proj.out_features // self.head_dim
+        self.num_kv_heads = attention.k_proj.out_features // self.head_dim
+        self.qkv_proj = PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.o_proj = PackedLinear([attention.o_proj])
+        self.qk_norm = _joined(attention.q_norm, attention.k_norm)
+
+    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Attention.project`."""
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        together, values = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
+        queries, keys = rotate(self.qk_norm(together), *rotation).split([self.num_heads, self.num_kv_heads], dim=2)
+        return queries, keys, values
+
+
+class PackedFeedForward(FeedForward):
+    """SwiGLU with one product for gate and up."""
+
+    def __init__(self, feed_forward: FeedForward) -> None:
+        nn.Module.__init__(self)
+        self.gate_up_proj = PackedLinear([feed_forward.gate_proj, feed_forward.up_proj])
+        self.down_proj = PackedLinear([feed_forward.down_proj])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -57,11 +98,20 @@ def packed(transformer: Transformer) -> Transformer:
     """
     if not can_pack(transformer.embedding.weight):
         return transformer
-    shared: dict[int, Any] = {id(parameter): parameter for parameter in transformer.parameters()}
+    shared = {id(parameter): parameter for parameter in transformer.parameters()}
     with torch.no_grad():
-        copied = copy.deepcopy(transformer, shared).eval()
-        for module in list(copied.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear):
-                    setattr(module, name, PackedLinear(child))
+        copied = copy.deepcopy(transformer, shared).eval()  # pyright: ignore[reportArgumentType]
+        for block in copied.blocks:
+            block.attention = PackedAttention(block.attention)  # pyright: ignore[reportArgumentType]
+            block.feed_forward = PackedFeedForward(block.feed_forward)  # pyright: ignore[reportArgumentType]
+        copied.head = PackedLinear([copied.head])  # pyright: ignore[reportAttributeAccessIssue]
     return copied
+
+
+def _joined(queries: nn.Module, keys: nn.Module) -> nn.Module:
+    if not (isinstance(queries, HeadLayerNorm) and isinstance(keys, HeadLayerNorm)):
+        return nn.Identity()
+    joined = HeadLayerNorm(len(queries.weight) + len(keys.weight), queries.weight.shape[1], queries.eps)
+    joined.weight = nn.Parameter(torch.cat([queries.weight, keys.weight]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([queries.bias, keys.bias]), requires_grad=False)
+    return joined
