@@ -48,12 +48,15 @@ SHAPE = TransformerConfig(
 )
 GUIDANCE = 3.0
 PROMPT = 32
-TEXT = 96
+TEXT = 128
 """Tokens of an answer of the text figures."""
 ROWS = 16
 """Rows side by side in the queue, and in transformers' static batches."""
 READ = 256 * 2**20
 """Bytes of the array whose reading measures the bandwidth."""
+
+READS = 40
+"""Readings for one measurement of the bandwidth: about half a second."""
 
 JSON = dict[str, Any]
 
@@ -175,14 +178,16 @@ def in_turn(runs: int, *measured: Callable[[], int]) -> list[float]:
     return [statistics.median(found) for found in rates]
 
 
-def bandwidth() -> float:
-    """Bytes per second at which an array is read."""
-    array, seconds = torch.ones(READ // 4), []
-    for _ in range(7):
-        start = time.perf_counter()
-        array.sum()
-        seconds.append(time.perf_counter() - start)
-    return READ / statistics.median(seconds)
+def reader() -> Callable[[], int]:
+    """A function that reads an array a few times and returns the number of bytes."""
+    array = torch.ones(READ // 4)
+
+    def read() -> int:
+        for _ in range(READS):
+            array.sum()
+        return READS * READ
+
+    return read
 
 
 def bytes_a_token(model: Model, length: int) -> int:
@@ -223,9 +228,9 @@ def compare(model: Model, names: Sequence[str], runs: int) -> None:
             line(f"text_b{count}", "tokens/s", pair, runs, model)
     if "bandwidth_share_b1" in names:
         asked = text_requests(random, 1, TEXT)
-        (rate,) = in_turn(runs, lambda: ours(model, asked, 1))
-        read = rate * bytes_a_token(model, PROMPT + TEXT // 2)
-        line("bandwidth_share_b1", "bytes/s", (read, bandwidth()), runs, model)
+        a_token = bytes_a_token(model, PROMPT + TEXT // 2)
+        pair = in_turn(2 * runs + 1, lambda: ours(model, asked, 1) * a_token, reader())
+        line("bandwidth_share_b1", "bytes/s", pair, 2 * runs + 1, model)
     if "image_guided_b8" in names:
         asked, codes = image_requests(random, 8), LAYOUT.num_codes
         prompts = [request.prompt for request in asked]
@@ -254,7 +259,7 @@ def static_batches_tokens(requests: Sequence[Request]) -> int:
 
 def table(model: Model) -> None:
     """Batch 1 to 64: tokens/s, seconds an image, peak memory, share of the bandwidth limit; Markdown on stderr."""
-    speed = bandwidth()
+    (speed,) = in_turn(7, reader())
     tell(f"{speed / 1e9:.1f} GB/s")
     tell("| batch | text tokens/s | share of the bandwidth limit | s/image with guidance | peak memory, MB |")
     tell("|---|---|---|---|---|")

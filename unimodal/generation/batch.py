@@ -7,7 +7,7 @@ what has happened, and between looks a row that has ended, or that waits for its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,29 +119,24 @@ class Batch:
 
     def remove(self, gone: set[int]) -> None:
         """Answers leave, with all their rows."""
-        kept = [index for index, number in enumerate(self.numbers) if number not in gone]
         self._keep_rows([index for index, row in enumerate(self.rows) if row.answer not in gone])
-        self.numbers = [self.numbers[index] for index in kept]
-        self.requests = [self.requests[index] for index in kept]
-        chosen = self._integers(kept)
-        self.state = self.state.select(chosen)
-        for name in ("room", "step_count", "position", "tokens", "compared", "uniforms", "out", "log_probs"):
-            setattr(self, name, getattr(self, name)[chosen])
-        self.structured.keep(kept)
+        self._follow_rows()
         self._arrange()
 
-    def compare(self, seen: Sequence[Seen]) -> None:
+    def compare(self, seen: Mapping[int, Seen]) -> None:
         """Give rows to answers that wait for the contexts of their image, and take them from those outside images."""
-        idle = {number for number, one in zip(self.numbers, seen, strict=True) if one.waits or not one.in_image}
+        idle = {number for number, one in seen.items() if one.waits or not one.in_image}
         kept = [index for index, row in enumerate(self.rows) if row.role == 0 or row.answer not in idle]
-        waiting = [index for index, one in enumerate(seen) if one.waits]
+        waiting = [index for index, number in enumerate(self.numbers) if seen[number].waits]
         if len(kept) == len(self.rows) and not waiting:
             return
         self._keep_rows(kept)
         for index in waiting:
-            self._begin_contexts(self.numbers[index], self.requests[index], seen[index].position)
+            number = self.numbers[index]
+            self._begin_contexts(number, self.requests[index], seen[number].position)
         if waiting:
             self.compared[self._integers(waiting)] = True
+        self._follow_rows()
         self._arrange()
 
     def look(self) -> list[Seen]:
@@ -180,9 +175,9 @@ class Batch:
         self.view.reserve(min(self._furthest, self.slots))
         features = self.transformer.features(self.tokens[self.answer_of][:, None], positions, cache=self.view)
         logits = self.transformer.head(features[:, 0]).float()
-        full = logits[self.main]
         if self.null is None or self.image is None:
-            return full
+            return logits  # all rows are main rows, in the order of the answers
+        full = logits[self.main]
         mixed = guide(full, logits[self.image], logits[self.null], self.guidance, self.state.progress)
         return torch.where((self.compared & self.state.in_image)[:, None], mixed, full)
 
@@ -196,6 +191,7 @@ class Batch:
         place = {number: index for index, number in enumerate(self.numbers)}
         by_role = [{row.answer: index for index, row in enumerate(self.rows) if row.role == role} for role in range(3)]
         main = [by_role[0][number] for number in self.numbers]
+        assert by_role[1] or main == list(range(len(main)))
         null = [by_role[1].get(number, row) for number, row in zip(self.numbers, main, strict=True)]
         image = [by_role[2].get(number, row) for number, row in zip(self.numbers, null, strict=True)]
         self.answer_of = self._integers([place[row.answer] for row in self.rows])
@@ -215,6 +211,20 @@ class Batch:
             self.cache.copy_row(source, gap, self.slots)
             self.rows[gap] = self.rows[source]
         del self.rows[len(kept) :]
+
+    def _follow_rows(self) -> None:
+        """Bring the answers into the order of their main rows, so that without guidance logits need no sorting."""
+        place = {number: index for index, number in enumerate(self.numbers)}
+        kept = [place[row.answer] for row in self.rows if row.role == 0]
+        if kept == list(range(len(self.numbers))):
+            return
+        self.numbers = [self.numbers[index] for index in kept]
+        self.requests = [self.requests[index] for index in kept]
+        chosen = self._integers(kept)
+        self.state = self.state.select(chosen)
+        for name in ("room", "step_count", "position", "tokens", "compared", "uniforms", "out", "log_probs"):
+            setattr(self, name, getattr(self, name)[chosen])
+        self.structured.keep(kept)
 
     def _begin_contexts(self, number: int, request: Request, position: int) -> None:
         for role, context in enumerate(contexts(self.space, request.prompt, request.config.guidance), start=1):

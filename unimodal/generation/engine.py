@@ -123,10 +123,11 @@ class _Run:
                 yield Update(request=number, ids=ids, decoded=self._decoded(index, one) if one.done else None)
 
     def _settle(self, seen: Sequence[Seen]) -> None:
-        gone = {number for number, one in zip(self.batch.numbers, seen, strict=True) if one.done}
+        going = {number: one for number, one in zip(self.batch.numbers, seen, strict=True) if not one.done}
+        gone = set(self.batch.numbers) - set(going)
         if gone:
             self.batch.remove(gone)
-        self.batch.compare([one for one in seen if not one.done])
+        self.batch.compare(going)
 
     def _decoded(self, index: int, one: Seen) -> Decoded:
         ids = self.batch.out[index, : one.step].tolist()
