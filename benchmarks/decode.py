@@ -48,10 +48,12 @@ SHAPE = TransformerConfig(
 )
 GUIDANCE = 3.0
 PROMPT = 32
-TEXT = 128
+TEXT = 256
 """Tokens of an answer of the text figures."""
 ROWS = 16
 """Rows side by side in the queue, and in transformers' static batches."""
+QUEUE = 256
+"""Prompts of the queue."""
 READ = 256 * 2**20
 """Bytes of the array whose reading measures the bandwidth."""
 
@@ -206,8 +208,7 @@ def line(name: str, unit: str, pair: Sequence[float], runs: int, model: Model) -
         "theirs": pair[1],
         "ratio": pair[0] / pair[1],
         "runs": runs,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads, {str(model.dtype)[6:]}",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -245,7 +246,7 @@ def compare(model: Model, names: Sequence[str], runs: int) -> None:
 
         line("image_guided_b8", "images/s", in_turn(runs, draw, draw_theirs), runs, model)
     if "queue_256" in names:
-        asked = mixed_requests(random, 256)
+        asked = mixed_requests(random, QUEUE)
         wanted = static_batches_tokens(asked)
         pair = in_turn(1, lambda: (ours(model, asked, ROWS), wanted)[1], lambda: static_batches(model, asked))
         line("queue_256", "tokens/s", pair, 1, model)

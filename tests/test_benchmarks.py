@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import data_path, train_step
+from benchmarks import data_path, decode, train_step
+from tokenizers_vq.layout import FixedLayout
 
 SMALL = "--dim 64 --layers 1 --hidden 96 --rows 4 --rounds 1".split()
 
@@ -65,3 +67,30 @@ def test_the_data_path_prints_a_line_for_each_comparison(capsys: pytest.CaptureF
 
 def test_greedy_first_fit_puts_each_length_in_the_first_row_with_room() -> None:
     assert data_path.first_fit([6, 7, 3, 4], 10) == [[0, 2], [1], [3]]
+
+
+@pytest.fixture
+def _small_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = replace(decode.SHAPE, dim=24, num_layers=1, num_heads=4, num_kv_heads=2, hidden_dim=16)
+    layout = FixedLayout(rows=2, columns=2)
+    small = {"LAYOUT": layout, "SPACE": replace(decode.SPACE, layout=layout), "SHAPE": shape}
+    for name, value in {**small, "TEXT": 4, "QUEUE": 10, "READ": 4096, "READS": 2}.items():
+        monkeypatch.setattr(decode, name, value)
+
+
+@pytest.mark.usefixtures("_small_decode")
+def test_decoding_prints_a_line_for_each_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    decode.main(["--runs", "1"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["name"] for line in lines] == list(decode.NAMES)
+    for line in lines:
+        assert set(line) == {"name", "unit", "ours", "theirs", "ratio", "runs", "device", "versions"}
+        assert line["ratio"] == pytest.approx(line["ours"] / line["theirs"])
+
+
+@pytest.mark.usefixtures("_small_decode")
+def test_both_engines_of_the_decoding_benchmark_hold_the_same_function() -> None:
+    model = decode.Model.make(torch.float32)
+    ids = torch.randint(decode.SPACE.vocab_size, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(model.engine.transformer(ids), model.llama(ids).logits, rtol=1e-4, atol=1e-4)

@@ -20,6 +20,11 @@ def test_questions_about_one_picture_share_it() -> None:
     assert [item.group for item in planned] == [0] * 4 + [1] * 4 + [2] * 4
 
 
+def test_groups_are_served_in_the_order_in_which_their_first_prompts_came() -> None:
+    prompts = [[*picture, 9, 5] for picture in (PICTURES[2], PICTURES[0], [1, 50], PICTURES[2], PICTURES[0])]
+    assert [item.request for item in plan(prompts)] == [0, 3, 1, 4, 2]
+
+
 def test_many_samples_of_one_prompt_share_all_but_its_last_id() -> None:
     assert {item.shared for item in plan([PICTURES[0]] * 5)} == {len(PICTURES[0]) - 1}
 
