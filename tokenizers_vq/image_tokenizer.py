@@ -158,7 +158,7 @@ class ImageTokenizer(nn.Module):
             raise ValueError(
                 f"codes lie in 0 to {self.codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}"
             )
-        return self._pixels(self.quantizer.lookup(codes), (rows, columns)).clamp(-1, 1)
+        return self._pixels(self.quantizer.lookup(codes.to(self.device)), (rows, columns)).clamp(-1, 1)
 
     def _pixels(self, vectors: Tensor, size: Size) -> Tensor:
         grid = vectors.transpose(1, 2).unflatten(2, size)

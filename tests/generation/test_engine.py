@@ -14,6 +14,7 @@ from tests.oracles.tiny import tiny_config, tiny_space, tiny_transformer
 from tokenizers_vq.layout import GridLayout
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import Engine
+from unimodal.generation.forward import StaticForward
 from unimodal.generation.grammar import check_spans
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
@@ -321,6 +322,14 @@ def test_updates_piece_by_piece_make_up_the_answers() -> None:
             ended[update.request] = update.decoded
     assert [pieces[number] for number in range(12)] == ids(decoder.decode(asked))
     assert [ended[number] for number in range(12)] == decoder.decode(asked, rows=5)
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSpace) -> None:
+    """Traced whole, as for CUDA graphs, but run as it is: a compiler would take minutes here."""
+    decoder, asked = engine(space=space), mixed_requests(space, 12)
+    static = Engine(decoder.transformer, space, StaticForward(decoder.transformer, backend="eager"))
+    assert ids(static.decode(asked, rows=5)) == ids(decoder.decode(asked, rows=5))
 
 
 def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:

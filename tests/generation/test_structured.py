@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.oracles.tiny import tiny_pipeline
-from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Lark, Regex, parse_json
+from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Lark, Regex, as_grammar, parse_json
 from unimodal.generation.pipeline import Pipeline
 
 PLAIN: dict[str, Any] = {
@@ -118,6 +118,17 @@ def test_a_grammar_that_is_none_is_refused_in_one_line(pipeline: Pipeline, gramm
     with pytest.raises(ValueError, match=re.escape(reason)) as error:
         pipeline.generate(["a"], grammar=grammar)
     assert "\n" not in str(error.value)
+
+
+def test_schemas_lists_and_lark_stand_for_their_grammars(pipeline: Pipeline) -> None:
+    for plain, grammar in (
+        (PLAIN, JSONSchema(PLAIN)),
+        (["a", "b"], Choices(["a", "b"])),
+        ('start: "a"', Lark('start: "a"')),
+    ):
+        assert as_grammar(plain) == grammar == as_grammar(grammar)
+        named = pipeline.generate(["red"], grammar=grammar, seed=3, max_new_tokens=60)
+        assert pipeline.generate(["red"], grammar=plain, seed=3, max_new_tokens=60) == named
 
 
 @pytest.mark.parametrize("offered", [[], [""], "yes"])

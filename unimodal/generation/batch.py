@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.forward import EagerForward, Forward
 from unimodal.generation.grammar import ModalityGrammar, ModalityState, keep_where
 from unimodal.generation.guidance import RowGuidance, contexts, guide, null_context
 from unimodal.generation.requests import Request
@@ -62,8 +63,11 @@ class NewAnswer(NamedTuple):
 class Batch:
     """Answers in the making. Empty at first; `add` and `remove` change it between steps."""
 
-    def __init__(self, transformer: Transformer, space: TokenSpace, slots: int, steps: int) -> None:
+    def __init__(
+        self, transformer: Transformer, space: TokenSpace, slots: int, steps: int, forward: Forward | None = None
+    ) -> None:
         self.transformer, self.space, self.slots = transformer, space, slots
+        self.forward = forward or EagerForward(transformer)
         weight = transformer.embedding.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.grammar = ModalityGrammar(space, self.device)
@@ -171,10 +175,8 @@ class Batch:
 
     def _logits(self) -> Tensor:
         """(P, V) for the next token, guided where an answer is in an image and has its contexts."""
-        positions = (self.position[self.answer_of] + self.shift)[:, None]
-        self.view.reserve(min(self._furthest, self.slots))
-        features = self.transformer.features(self.tokens[self.answer_of][:, None], positions, cache=self.view)
-        logits = self.transformer.head(features[:, 0]).float()
+        positions = self.position[self.answer_of] + self.shift
+        logits = self.forward(self.tokens[self.answer_of], positions, self.cache, self._furthest)
         if self.null is None or self.image is None:
             return logits  # all rows are main rows, in the order of the answers
         full = logits[self.main]
@@ -199,7 +201,6 @@ class Batch:
         self.main = self._integers(main)
         guided = bool(by_role[1])
         self.null, self.image = (self._integers(null), self._integers(image)) if guided else (None, None)
-        self.view = self.cache.view(0, len(self.rows))
         self.sampling = RowSampling.of([request.config.sampling for request in self.requests], self.device)
         self.guidance = RowGuidance.of([request.config.guidance for request in self.requests], self.device)
         self.look()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch import Batch, NewAnswer, Seen
+from unimodal.generation.forward import Forward
 from unimodal.generation.guidance import null_context
 from unimodal.generation.prefixes import plan
 from unimodal.generation.requests import Decoded, Finish, Request, Update
@@ -33,10 +34,10 @@ CHECK_EVERY_ELSEWHERE = 8
 
 
 class Engine:
-    """Decodes requests with one transformer."""
+    """Decodes requests with one transformer; `forward` makes the logits of a step (generation/forward.py)."""
 
-    def __init__(self, transformer: Transformer, space: TokenSpace) -> None:
-        self.transformer, self.space = transformer, space
+    def __init__(self, transformer: Transformer, space: TokenSpace, forward: Forward | None = None) -> None:
+        self.transformer, self.space, self.forward = transformer, space, forward
 
     def decode(
         self,
@@ -86,7 +87,7 @@ class _Run:
         furthest = max((len(r.prompt) + room for r, room in zip(requests, rooms, strict=True)), default=0)
         slots = furthest + len(null_context(engine.space)) + 1
         with torch.inference_mode():
-            self.batch = Batch(engine.transformer, engine.space, slots, max(rooms, default=1))
+            self.batch = Batch(engine.transformer, engine.space, slots, max(rooms, default=1), engine.forward)
         self.check_every = check_every or CHECK_EVERY.get(self.batch.device.type, CHECK_EVERY_ELSEWHERE)
         self.told: dict[int, int] = {}
 

@@ -82,6 +82,17 @@ class Lark:
 
 
 Grammar = Choices | Regex | JSONSchema | Lark
+AnyGrammar = Grammar | Mapping[str, Any] | Sequence[str]
+"""A grammar, or what stands for one: a schema as it is, a list of choices, Lark as a string."""
+
+
+def as_grammar(given: AnyGrammar) -> Grammar:
+    """The grammar that a user meant."""
+    if isinstance(given, Mapping):
+        return JSONSchema(given)
+    if isinstance(given, str):
+        return Lark(given)
+    return Choices(given) if isinstance(given, Sequence) else given
 
 
 class GrammarCompiler:

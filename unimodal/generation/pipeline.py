@@ -19,8 +19,9 @@ from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.events import Event, Narrator
+from unimodal.generation.forward import StaticForward
 from unimodal.generation.grammar import Mode, check_spans
-from unimodal.generation.grammars import Grammar, GrammarCompiler
+from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.guidance import GuidanceConfig, Schedule
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
@@ -56,6 +57,10 @@ class Pipeline:
     def use_packed_weights(self) -> None:
         """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
         self.engine = Engine(pack(self.transformer), self.token_space)
+
+    def use_compiled_steps(self) -> None:
+        """Decode at fixed shapes through torch.compile, on CUDA as CUDA graphs; compiling takes a while."""
+        self.engine = Engine(self.transformer, self.token_space, StaticForward(self.transformer))
 
     @overload
     def generate(
@@ -145,14 +150,15 @@ class Pipeline:
         image_guidance: float | None = None,
         guidance_schedule: Schedule = "constant",
         aspect_ratio: float | None = None,
-        grammar: Grammar | None = None,
+        grammar: AnyGrammar | None = None,
         constrained: bool = True,
     ) -> DecodeConfig:
         """How to decode, from what users say.
 
         `guidance` weighs a prompt against none inside images, `image_guidance` its pictures apart from its words;
         `guidance_schedule` lets both grow over an image. `aspect_ratio`, width by height, asks a model with several
-        image sizes for one of them. `grammar` rules the text (generation/grammars.py). `constrained=False` shows what
+        image sizes for one of them. `grammar` rules the text: a JSON schema, a list of answers, Lark as a string, or a
+        class of generation/grammars.py. `constrained=False` shows what
         the model does without any rules. Raises ValueError for what makes no sense or what this model cannot do.
         """
         if mode != "text" and self.image_tokenizer is None:
@@ -166,7 +172,7 @@ class Pipeline:
             sampling=SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k),
             guidance=GuidanceConfig(scale=guidance, image_scale=image_guidance, schedule=guidance_schedule),
             image_size=None if aspect_ratio is None else self._size(aspect_ratio),
-            grammar=None if grammar is None else self.grammars.compile(grammar),
+            grammar=None if grammar is None else self.grammars.compile(as_grammar(grammar)),
             constrained=constrained,
         )
 
@@ -222,11 +228,12 @@ class Pipeline:
             self.image_tokenizer.save(folder / IMAGE_TOKENIZER)
 
 
-def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = True) -> Pipeline:
+def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = True, compile: bool = False) -> Pipeline:
     """Open a model bundle. Raises ValueError that names the file and the reason where it cannot.
 
     `dtype` is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the
-    engine decodes with a second copy of them that is faster on CPUs.
+    engine decodes with a second copy of them that is faster on CPUs; with `compile` steps have fixed shapes and go
+    through torch.compile, for long work on CUDA.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -234,7 +241,9 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = T
     transformer, space = open_transformer(folder)
     text, image = open_tokenizers(folder, space)
     pipeline = Pipeline(transformer if dtype is None else transformer.to(dtype), space, text, image, path=folder)
-    if packed:
+    if compile:
+        pipeline.use_compiled_steps()
+    elif packed:
         pipeline.use_packed_weights()
     return pipeline
 

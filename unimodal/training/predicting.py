@@ -46,13 +46,13 @@ class PromptFile(L.LightningDataModule):
 
 
 class Answerer(L.LightningModule):
-    """Answers prompts with a model bundle."""
+    """Answers prompts with a model bundle; `compile` pays for long files on CUDA."""
 
-    def __init__(self, bundle: Path, batch_size: int = 64) -> None:
+    def __init__(self, bundle: Path, batch_size: int = 64, compile: bool = False) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"the batch size is at least 1, got {batch_size}")
-        self.pipeline, self.batch_size = load(bundle, packed=False), batch_size
+        self.pipeline, self.batch_size, self.compile_steps = load(bundle, packed=False), batch_size, compile
         self.transformer = self.pipeline.transformer  # so that Lightning moves it to its device
         self._tell: Callable[[int], None] = lambda done: None
 
@@ -61,7 +61,10 @@ class Answerer(L.LightningModule):
         data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if not isinstance(data, PromptFile):
             raise ValueError("an Answerer predicts on a PromptFile")
-        self.pipeline.use_packed_weights()
+        if self.compile_steps:
+            self.pipeline.use_compiled_steps()
+        else:
+            self.pipeline.use_packed_weights()
         self._bar = progress_bar("answers", len(data.lines), unit="answers")
         self._tell = self._bar.__enter__()
 

@@ -1,0 +1,88 @@
+"""One token for every row of a batch: as the shapes come, or at fixed shapes that can be compiled.
+
+Fixed shapes are for CUDA, where launching kernels one by one takes longer than the kernels: rows are padded to a power
+of two and attention runs over all slots, so that `torch.compile` makes one graph for each power and replays it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from unimodal.model.cache import KVCache
+from unimodal.model.transformer import Transformer
+
+# Shapes: R rows, V vocabulary.
+
+
+class Forward(Protocol):
+    """tokens, positions (R,) -> logits (R, V) float32, reading and writing the first R rows of the cache."""
+
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
+        """`used` is one past the largest position."""
+        ...
+
+
+class EagerForward:
+    """As many rows and positions as there are."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        self.transformer = transformer
+        self.views = _Views()
+
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
+        """See `Forward`."""
+        view = self.views.of(cache, len(tokens))
+        view.reserve(min(used, cache.slots))
+        return _logits(self.transformer, tokens, positions, view)
+
+
+class StaticForward:
+    """Rows padded to a power of two, all slots of the cache: compiled once for each power, on CUDA as CUDA graphs.
+
+    `options` go to torch.compile. A padding row writes to position 0 of a row that nobody uses yet.
+    """
+
+    def __init__(self, transformer: Transformer, **options: Any) -> None:
+        self.transformer = transformer
+        if not options and transformer.embedding.weight.is_cuda:
+            options = {"mode": "reduce-overhead"}
+        self.function = torch.compile(_logits, dynamic=False, fullgraph=True, **options)
+        self.views = _Views()
+
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
+        """See `Forward`."""
+        del used
+        rows = len(tokens)
+        padding = (0, (1 << (rows - 1).bit_length()) - rows)
+        tokens, positions = (torch.nn.functional.pad(x, padding) for x in (tokens, positions))
+        cache.grow(len(tokens))
+        view = self.views.of(cache, len(tokens))
+        view.reserve(cache.slots)
+        for layer in view.layers:
+            for part in layer:
+                torch._dynamo.mark_static_address(part)
+        return self.function(self.transformer, tokens, positions, view)[:rows].clone()
+
+
+class _Views:
+    """The first rows of a cache, the same object each time: a graph finds its memory where it was recorded."""
+
+    def __init__(self) -> None:
+        self.layers: Any = None
+        self.views: dict[int, KVCache] = {}
+
+    def of(self, cache: KVCache, rows: int) -> KVCache:
+        """Rows 0 to `rows`; made anew once the cache has grown."""
+        if self.layers is not cache.layers:
+            self.layers, self.views = cache.layers, {}
+        if rows not in self.views:
+            self.views[rows] = cache.view(0, rows)
+        return self.views[rows]
+
+
+def _logits(transformer: Transformer, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    features = transformer.features(tokens[:, None], positions[:, None], cache=cache)
+    return transformer.head(features[:, 0]).float()
