@@ -201,12 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         code = options.handler(options)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        print(f"unimodal {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except (ValueError, OSError) as error:
+        print(f"unimodal {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
     if arguments is None:
         raise SystemExit(code)
     return code

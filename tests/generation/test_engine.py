@@ -247,10 +247,31 @@ def test_without_rules_a_model_that_never_learned_makes_malformed_images(space: 
     assert not any(space.specials.pad in answer.ids for answer in answers)
 
 
-@pytest.mark.parametrize(("prompt", "reason"), [([], "empty"), ([1] * CONTEXT, f"{CONTEXT} tokens leaves no room")])
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ([], "empty"),
+        ([1] * CONTEXT, f"{CONTEXT} tokens leaves no room"),
+        ([1, 24], "ids lie in 0 to 23, a prompt holds 1 to 24"),
+        ([-1], "holds -1"),
+    ],
+)
 def test_prompts_that_cannot_be_answered_are_refused(prompt: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         engine().decode([Request(prompt=p, config=DecodeConfig()) for p in ([1, 9, 5], prompt)])
+
+
+@pytest.mark.parametrize("seed", [2**63, 1.5, True])
+def test_seeds_that_are_none_are_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match="a seed is a whole number"):
+        engine().decode([Request(prompt=[1, 9], config=DecodeConfig(), seed=seed)])
+
+
+def test_the_size_that_is_asked_for_has_to_fit_into_max_new_tokens() -> None:
+    room = GRID.layout.span_of((1, 3)) + 1
+    config = DecodeConfig(mode="image", max_new_tokens=room, image_size=(2, 3))
+    with pytest.raises(ValueError, match="an image and its end take 12 tokens"):
+        engine(space=GRID).decode(requests(config, GRID))
 
 
 def test_a_size_that_the_layout_does_not_have_is_refused_with_those_that_it_has() -> None:
@@ -266,6 +287,9 @@ def test_a_size_that_the_layout_does_not_have_is_refused_with_those_that_it_has(
         (GuidanceConfig, {"scale": -1.0}, "guidance"),
         (GuidanceConfig, {"scale": float("nan")}, "guidance"),
         (GuidanceConfig, {"image_scale": float("inf")}, "guidance"),
+        (DecodeConfig, {"max_new_tokens": 2.5}, "max_new_tokens is a whole number from 1 to 2147483648, got 2.5"),
+        (DecodeConfig, {"constrained": "no"}, "constrained is true or false, got 'no'"),
+        (GuidanceConfig, {"scale": 10**400}, "the guidance scale is a number from 0 to 1000"),
         (GuidanceConfig, {"schedule": "square"}, "constant, linear, cosine"),
     ],
 )
@@ -274,9 +298,9 @@ def test_settings_that_make_no_sense_are_refused(kind: Any, settings: dict[str, 
         kind(**settings)
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"check_every": 0}])
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"check_every": 0}, {"rows": 2.5}])
 def test_a_batch_without_rows_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="rows and check_every are at least 1"):
+    with pytest.raises(ValueError, match="is a whole number from 1 to"):
         engine().decode(requests(DecodeConfig()), **wrong)
 
 

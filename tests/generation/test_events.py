@@ -43,6 +43,16 @@ def test_events_put_together_are_the_answers(pipeline: Pipeline) -> None:
     assert {event.prompt for event in events[:first_end]} == set(range(5))
 
 
+def test_without_rules_events_still_make_up_the_text(pipeline: Pipeline) -> None:
+    settings: dict[str, Any] = {"constrained": False, "max_new_tokens": 40}
+    events = list(pipeline.generate(["a"] * 40, stream=True, **settings))
+    answers = pipeline.generate(["a"] * 40, **settings)
+    for number, answer in enumerate(answers):
+        told = "".join(part for part in put_together(events, number) if isinstance(part, str))
+        whole = "".join(part for part in answer if isinstance(part, str))
+        assert told.replace(BROKEN, "") == whole.replace(BROKEN, "")
+
+
 def test_a_picture_grows_row_by_row(pipeline: Pipeline) -> None:
     events = list(pipeline.generate(["red"], mode="image", stream=True))
     assert [type(event) for event in events] == [ImageStarted, ImageRows, ImageRows, ImageDone, Ended]

@@ -91,6 +91,11 @@ def test_a_picture_of_any_size_and_mode_is_taken(pipeline: Pipeline) -> None:
         (["a"], {"aspect_ratio": 2.0}, "draws 2x2 codes and no other size"),
         (["a"], {"mode": "image", "grammar": Choices(["no"])}, "a grammar rules text"),
         ("a", {}, r"\[prompt\]"),
+        (None, {}, "prompts is a list of prompts"),
+        ([None], {}, "a prompt is a string, or a list of strings and pictures, got NoneType"),
+        ([tiny_picture(0)], {}, "got Image"),
+        (["\ud800"], {}, "no text in UTF-8"),
+        (["a"], {"seed": 2**64}, "a seed is a whole number"),
         (["what " * 100], {}, "leaves no room in a context of 64"),
     ],
 )

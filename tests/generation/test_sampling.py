@@ -161,6 +161,11 @@ def test_every_seed_has_its_own_stream_of_numbers() -> None:
         ({"top_p": 1.1}, "top_p"),
         ({"top_p": float("nan")}, "top_p"),
         ({"top_k": -1}, "top_k"),
+        ({"top_k": 1.5}, "top_k is a whole number"),
+        ({"temperature": 1e-40}, "a temperature is 0 or at least 0.0001, got 1e-40"),
+        ({"temperature": 1e39}, "from 0 to 10000"),
+        ({"temperature": None}, "the temperature is a number"),
+        ({"top_p": 1e-46}, "top_p"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], reason: str) -> None:

@@ -47,7 +47,18 @@ def test_what_cannot_be_said_has_no_probability() -> None:
         assert decoder.score([request], [wrong])[0].min() == -math.inf
 
 
-@pytest.mark.parametrize(("answer", "reason"), [([], "answer of 0 tokens"), ([9] * 62, "leaves room for 1 to 61")])
+def test_nothing_can_be_said_after_the_end_or_past_the_room() -> None:
+    decoder, eos = engine(), SPACES["fixed"].specials.eos
+    request = Request(prompt=prompts()[0], config=DecodeConfig(mode="text", max_new_tokens=3))
+    [ended, long] = decoder.score([request] * 2, [[9, eos, 9], [9, 9, 9, 9, 9]])
+    assert [value == -math.inf for value in ended.tolist()] == [False, False, True]
+    assert [value == -math.inf for value in long.tolist()] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [([], "answer of 0 tokens"), ([9] * 62, "leaves room for 1 to 61"), ([9, 24], "an answer holds 9 to 24")],
+)
 def test_answers_that_cannot_be_scored_are_refused(answer: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         engine().score([Request(prompt=[1, 9, 5], config=DecodeConfig())], [answer])

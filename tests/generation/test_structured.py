@@ -109,8 +109,18 @@ def test_a_document_whose_picture_has_no_room_ends_before_it_and_says_so(pipelin
     [
         (JSONSchema({"type": "nothing"}), "not a usable JSONSchema: Invalid type: nothing"),
         (JSONSchema({"anyOf": [{"type": "image"}]}), "a picture is a property of an object"),
-        (JSONSchema({"type": "array", "items": {"type": "image"}, "minItems": 3, "maxItems": 2}), "at least 3"),
-        (Regex("["), "not a usable Regex"),
+        (JSONSchema({"type": "array", "items": {"type": "image"}, "minItems": 3, "maxItems": 2}), "got 3 to 2"),
+        (JSONSchema({"type": "array", "items": {"type": "image"}, "minItems": 0}), "got 0 to 4"),
+        (JSONSchema({"type": "object", "properties": [{"type": "image"}]}), "a picture is a property of an object"),
+        (JSONSchema({"type": "array", "items": [{"type": "image"}]}), "a picture is a property of an object"),
+        (
+            JSONSchema({"type": "object", "properties": {"a": 3, "b": {"type": "image"}}}),
+            "a schema is an object, got 3",
+        ),
+        (Regex("["), "unclosed character class"),
+        (Regex(5), "a regular expression is a string"),  # pyright: ignore[reportArgumentType]
+        (Lark('start: <boi> "a"'), "unknown special token"),
+        (5, "a grammar is a schema, a list of answers"),
         (Lark("start: nothing"), 'unknown name: "nothing"'),
     ],
 )
@@ -131,7 +141,45 @@ def test_schemas_lists_and_lark_stand_for_their_grammars(pipeline: Pipeline) -> 
         assert pipeline.generate(["red"], grammar=plain, seed=3, max_new_tokens=60) == named
 
 
-@pytest.mark.parametrize("offered", [[], [""], "yes"])
+@pytest.mark.parametrize("said", ["a <eos> b", "<boi>", "<pad>", "<sep><null>"])
+def test_the_names_of_special_tokens_are_text_in_a_grammar_as_everywhere(pipeline: Pipeline, said: str) -> None:
+    for grammar in (Choices([said]), {"const": said}, Regex(re.escape(said).replace(r"\<", "<").replace(r"\>", ">"))):
+        (answer,) = pipeline.generate(["a"], mode="text", grammar=grammar)
+        assert "".join(map(str, answer)).strip('"') == said and answer.finish == "end"
+
+
+def test_slashes_of_a_regular_expression_may_be_escaped_or_not(pipeline: Pipeline) -> None:
+    for pattern in ("a/b", r"a\/b"):
+        assert pipeline.generate(["a"], mode="text", grammar=Regex(pattern)) == [["a/b"]]
+
+
+def test_references_reach_the_definitions_of_the_whole_schema(pipeline: Pipeline) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"$ref": "#/$defs/kind"}, "image": {"type": "image"}},
+        "$defs": {"kind": {"enum": ["circle"]}},
+    }
+    assert parse_json(pipeline.generate(["a"], grammar=schema)[0])["kind"] == "circle"
+
+
+@pytest.mark.parametrize("grammar", [Lark("start: image"), MIXED, Lark('start: "image" pic\npic: image')])
+def test_a_grammar_with_pictures_needs_mode_mixed(pipeline: Pipeline, grammar: Any) -> None:
+    with pytest.raises(ValueError, match="this grammar wants pictures: they need mode 'mixed'"):
+        pipeline.generate(["a"], mode="text", grammar=grammar)
+    assert pipeline.generate(["a"], mode="text", grammar=Lark('start: "image" | /image/'))[0] == ["image"]
+
+
+def test_an_answer_that_ended_for_want_of_room_is_scored_like_any_other(pipeline: Pipeline) -> None:
+    from unimodal.generation.requests import Request
+
+    config = pipeline.decode_config(grammar=Lark('start: "a" image'), max_new_tokens=4)
+    request = Request(prompt=pipeline.coder.encode(["red"])[0], config=config)
+    [answer] = pipeline.answers([request])
+    [scores] = pipeline.engine.score([request], [answer.ids])
+    assert scores.tolist() == pytest.approx(answer.log_probs, abs=1e-5)
+
+
+@pytest.mark.parametrize("offered", [[], [""], "yes", [3]])
 def test_choices_without_a_choice_are_refused(offered: Any) -> None:
     with pytest.raises(ValueError, match="choices are a list of answers"):
         Choices(offered)

@@ -64,6 +64,13 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_files(bundle: Path, tmp_path
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
+def test_answers_with_odd_line_ends_are_brought_into_order_too(bundle: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "mode": "text", "choices": ["x\u2028y\x85z"]}, *ROWS[:2]]
+    predict(bundle, write(tmp_path, rows), tmp_path / "out")
+    found = (tmp_path / "out/answers.jsonl").read_bytes().splitlines()
+    assert [json.loads(row)["id"] for row in found] == ["000000", "000001", "asked"]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -71,7 +78,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_files(bundle: Path, tmp_path
         ({"promt": "a"}, "prompts.jsonl line 2: a line is an object with a prompt"),
         ({"prompt": []}, "line 2: a line is an object with a prompt"),
         ({"prompt": "a", "heat": 1}, "line 2: no setting is called 'heat'; there are aspect_ratio, choices"),
-        ({"prompt": "a", "temperature": -1}, "line 2: the temperature is finite and at least 0, got -1"),
+        ({"prompt": "a", "temperature": -1}, "line 2: the temperature is a number from 0 to 10000, got -1"),
         ({"prompt": "a", "temperature": "hot"}, "line 2: "),
         ({"prompt": "a", "choices": ["a"], "regex": "b"}, "line 2: an answer follows one grammar"),
         ({"prompt": "a", "json_schema": {"type": "nothing"}}, "line 2: not a usable JSONSchema"),
@@ -81,6 +88,11 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_files(bundle: Path, tmp_path
         ({"prompt": "a", "id": "../a"}, "line 2: an id names files"),
         ({"prompt": "a", "id": "000000"}, "line 2: id '000000' is that of"),
         ({"prompt": "a", "seed": "x"}, "line 2: a seed is a whole number"),
+        ({"prompt": "a", "seed": 10**30}, "line 2: a seed is a whole number"),
+        ({"prompt": "a", "regex": 5}, "line 2: not a usable Regex"),
+        ({"prompt": "a", "max_new_tokens": 2.5}, "line 2: max_new_tokens is a whole number"),
+        ({"prompt": "a", "id": "a" * 101}, "line 2: an id names files"),
+        ("[" * 50_000, "line 2: not JSON"),
         ({"prompt": "what " * 100}, "line 2: a prompt of"),
     ],
 )

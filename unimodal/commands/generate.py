@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     if options.stream and options.number != 1:
         raise ValueError(f"--stream shows one answer, --number asks for {options.number}")
     settings: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS} | {"grammar": _grammar(options)}
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is not a folder: answers cannot go there")
     model = load(options.model, dtype=getattr(torch, options.dtype) if options.dtype else None)
     started = time.perf_counter()
     if options.stream:

@@ -20,6 +20,7 @@ from unimodal.generation.guidance import null_context
 from unimodal.generation.prefixes import plan
 from unimodal.generation.requests import Decoded, Finish, Request, Update
 from unimodal.generation.scoring import score
+from unimodal.generation.settings import check_number
 from unimodal.model.transformer import Transformer
 
 ROWS = 64
@@ -78,8 +79,8 @@ class _Run:
     def __init__(
         self, engine: Engine, requests: Sequence[Request], rows: int, check_every: int | None, pieces: bool
     ) -> None:
-        if rows < 1 or (check_every is not None and check_every < 1):
-            raise ValueError(f"rows and check_every are at least 1, got {rows} and {check_every}")
+        check_number("the batch size", rows, 1, 2**20, whole=True)
+        check_number("check_every", 1 if check_every is None else check_every, 1, 2**20, whole=True)
         self.space, self.requests, self.max_rows, self.pieces = engine.space, requests, rows, pieces
         self.queue = deque(plan([request.prompt for request in requests]))
         self.waiting_for = Counter(item.group for item in self.queue)

@@ -74,6 +74,7 @@ class Narrator:
         specials = self.space.specials
         for token in ids:
             if token == specials.boi:
+                self._give_up_image()
                 yield from self._finish_text()
                 self.image, self.rows_told = [token], 0
                 yield ImageStarted(self.prompt)
@@ -87,7 +88,8 @@ class Narrator:
         yield from self._rows_so_far()
 
     def end(self, finish: Finish) -> Iterator[Event]:
-        """No more ids come."""
+        """No more ids come. The text in an image that was never finished (without rules) is text."""
+        self._give_up_image()
         yield from self._finish_text()
         yield Ended(self.prompt, finish)
 
@@ -105,9 +107,16 @@ class Narrator:
 
     def _finish_image(self) -> Iterator[Event]:
         span = self.space.read_image(self.image, 0)
-        self.image = []
-        if span is not None:
+        if span is None:
+            self._give_up_image()
+        else:
+            self.image = []
             yield ImageDone(self.prompt, self.coder.pictures([span])[0])
+
+    def _give_up_image(self) -> None:
+        special = {self.space.specials.boi, self.space.specials.eoi, self.space.specials.eos}
+        self.text += [token for token in self.image if token < self.space.text_size and token not in special]
+        self.image = []
 
     def _rows_so_far(self) -> Iterator[Event]:
         size = self._size()

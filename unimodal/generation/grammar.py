@@ -96,15 +96,8 @@ class ModalityGrammar:
         self._column_sides = (self.sizes[:, 1:] == sides).float()
 
     def start(self, outside: Sequence[Kind], sizes: Sequence[Size | None]) -> ModalityState:
-        """All rows outside images; `sizes` are those that are asked for.
-
-        Raises ValueError for a size that the layout does not have.
-        """
+        """All rows outside images; `sizes` are those that are asked for, each one of the layout's."""
         known = self.space.layout.sizes
-        for size in sizes:
-            if size is not None and size not in known:
-                offered = ", ".join(f"{rows}x{columns}" for rows, columns in known[:12])
-                raise ValueError(f"this model draws no images of {size[0]}x{size[1]} codes, but {offered}")
         kinds = torch.tensor([int(kind) for kind in outside], dtype=torch.int64, device=self.device)
         wanted = [ANY_SIZE if size is None else known.index(size) for size in sizes]
         nothing = torch.zeros_like(kinds)
@@ -121,7 +114,7 @@ class ModalityGrammar:
         )
 
     def fits(self, state: ModalityState, room: Tensor) -> Tensor:
-        """room (B,) tokens left for each row -> bool (B, Z): which images have room, with a token to end after them."""
+        """room (B,) tokens left -> bool (B, Z): which images have room, and one token more to end the answer."""
         sizes = torch.arange(len(self.spans), device=self.device)
         asked_for = (state.wanted[:, None] == ANY_SIZE) | (state.wanted[:, None] == sizes)
         return asked_for & (self.spans + 1 <= room[:, None])
@@ -136,8 +129,8 @@ class ModalityGrammar:
 
     def _with_sides(self, bias: Tensor, state: ModalityState, room: Tensor) -> Tensor:
         """Rows that are about to say how high or wide an image is may say what the layout has and what fits."""
-        telling = torch.where(state.kind == Kind.COLUMNS, 2, 1)  # tokens of the span that are there already
-        fits = self.fits(state, room + telling)
+        already_said = torch.where(state.kind == Kind.COLUMNS, 2, 1)  # tokens of the span that are there already
+        fits = self.fits(state, room + already_said)
         high = fits.float() @ self._row_sides
         wide = (fits & (self.sizes[:, 0] == state.rows[:, None])).float() @ self._column_sides
         sides = torch.where((state.kind == Kind.ROWS)[:, None], high, wide)

@@ -1,12 +1,13 @@
 """Grammars for the text of answers: a list of answers, a JSON schema with pictures in it, a regular expression, Lark.
 
-llguidance does the matching. A picture's place in a grammar is `<boi> <eoi>`: what lies between the two is the modality
-machine's business (generation/grammar.py), and the grammar waits.
+llguidance does the matching. A picture's place in a grammar is the rule `image`, a boi and an eoi: what lies between
+the two is the modality machine's business (generation/grammar.py), and the grammar waits.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizers_vq.text import TextTokenizer
-from tokenizers_vq.token_space import TokenSpace
+from tokenizers_vq.token_space import SPECIAL_STRINGS, TokenSpace
 from unimodal.generation.prompts import Part
-from unimodal.generation.requests import TextGrammar
 
-IMAGE_RULE = "image: <boi> <eoi>"
+HIDDEN = {name: f"<unimodal-{name.strip('<>')}-token>" for name in SPECIAL_STRINGS}
+"""What special tokens are called here: the text `<boi>` in a grammar is text, as everywhere else."""
+IMAGE_RULE = f"image: {HIDDEN['<boi>']} {HIDDEN['<eoi>']}"
 MOST_IN_A_LIST = 4
 """Pictures at most in an array whose schema sets no maxItems."""
 
@@ -35,7 +37,7 @@ class Choices:
     answers: tuple[str, ...]
 
     def __init__(self, answers: Sequence[str]) -> None:
-        if isinstance(answers, str) or not answers or not all(answers):
+        if isinstance(answers, str) or not answers or not all(isinstance(one, str) and one for one in answers):
             raise ValueError(f"choices are a list of answers that are not empty, got {answers!r}")
         object.__setattr__(self, "answers", tuple(answers))
 
@@ -51,8 +53,10 @@ class Regex:
     pattern: str
 
     def lark(self) -> str:
-        """The grammar in Lark."""
-        escaped = self.pattern.replace("/", r"\/")
+        """The grammar in Lark. Raises ValueError for what is no pattern."""
+        if not isinstance(self.pattern, str) or not self.pattern:
+            raise ValueError(f"a regular expression is a string that is not empty, got {self.pattern!r:.60}")
+        escaped = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", self.pattern, flags=re.DOTALL)
         return f"start: TEXT\nTEXT: /{escaped}/"
 
 
@@ -67,7 +71,8 @@ class JSONSchema:
 
     def lark(self) -> str:
         """The grammar in Lark. Raises ValueError for a picture where none can be."""
-        return f"start: {_rule(self.schema)}"
+        names = ("$defs", "definitions")
+        return f"start: {_rule(self.schema, {name: self.schema[name] for name in names if name in self.schema})}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,11 @@ def as_grammar(given: AnyGrammar) -> Grammar:
         return JSONSchema(given)
     if isinstance(given, str):
         return Lark(given)
-    return Choices(given) if isinstance(given, Sequence) else given
+    if isinstance(given, list | tuple):
+        return Choices(given)
+    if not isinstance(given, Choices | Regex | JSONSchema | Lark):
+        raise ValueError(f"a grammar is a schema, a list of answers, Lark or a class of grammars.py, got {given!r:.60}")
+    return given
 
 
 class GrammarCompiler:
@@ -100,28 +109,28 @@ class GrammarCompiler:
 
     def __init__(self, text: TextTokenizer, space: TokenSpace) -> None:
         self.size = space.text_size
-        self.tokenizer = llguidance.LLTokenizer(text.to_json(), n_vocab=self.size, eos_token=space.specials.eos)
+        self.tokenizer = llguidance.LLTokenizer(_hidden(text), n_vocab=self.size, eos_token=space.specials.eos)
 
-    def compile(self, grammar: Grammar) -> TextGrammar:
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Raises ValueError, in one line, for a grammar that is none or that nothing can satisfy."""
         kind = type(grammar).__name__
         try:
             lark = grammar.lark()
             source = lark if "\nimage:" in lark else f"{lark}\n{IMAGE_RULE}"
             compiled = llguidance.LLMatcher.grammar_from_lark(source)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"not a usable {kind}: {_line(error)}") from error
         matcher = llguidance.LLMatcher(self.tokenizer, compiled)
         if matcher.is_error():
             raise ValueError(f"not a usable {kind}: {_line(matcher.get_error())}")
-        return _Compiled(matcher, self.size)
+        return CompiledGrammar(matcher, self.size, draws=_names_image(lark))
 
 
-class _Compiled:
-    """A grammar that is ready: every answer goes its own way from the same beginning."""
+class CompiledGrammar:
+    """A grammar that is ready: every answer goes its own way from the same beginning. `draws`: it wants pictures."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, size: int) -> None:
-        self.matcher, self.size = matcher, size
+    def __init__(self, matcher: llguidance.LLMatcher, size: int, *, draws: bool) -> None:
+        self.matcher, self.size, self.draws = matcher, size, draws
 
     def start(self) -> LLGuidanceMatcher:
         """A matcher at the beginning of an answer."""
@@ -173,24 +182,28 @@ def parse_json(answer: Sequence[Part]) -> Any:
         raise ValueError(f"this answer is no whole JSON document: {error}") from error
 
 
-def _rule(schema: Any) -> str:
-    """A Lark expression: compact JSON for what holds no picture, written out piece by piece for what does."""
+def _rule(schema: Any, shared: Mapping[str, Any]) -> str:
+    """A Lark expression: compact JSON for what holds no picture, written out piece by piece for what does.
+
+    `shared` are the definitions that references in the whole schema point to.
+    """
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"a schema is an object, got {schema!r:.60}")
     if not _has_image(schema):
-        if not isinstance(schema, Mapping):
-            raise ValueError(f"a schema is an object, got {schema!r}")
-        return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_flexible': False}})}"
+        return f"%json {json.dumps({**shared, **schema, 'x-guidance': {'whitespace_flexible': False}})}"
     kind = schema.get("type")
     if kind == "image":
         return "image"
-    if kind == "object" and _has_image(schema.get("properties")):
-        parts = [f"{_quoted(json.dumps(key) + ':')} {_rule(value)}" for key, value in schema["properties"].items()]
+    if kind == "object" and isinstance(schema.get("properties"), Mapping):
+        properties = schema["properties"].items()
+        parts = [f"{_quoted(json.dumps(key) + ':')} {_rule(value, shared)}" for key, value in properties]
         return f"{_quoted('{')} " + f" {_quoted(',')} ".join(parts) + f" {_quoted('}')}"
-    if kind == "array" and _has_image(schema.get("items")):
-        least = max(1, int(schema.get("minItems", 1)))
+    if kind == "array" and isinstance(schema.get("items"), Mapping):
+        least = int(schema.get("minItems", 1))
         most = int(schema.get("maxItems", max(least, MOST_IN_A_LIST)))
-        if most < least:
-            raise ValueError(f"an array of at least {least} and at most {most} items")
-        item = _rule(schema["items"])
+        if not 1 <= least <= most:
+            raise ValueError(f"an array with pictures has at least 1 item and at most maxItems, got {least} to {most}")
+        item = _rule(schema["items"], shared)
         more = f"({_quoted(',')} {item}){{{least - 1},{most - 1}}}"
         return f"{_quoted('[')} {item} {more} {_quoted(']')}"
     where = json.dumps(schema)[:80]
@@ -207,6 +220,26 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def _names_image(lark: str) -> bool:
+    """Whether a grammar uses the rule `image`: outside strings and regular expressions."""
+    bare = re.sub(r'"(\\.|[^"\\])*"|/(\\.|[^/\\\n])+/', "", lark)
+    return re.search(r"\bimage\b(?!\s*:)", bare) is not None
+
+
+def _hidden(text: TextTokenizer) -> str:
+    """The tokenizer's JSON with other names for the special tokens, so that no text of a grammar is taken for one."""
+    tokenizer = json.loads(text.to_json())
+    for token in tokenizer["added_tokens"]:
+        token["content"] = HIDDEN.get(token["content"], token["content"])
+    vocabulary = tokenizer["model"].get("vocab")
+    if isinstance(vocabulary, dict):
+        tokenizer["model"]["vocab"] = {HIDDEN.get(name, name): number for name, number in vocabulary.items()}
+    return json.dumps(tokenizer)
+
+
 def _line(message: object) -> str:
+    """The reason in one line, without the pictures of where it is."""
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    return lines[0].split("failed to compile JSON schema: ")[-1] if lines else "no reason given"
+    reasons = [line for line in lines if line.startswith("error: ")]
+    whole = " ".join([*lines[:1], *reasons[:1]])
+    return whole.split("failed to compile JSON schema: ")[-1] if lines else "no reason given"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.settings import check_number
 
 # Shapes: B rows, V vocabulary.
 
@@ -26,7 +27,7 @@ SCHEDULES: tuple[Schedule, ...] = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceConfig:
-    """`scale` weighs the text (1: no guidance), `image_scale` the prompt's pictures (None: they count as text).
+    """`scale` weighs the prompt (1: no guidance); with `image_scale` its words alone, and that weighs its pictures.
 
     `schedule` says how the scales grow from 1 to their full size over an image: at once (`constant`), in proportion
     to the codes drawn (`linear`) or along half a cosine.
@@ -37,9 +38,9 @@ class GuidanceConfig:
     schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
-        for scale in (self.scale, 1.0 if self.image_scale is None else self.image_scale):
-            if not 0 <= scale < math.inf:
-                raise ValueError(f"a guidance scale is finite and at least 0, got {scale}")
+        check_number("the guidance scale", self.scale, 0, 1000)
+        if self.image_scale is not None:
+            check_number("the guidance scale of pictures", self.image_scale, 0, 1000)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"the guidance schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
 

@@ -24,7 +24,7 @@ from unimodal.generation.grammar import Mode, check_spans
 from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.guidance import GuidanceConfig, Schedule
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
-from unimodal.generation.requests import DecodeConfig, Decoded, Request
+from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_transformer
 from unimodal.model.packed import packed as pack
@@ -105,7 +105,7 @@ class Pipeline:
         settings are those of `decode_config`. With `stream` events come instead, as they happen (generation/events.py).
         Raises ValueError for settings that make no sense.
         """
-        if isinstance(prompts, str):
+        if not isinstance(prompts, list | tuple):
             raise ValueError("prompts is a list of prompts; for a single one write [prompt]")
         config = self.decode_config(mode, max_new_tokens, temperature, top_p, top_k, guidance, **settings)
         ids = self.coder.encode(prompts)
@@ -132,8 +132,11 @@ class Pipeline:
 
     def events(self, requests: Sequence[Request], batch_size: int = ROWS) -> Iterator[Event]:
         """As `answers`, as it happens."""
-        narrators = [Narrator(self.coder, number) for number in range(len(requests))]
-        for update in self.engine.stream(requests, rows=batch_size):
+        return self._narrate(self.engine.stream(requests, rows=batch_size), len(requests))
+
+    def _narrate(self, updates: Iterator[Update], count: int) -> Iterator[Event]:
+        narrators = [Narrator(self.coder, number) for number in range(count)]
+        for update in updates:
             yield from narrators[update.request].hear(update.ids)
             if update.decoded is not None:
                 yield from narrators[update.request].end(update.decoded.finish)
@@ -166,13 +169,16 @@ class Pipeline:
         room = self.token_space.layout.span + (
             1 if mode == "image" else TEXT_ROOM if grammar is None else STRUCTURED_ROOM
         )
+        rules = None if grammar is None else self.grammars.compile(as_grammar(grammar))
+        if rules is not None and rules.draws and mode == "text":
+            raise ValueError("this grammar wants pictures: they need mode 'mixed', not 'text'")
         return DecodeConfig(
             mode=mode,
             max_new_tokens=room if max_new_tokens is None else max_new_tokens,
             sampling=SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k),
             guidance=GuidanceConfig(scale=guidance, image_scale=image_guidance, schedule=guidance_schedule),
             image_size=None if aspect_ratio is None else self._size(aspect_ratio),
-            grammar=None if grammar is None else self.grammars.compile(as_grammar(grammar)),
+            grammar=rules,
             constrained=constrained,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +70,12 @@ def read_prompts(path: Path, defaults: Mapping[str, Any] | None = None) -> list[
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
+    defaults = _settings(defaults or {}, "settings")
     lines: list[PromptLine] = []
     ids: dict[str, str] = {}
     for number, text in enumerate(path.read_bytes().split(b"\n"), start=1):
         if text.strip():
-            line = _line(text, f"{path} line {number}", len(lines), path.parent, defaults or {})
+            line = _line(text, f"{path} line {number}", len(lines), path.parent, defaults)
             if line.id in ids:
                 raise ValueError(f"{line.where}: id {line.id!r} is that of {ids[line.id]}")
             ids[line.id] = line.where
@@ -86,26 +88,29 @@ def read_prompts(path: Path, defaults: Mapping[str, Any] | None = None) -> list[
 def _line(text: bytes, where: str, index: int, folder: Path, defaults: Mapping[str, Any]) -> PromptLine:
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
     prompt = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(prompt, str | list) or not prompt:
-        raise ValueError(f"{where}: a line is an object with a prompt that is not empty")
+        raise ValueError(f"{where}: a line is an object with a prompt that is not empty, got {row!r:.60}")
     own = {key: value for key, value in row.items() if key not in ("id", "prompt", "seed")}
-    unknown = set(own) - SETTINGS - set(GRAMMARS)
+    name, seed = str(row.get("id", f"{index:06d}")), row.get("seed", index)
+    if not re.fullmatch(r"(?!\.)[\w.\-]{1,100}", name, flags=re.ASCII):
+        raise ValueError(f"{where}: an id names files: 1 to 100 letters, digits, '_', '-' and '.', got {name[:60]!r}")
+    settings = {**defaults, **_settings(own, where)}
+    return PromptLine(id=name, prompt=prompt, settings=settings, seed=seed, folder=folder, where=where)
+
+
+def _settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What was set, checked by name. Raises ValueError that begins with `where`."""
+    unknown = set(given) - SETTINGS - set(GRAMMARS)
     if unknown:
         offered = ", ".join(sorted(SETTINGS | set(GRAMMARS)))
         raise ValueError(f"{where}: no setting is called {sorted(unknown)[0]!r}; there are {offered}")
-    name, seed = str(row.get("id", f"{index:06d}")), row.get("seed", index)
-    if not name or "/" in name or name.startswith("."):
-        raise ValueError(f"{where}: an id names files, so {name!r} cannot be one")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ValueError(f"{where}: a seed is a whole number, got {seed!r}")
     try:
-        settings = {**defaults, **with_grammar(own)}
+        return with_grammar(given)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from error
-    return PromptLine(id=name, prompt=prompt, settings=settings, seed=seed, folder=folder, where=where)
 
 
 def with_grammar(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,10 +163,10 @@ class AnswerFolder:
         """Bring the answers into the order of their prompts, in which an unbroken run and one that went on agree."""
         if self.done:
             place = {line.id: index for index, line in enumerate(lines)}
-            rows = self.file.read_text(encoding="utf-8").splitlines()
+            rows = self.file.read_bytes().splitlines(keepends=True)
             rows.sort(key=lambda row: place.get(json.loads(row)["id"], len(place)))
             whole = self.file.with_suffix(".tmp")
-            whole.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+            whole.write_bytes(b"".join(rows))
             whole.replace(self.file)
 
 

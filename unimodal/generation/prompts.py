@@ -46,7 +46,7 @@ class PromptCoder:
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """`<bos> user turn <sep>`, with earlier answers as `answer <eos>` in between."""
-        parts = [[prompt] if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        parts = [[prompt] if isinstance(prompt, str) else _list(prompt) for prompt in prompts]
         codes = self._codes(parts)
         return [self._ids(prompt, codes) for prompt in parts]
 
@@ -115,10 +115,19 @@ class PromptCoder:
 
     def _part(self, part: Any, codes: dict[int, list[int]]) -> list[int]:
         if isinstance(part, str):
+            if not part.isascii() and part.encode("utf-8", "replace").decode() != part:
+                raise ValueError(f"a prompt holds what is no text in UTF-8: {part[:60]!r}")
             return self.text.encode(part)
         if isinstance(part, Image.Image):
             return [self.space.specials.boi, *codes[id(part)], self.space.specials.eoi]
         raise ValueError(f"a prompt is made of strings and pictures, got {type(part).__name__}")
+
+
+def _list(prompt: Any) -> list[Any]:
+    if not isinstance(prompt, list | tuple):
+        kind = type(prompt).__name__
+        raise ValueError(f"a prompt is a string, or a list of strings and pictures, got {kind}: write [prompt]")
+    return list(prompt)
 
 
 def split(ids: Sequence[int], space: TokenSpace) -> list[list[int] | ImageSpan]:

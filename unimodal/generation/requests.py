@@ -13,6 +13,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.grammar import MODES, OUTSIDE, Kind, Mode
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.settings import check_number
 
 Finish = Literal["end", "length", "no room for an image"]
 """Why an answer ended: by itself, because its room was used up, or because an image was due that did not fit."""
@@ -22,7 +23,7 @@ class Matcher(Protocol):
     """One answer's way through a grammar over its text; images are no business of it, but for boi and eoi."""
 
     def mask(self) -> Tensor:
-        """bool (text_size,): which text ids, specials among them, may come next."""
+        """bool (text_size,): which text ids may come next; of the special ones boi, eoi and eos alone."""
         ...
 
     def consume(self, token: int) -> None:
@@ -57,8 +58,9 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"the mode is one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is at least 1, got {self.max_new_tokens}")
+        check_number("max_new_tokens", self.max_new_tokens, 1, 2**31, whole=True)
+        if not isinstance(self.constrained, bool):
+            raise ValueError(f"constrained is true or false, got {self.constrained!r}")
         if self.grammar is not None and (self.mode == "image" or not self.constrained):
             raise ValueError("a grammar rules text: it goes with mode 'text' or 'mixed' and with constrained decoding")
 
@@ -84,15 +86,27 @@ class Request:
 
     def check(self, space: TokenSpace, context: int) -> None:
         """Raise ValueError for a prompt that is empty or too long, or a drawing that max_new_tokens cannot hold."""
+        check_number("a seed", self.seed, -(2**63), 2**63 - 1, whole=True)
         if len(self.prompt) == 0:
             raise ValueError("a prompt is empty")
+        check_ids("a prompt", self.prompt, space)
         if len(self.prompt) >= context:
             raise ValueError(f"a prompt of {len(self.prompt)} tokens leaves no room in a context of {context}")
-        least = min(space.layout.span_of(size) for size in space.layout.sizes) + 1
+        sizes = space.layout.sizes if self.config.image_size is None else (self.config.image_size,)
+        if not set(sizes) <= set(space.layout.sizes):
+            offered = ", ".join(f"{rows}x{columns}" for rows, columns in space.layout.sizes[:12])
+            raise ValueError(f"this model draws no images of {sizes[0][0]}x{sizes[0][1]} codes, but {offered}")
+        least = min(space.layout.span_of(size) for size in sizes) + 1
         if self.config.mode == "image" and self.config.constrained and self.config.max_new_tokens < least:
             raise ValueError(
                 f"an image and its end take {least} tokens, max_new_tokens is {self.config.max_new_tokens}"
             )
+
+
+def check_ids(name: str, ids: Sequence[int], space: TokenSpace) -> None:
+    """Raise ValueError for ids that the token space does not have."""
+    if not 0 <= min(ids) <= max(ids) < space.vocab_size:
+        raise ValueError(f"ids lie in 0 to {space.vocab_size - 1}, {name} holds {min(ids)} to {max(ids)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unimodal.generation.settings import check_number
+
 # Shapes: B rows, V vocabulary.
+
+COLDEST = 1e-4
+"""The least temperature above 0: below, logits in float32 could overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +26,11 @@ class SamplingConfig:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"the temperature is finite and at least 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p lies above 0 and up to 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is at least 0 (0 keeps all tokens), got {self.top_k}")
+        check_number("the temperature", self.temperature, 0, 10_000)
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(f"a temperature is 0 or at least {COLDEST:g}, got {self.temperature}")
+        check_number("top_p", self.top_p, 1e-6, 1)
+        check_number("top_k", self.top_k, 0, 2**31, whole=True)
 
 
 class RowSampling(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.grammar import ModalityGrammar, ModalityState
 from unimodal.generation.guidance import RowGuidance, contexts, guide
-from unimodal.generation.requests import Request
+from unimodal.generation.requests import Request, check_ids
 from unimodal.generation.sampling import RowSampling, log_probabilities
 from unimodal.generation.structured import text_mask
 from unimodal.model.transformer import Transformer
@@ -45,6 +45,7 @@ def _score(transformer: Transformer, grammar: ModalityGrammar, request: Request,
             f"1 to {context - len(request.prompt)}"
         )
     config = request.config
+    check_ids("an answer", answer, grammar.space)
     tokens = torch.tensor(answer, device=grammar.device)
     states = _states(grammar, request, tokens)
     logits = _guided(transformer, grammar.space, request, answer, states.progress)
@@ -53,7 +54,8 @@ def _score(transformer: Transformer, grammar: ModalityGrammar, request: Request,
     if config.grammar is not None:
         logits[:, : grammar.space.text_size] += _text_bias(grammar, request, answer, states, room)
     sampling = RowSampling.of([config.sampling] * len(answer), grammar.device)
-    return log_probabilities(logits, tokens, sampling)
+    over = states.done | (room <= 0)
+    return log_probabilities(logits, tokens, sampling).masked_fill(over, float("-inf"))
 
 
 def _after(transformer: Transformer, before: Sequence[int], answer: Sequence[int]) -> Tensor:
@@ -106,9 +108,9 @@ def _text_bias(
     begins, inside = grammar.fits(states, room).any(-1).tolist(), states.in_image.tolist()
     for index, token in enumerate(answer):
         if not inside[index]:
-            mask, _ = text_mask(grammar.space, matcher, begins=begins[index])
+            mask, stuck = text_mask(grammar.space, matcher, begins=begins[index])
             bias[index].masked_fill_(~mask, float("-inf"))
-            if not mask[token : token + 1].all() or token >= grammar.space.text_size:
+            if stuck or token >= grammar.space.text_size or not mask[token]:
                 break
         if token < grammar.space.text_size:
             matcher.consume(token)
