@@ -7,7 +7,7 @@ what has happened, and between looks a row that has ended, or that waits for its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,8 +32,10 @@ PREFILL_AT_ONCE = 16384
 
 @dataclass(kw_only=True)
 class Row:
-    """A row of the cache: which answer feeds it (its number), how far its positions lie from the answer's own, and
-    whether it is the answer's main row (0), its null context (1) or its pictures' context (2)."""
+    """A row of the cache: the number of the answer that feeds it; the position in the row is the answer's plus `shift`.
+
+    `role` is 0 for the answer's main row, 1 for its null context, 2 for its pictures' context.
+    """
 
     answer: int
     shift: int = 0
@@ -41,7 +43,7 @@ class Row:
 
 
 class Seen(NamedTuple):
-    """What `look` finds of one answer."""
+    """What the host learns about one answer."""
 
     done: bool
     in_image: bool
@@ -92,7 +94,7 @@ class Batch:
 
     # -- what changes between steps
 
-    def add(self, new: Sequence[NewAnswer], *, keep: set[int] = frozenset()) -> None:  # pyright: ignore[reportArgumentType]
+    def add(self, new: Sequence[NewAnswer], *, keep: Set[int] = frozenset()) -> None:
         """Answers join: their prompts but for the last id go through the model, what is shared only once.
 
         `keep` names the groups whose shared beginning later answers will need.

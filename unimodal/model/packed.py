@@ -23,7 +23,7 @@ ROWS_HINT = 8
 """The number of rows that the order is chosen for; it serves others too."""
 
 LEAST_ROWS = 4
-"""Fewer rows take longer than this many."""
+"""Fewer rows are padded to this many: the product is slower below it."""
 
 
 class PackedLinear(nn.Module):
