@@ -118,7 +118,7 @@ class GrammarCompiler:
             lark = grammar.lark()
             source = lark if "\nimage:" in lark else f"{lark}\n{IMAGE_RULE}"
             compiled = llguidance.LLMatcher.grammar_from_lark(source)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"not a usable {kind}: {_line(error)}") from error
         matcher = llguidance.LLMatcher(self.tokenizer, compiled)
         if matcher.is_error():
