@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tokenizers_vq.token_space import Modality, TokenSpace
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """Rows of whole documents; every field is (B, T).
+    """Rows of whole documents; every field is (B, T), and `latents` holds those of pictures for the flow branch.
 
     `targets` are the next tokens, shifted inside each document and branch, `loss_weights` theirs (0 where there is
     no next token). `documents` number the documents of a row, -1 is padding. `positions` restart in every document.
@@ -32,6 +33,7 @@ class PackedBatch:
     documents: Tensor
     modality: Tensor
     branches: Tensor
+    latents: PackedLatents | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch on another device."""
@@ -50,15 +52,48 @@ class PackedBatch:
         """Tokens that are not padding."""
         return int((self.documents >= 0).sum())
 
-    def _map(self, function) -> PackedBatch:
-        fields = dataclasses.fields(self)
-        return PackedBatch(**{field.name: function(getattr(self, field.name)) for field in fields})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        return _mapped(self, function)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLatents:
+    """Copies of pictures in latents that stand among the tokens of a PackedBatch.
+
+    `spans` (B, T) is 0 for plain tokens; the tokens of a copy share a number of their row, below 0 where the copy is
+    to be noised. `values` (B, T, C) and `cells` (B, T, 2), row and column in the picture, are those of the latent that
+    stands there; cells are -1 elsewhere. `weights` (B, T) are above 0 for noised latents alone: over all batches and
+    ranks of an optimizer step they sum to what its `loss_weights` do, so that both losses are means over the step.
+    """
+
+    spans: Tensor
+    weights: Tensor
+    values: Tensor
+    cells: Tensor
+
+
+Packed = TypeVar("Packed", PackedBatch, PackedLatents)
+
+
+def _mapped(packed: Packed, function: Callable[[Tensor], Tensor]) -> Packed:
+    """Every tensor through a function."""
+    values: dict[str, Any] = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
+    latents = values.pop("latents", None)
+    changed: dict[str, Any] = {name: function(value) for name, value in values.items()}
+    return type(packed)(**changed, **({} if latents is None else {"latents": _mapped(latents, function)}))
 
 
 def collate(
-    rows: Sequence[Sequence[Rendered]], length: int, space: TokenSpace, num_rows: int | None = None
+    rows: Sequence[Sequence[Rendered]],
+    length: int,
+    space: TokenSpace,
+    num_rows: int | None = None,
+    latent_weight: float | None = None,
 ) -> PackedBatch:
-    """Rows of sequences -> PackedBatch of `length` tokens a row, with rows of padding up to `num_rows`."""
+    """Rows of sequences -> PackedBatch of `length` tokens a row, with rows of padding up to `num_rows`.
+
+    latent_weight: the weight of a noised latent; None makes this batch a step of its own.
+    """
     shape = (max(len(rows), num_rows or 0), length)
     columns = {
         "tokens": np.full(shape, space.specials.pad, dtype=np.int64),
@@ -80,7 +115,45 @@ def collate(
             weights[index, start:end] = sequence.weights
             start = end
     columns |= _shifted(columns, weights, space)
-    return PackedBatch(**{name: torch.from_numpy(column) for name, column in columns.items()})
+    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+    total = float(columns["loss_weights"].sum())
+    return PackedBatch(**tensors, latents=_latents(rows, shape, latent_weight, total))
+
+
+LEAST_WEIGHT = 1e-8
+"""Stands for the weight of a step whose tokens have none, so that its latents count all the same."""
+
+
+def weight_of_latents(tokens: float, latents: int) -> float:
+    """The weight of each of so many noised latents, beside tokens of this summed weight."""
+    return max(tokens, LEAST_WEIGHT) / max(latents, 1)
+
+
+def _latents(
+    rows: Sequence[Sequence[Rendered]], shape: tuple[int, int], weight: float | None, total: float
+) -> PackedLatents | None:
+    """The copies in latents of all rows; None where there is none."""
+    width = next((values.shape[-1] for row in rows for one in row for _, values in one.copies), None)
+    if width is None:
+        return None
+    spans = np.zeros(shape, dtype=np.int64)
+    values, cells = np.zeros((*shape, width), dtype=np.float32), np.full((*shape, 2), -1, dtype=np.int64)
+    for index, row in enumerate(rows):
+        start = used = 0
+        for sequence in row:
+            if sequence.spans is not None:
+                spans[index, start : start + len(sequence)] = sequence.spans + np.sign(sequence.spans) * used
+                used += len(sequence.copies)
+            for first, latents in sequence.copies:
+                place = slice(start + first, start + first + latents.shape[0] * latents.shape[1])
+                values[index, place] = latents.reshape(-1, width)
+                cells[index, place] = np.argwhere(np.ones(latents.shape[:2]))
+            start += len(sequence)
+    noised = (spans < 0) & (cells[..., 0] >= 0)
+    weight = weight_of_latents(total, int(noised.sum())) if weight is None else weight
+    arrays = {"spans": spans, "weights": noised.astype(np.float32) * np.float32(weight)}
+    arrays |= {"values": values, "cells": cells}
+    return PackedLatents(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _shifted(columns: dict[str, np.ndarray], weights: np.ndarray, space: TokenSpace) -> dict[str, np.ndarray]:

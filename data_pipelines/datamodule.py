@@ -24,7 +24,7 @@ from data_pipelines.images import ImagePolicy, to_tensor
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.documents import Documents, Keyed
-from data_pipelines.shards.format import ShardEntry, TokenDocument
+from data_pipelines.shards.format import Manifest, ShardEntry, TokenDocument
 from data_pipelines.shards.reader import Shard, open_manifest
 from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
 from data_pipelines.sources.registry import open_source
@@ -34,7 +34,10 @@ from tokenizers_vq.token_space import TokenSpace
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Distinct pictures of a source as tensors (B, 3, S, S) in [-1, 1]; a few are held out for validation."""
+    """Distinct pictures of a source as tensors (B, 3, S, S) in [-1, 1]; a few are held out for validation.
+
+    `flip` and `place` are those of `unimodal tokenize --augment`: a tokenizer is best trained on what it will encode.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class ImageDataModule(L.LightningDataModule):
         image_size: int = 64,
         batch_size: int = 64,
         flip: bool = True,
+        place: bool = False,
         validation_images: int = 128,
         seed: int = 0,
         max_bad: float = 0.1,
@@ -53,7 +57,7 @@ class ImageDataModule(L.LightningDataModule):
         self.source_options = source_options or {}
         self.source, self.path, self.split = source, path, split
         self.policy = ImagePolicy(size=image_size)
-        self.batch_size, self.flip, self.seed = batch_size, flip, seed
+        self.batch_size, self.flip, self.place, self.seed = batch_size, flip, place, seed
         self.validation_images, self.max_bad = validation_images, max_bad
         self.images = torch.empty(0)
 
@@ -79,7 +83,13 @@ class ImageDataModule(L.LightningDataModule):
         """Endless shuffled batches with an exact position."""
         rank, world_size = _rank(self.trainer)
         stream = ImageStream(
-            self.images[self._held_out :], self.batch_size, self.flip, self.seed, rank=rank, world_size=world_size
+            self.images[self._held_out :],
+            self.batch_size,
+            self.flip,
+            self.seed,
+            place=self.place,
+            rank=rank,
+            world_size=world_size,
         )
         return StatefulDataLoader(stream, batch_size=None)
 
@@ -155,6 +165,8 @@ class TokenDataModule(L.LightningDataModule):
         self.stream, self.templates = stream or StreamConfig(), templates or TemplateConfig()
         self.validation_share, self.num_workers = validation_share, num_workers
         self.space: TokenSpace | None = None
+        self.autoencoder: dict[str, Any] | None = None
+        """What the manifests say of the autoencoder whose latents lie beside the ids; None where there are none."""
         self.folders: list[Path] = []
         self.totals: list[FolderTotals] = []
         self.train_sources: list[Documents] = []
@@ -174,6 +186,7 @@ class TokenDataModule(L.LightningDataModule):
             if self.space is not None:
                 self.space.check_same(space, self.shards[0], address)
             self.space = space
+            self._check_autoencoder(manifest, address)
             self.totals.append(FolderTotals.of(address, manifest.shards))
             opened.append([Shard(folder, entry, space) for entry in manifest.shards])
         if self.space is None:
@@ -193,6 +206,7 @@ class TokenDataModule(L.LightningDataModule):
             self.mixture,
             names=self.shards if self.mixture else [", ".join(self.shards)],
             second_stage_round=self._second_stage_round(),
+            rounds_per_step=self.trainer.accumulate_grad_batches if self.trainer else 1,
             rank=rank,
             world_size=world_size,
         )
@@ -213,6 +227,13 @@ class TokenDataModule(L.LightningDataModule):
         share = self.validation_share
         chosen = [[i for i, key in enumerate(s.keys) if _held_out(key, share) == held_out] for s in shards]
         return Documents(shards, chosen)
+
+    def _check_autoencoder(self, manifest: Manifest, address: str) -> None:
+        if self.templates.latents is not None and manifest.autoencoder is None:
+            raise ValueError(f"{address} holds no latents to train the flow branch on: tokenize with --autoencoder")
+        if self.totals and manifest.autoencoder != self.autoencoder:
+            raise ValueError(f"{self.shards[0]} and {address} hold latents of different autoencoders, or one of none")
+        self.autoencoder = manifest.autoencoder
 
     def _second_stage_round(self) -> float:
         if self.mixture is None or self.mixture.second_weights is None:

@@ -16,12 +16,17 @@ from data_pipelines.documents import DamagedSample, Document, ImageSegment, Text
 from data_pipelines.images import Augmentation, ImagePolicy, augment, stackable, to_tensor
 from data_pipelines.shards.format import TokenDocument, TokenSegment
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
 IMAGES_AT_ONCE = 256
 Copy = tuple[Document, int]
 """A document, and which of its copies: 0 is the document as it is, the others have augmented pictures."""
+
+
+Encoded = tuple[np.ndarray, np.ndarray | None]
+"""A picture's ids between boi and eoi, and its latents (R, K, C) where there is an autoencoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +39,15 @@ class Encoder:
     policy: ImagePolicy
     augmentations: tuple[Augmentation, ...]
     seed: int
+    autoencoder: LatentAutoencoder | None = None
 
     def read(self, item: Copy) -> list[Tensor] | DamagedSample:
         """The document's pictures (3, H, W) in [-1, 1]; what is wrong with them is returned, not raised."""
         document, copy = item
+        alike = document.meta.get("task") == "edit"  # an answer is right for the shown picture as it was augmented
         try:
             return [
-                self._pixels(document.key, copy, index, segment)
+                self._pixels(document.key, copy, 0 if alike else index, segment)
                 for index, segment in enumerate(document.segments)
                 if isinstance(segment, ImageSegment)
             ]
@@ -49,8 +56,11 @@ class Encoder:
 
     def encode(self, batch: Sequence[Copy], pixels: Sequence[list[Tensor]]) -> list[TokenDocument]:
         """Documents with their pictures -> token documents."""
-        bodies = iter(image_bodies([picture for pictures in pixels for picture in pictures], self.image, self.space))
-        return [self._document(document, copy, bodies) for document, copy in batch]
+        pictures = [picture for of_document in pixels for picture in of_document]
+        bodies = image_bodies(pictures, self.image, self.space)
+        latents = image_latents(pictures, self.autoencoder) if self.autoencoder else [None] * len(pictures)
+        images = iter(zip(bodies, latents, strict=True))
+        return [self._document(document, copy, images) for document, copy in batch]
 
     def _pixels(self, key: str, copy: int, index: int, segment: ImageSegment) -> Tensor:
         picture = self.policy.apply(segment.open(), segment.role)
@@ -58,16 +68,17 @@ class Encoder:
             picture = augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}"))
         return to_tensor(picture)
 
-    def _document(self, document: Document, copy: int, bodies: Iterator[np.ndarray]) -> TokenDocument:
-        segments = tuple(self._segment(segment, bodies) for segment in document.segments)
+    def _document(self, document: Document, copy: int, images: Iterator[Encoded]) -> TokenDocument:
+        segments = tuple(self._segment(segment, images) for segment in document.segments)
         meta = {**document.meta, "copy": copy}
         return TokenDocument(key=copy_key(document.key, copy), segments=segments, meta=meta)
 
-    def _segment(self, segment: TextSegment | ImageSegment, bodies: Iterator[np.ndarray]) -> TokenSegment:
+    def _segment(self, segment: TextSegment | ImageSegment, images: Iterator[Encoded]) -> TokenSegment:
         if isinstance(segment, TextSegment):
             ids = torch.tensor(self.text.encode(segment.text), dtype=torch.int64)
             return TokenSegment(kind="text", role=segment.role, ids=ids.numpy())
-        return TokenSegment(kind="image", role=segment.role, ids=next(bodies))
+        body, latents = next(images)
+        return TokenSegment(kind="image", role=segment.role, ids=body, latents=latents)
 
 
 def image_bodies(pictures: Sequence[Tensor], image: ImageTokenizer, space: TokenSpace) -> list[np.ndarray]:
@@ -79,6 +90,17 @@ def image_bodies(pictures: Sequence[Tensor], image: ImageTokenizer, space: Token
         ids = space.to_image_ids(image.encode(pixels).cpu()).tolist()
         bodies |= {index: np.array(space.image_body(row, size)) for index, row in zip(group, ids, strict=True)}
     return [bodies[index] for index in range(len(pictures))]
+
+
+def image_latents(pictures: Sequence[Tensor], autoencoder: LatentAutoencoder) -> list[np.ndarray]:
+    """Pictures (3, H, W) in [-1, 1], of several sizes -> latents (R, K, C) of each, float16."""
+    latents: dict[int, np.ndarray] = {}
+    device = autoencoder.latent_mean.device
+    for group in stackable(pictures, IMAGES_AT_ONCE):
+        pixels = torch.stack([pictures[index] for index in group]).to(device)
+        found = autoencoder.encode(pixels).permute(0, 2, 3, 1).half().cpu().numpy()
+        latents |= dict(zip(group, found, strict=True))
+    return [latents[index] for index in range(len(pictures))]
 
 
 @dataclass(frozen=True, kw_only=True)

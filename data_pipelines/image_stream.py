@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from data_pipelines.images import augment, to_image, to_tensor
 from data_pipelines.stream import ENDLESS
 
 
 class ImageStream(IterableDataset[Tensor]):
-    """Batches (B, 3, S, S) in [-1, 1] drawn from (seed, step, rank); the position is one number."""
+    """Batches (B, 3, S, S) in [-1, 1] drawn from (seed, step, rank); the position is one number.
+
+    `flip` and `place` are the augmentations of `images.augment`; without `place` no picture leaves its bytes.
+    """
 
     def __init__(
-        self, images: Tensor, batch_size: int, flip: bool, seed: int, *, rank: int = 0, world_size: int = 1
+        self,
+        images: Tensor,
+        batch_size: int,
+        flip: bool,
+        seed: int,
+        *,
+        place: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         super().__init__()
-        self.images, self.batch_size, self.flip = images, batch_size, flip
+        self.images, self.batch_size, self.flip, self.place = images, batch_size, flip, place
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self._step = 0
 
@@ -42,5 +55,11 @@ class ImageStream(IterableDataset[Tensor]):
             if self.flip:
                 mirrored = torch.rand(self.batch_size, 1, 1, 1, generator=generator) < 0.5
                 images = torch.where(mirrored, images.flip(-1), images)
+            if self.place:
+                images = torch.stack([self._placed(image, index) for index, image in enumerate(images)])
             self._step += 1
             yield images
+
+    def _placed(self, image: Tensor, index: int) -> Tensor:
+        random = Random(f"{self.seed}-{self._step}-{self.rank}-{index}")
+        return to_tensor(augment(to_image(image), ("place",), random))

@@ -121,6 +121,12 @@ class Plan:
         self.report.capacity += len(given) * self.config.length
         return [(row, [self._given(part) for part in row]) for row in given]
 
+    def peek(self, count: int) -> list[list[Outline]]:
+        """The outlines of the rows that `take` will give next."""
+        while len(self.rows) < count and not self.ended:
+            self._pack_window()
+        return [[self._outline(part) for part in row] for row in self.rows[:count]]
+
     def state(self) -> dict[str, Any]:
         """As plain numbers and lists."""
         return {

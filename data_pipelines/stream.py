@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data_pipelines.batch import PackedBatch, collate
+from data_pipelines.batch import PackedBatch, collate, weight_of_latents
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.planning import Plan, StreamConfig, StreamReport
 from data_pipelines.shards.documents import Documents
@@ -64,10 +64,12 @@ class PackedStream(IterableDataset[PackedBatch]):
         *,
         names: Sequence[str] = (),
         second_stage_round: float = float("inf"),
+        rounds_per_step: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """second_stage_round: how many rounds are given before the mixture's second stage begins."""
+        """second_stage_round: how many rounds are given before the mixture's second stage begins.
+        rounds_per_step: how many of them make an optimizer step, over which latents are weighed."""
         super().__init__()
         if not sum(map(len, sources)):
             raise ValueError("there is no document to train on")
@@ -77,7 +79,9 @@ class PackedStream(IterableDataset[PackedBatch]):
         rows = world_size * config.rows
         mixture = mixture or MixtureConfig(weights=(1.0,) * len(sources))
         self._plan = Plan(sources, space, templates, config, mixture, second_stage_round * rows)
+        self.rounds_per_step = rounds_per_step
         self._rounds = 0
+        self._latent_weight = 0.0
 
     @property
     def report(self) -> StreamReport:
@@ -108,6 +112,8 @@ class PackedStream(IterableDataset[PackedBatch]):
         rows = self.config.rows
         while True:
             epochs = [turn.epoch for turn in self._plan.mixture.turns]
+            if self._rounds % self.rounds_per_step == 0:
+                self._latent_weight = self._weigh(self._plan.peek(self.rounds_per_step * self.world_size * rows))
             if not (given := self._plan.take(self.world_size * rows)):
                 return
             self._rounds += 1
@@ -115,7 +121,15 @@ class PackedStream(IterableDataset[PackedBatch]):
                 self._tell(epochs)
             if (self._rounds - 1) % workers == worker:
                 own = given[self.rank * rows : (self.rank + 1) * rows]
-                yield collate([_built(outlines) for _, outlines in own], self.config.length, self.space, rows)
+                built = [_built(outlines) for _, outlines in own]
+                yield collate(built, self.config.length, self.space, rows, self._latent_weight)
+
+    def _weigh(self, step: Iterable[Sequence[Outline]]) -> float:
+        """The weight of a noised latent in a step of these rows, all ranks' together."""
+        if not self._plan.templates.latents:
+            return 0.0
+        outlines = [outline for row in step for outline in row]
+        return weight_of_latents(sum(o.weight for o in outlines), sum(o.noised_latents for o in outlines))
 
     def _tell(self, epochs: Sequence[int]) -> None:
         """A line for each source that was begun anew."""

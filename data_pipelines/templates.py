@@ -5,6 +5,9 @@
     text to image   <bos> caption <sep> <boi> image <eoi> <eos>
     unconditional   <bos> <null>  <sep> <boi> image <eoi> <eos>
     dialogue        <bos> request <sep> answer <eos> request <sep> answer <eos> ...
+    edit            <bos> <boi> image <eoi> request <sep> <boi> image <eoi> <eos>
+      of the image  <bos> <null> <boi> image <eoi> <sep> <boi> image <eoi> <eos>
+      of neither    <bos> <null>  <sep> <boi> image <eoi> <eos>
     interleaved     <bos> text <boi> image <eoi> text <boi> image <eoi> ... <eos>
 
 An image is all that its layout puts between boi and eoi: codes, and in a grid their size and the ends of rows. What
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
@@ -30,23 +33,44 @@ from tokenizers_vq.token_space import TokenSpace
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentTemplateConfig:
+    """How pictures are told to the flow branch (docs/flow.md).
+
+    A drawn picture is a noised copy in latents; where anything follows it, a clean copy and its codes come next, for
+    that to see. A shown picture is its codes, behind a clean copy if a drawing follows. `drop_clean` and `drop_codes`
+    of the edits lose one of them, which guidance by the picture needs.
+    """
+
+    drop_clean: float = 0.1
+    drop_codes: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in (self.drop_clean, self.drop_codes)):
+            raise ValueError(f"shares lie between 0 and 1, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TemplateConfig:
     """How documents are told.
 
     `image_first` of the samples show the picture and ask about it, the others draw it from its caption;
-    `drop_prompt` of the drawings replace the caption by <null>, which guidance needs. The weights scale the loss of
-    pictures that are only shown, and of prompts; answers and drawn pictures weigh 1.
+    `drop_prompt` of the drawings replace the caption by <null>, which guidance needs. `drop_image` of the edits lose
+    picture and request, `drop_prompt` of the others the request alone: what three-way guidance compares with. The
+    weights scale the loss of pictures that are only shown, and of prompts; answers and drawn pictures weigh 1.
+    With `latents` pictures are told to the flow branch.
     """
 
     image_first: float = 0.5
     drop_prompt: float = 0.1
+    drop_image: float = 0.1
     shown_image_weight: float = 0.1
     drawn_image_weight: float = 1.0
     prompt_weight: float = 0.0
     max_branches: int = 8
+    latents: LatentTemplateConfig | None = None
 
     def __post_init__(self) -> None:
-        if not (0 <= self.image_first <= 1 and 0 <= self.drop_prompt <= 1):
+        if not all(0 <= share <= 1 for share in (self.image_first, self.drop_prompt, self.drop_image)):
             raise ValueError(f"shares lie between 0 and 1, got {self}")
         if self.max_branches < 1:
             raise ValueError(f"a picture needs at least one branch, got {self.max_branches}")
@@ -56,13 +80,17 @@ class TemplateConfig:
 class Rendered:
     """One document as training sees it; all arrays have length T.
 
-    `weights[i]` is the loss weight of predicting `ids[i]`; branch 0 is the trunk.
+    `weights[i]` is the loss weight of predicting `ids[i]`; branch 0 is the trunk. `spans` is 0 for plain tokens, k for
+    those of the k-th copy in latents where it is clean, -k where it is noised. `copies` are those copies: the place of
+    each one's first latent, and (R, K, C).
     """
 
     ids: np.ndarray
     weights: np.ndarray
     branches: np.ndarray
     positions: np.ndarray
+    spans: np.ndarray | None = None
+    copies: tuple[tuple[int, np.ndarray], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +104,8 @@ def render(document: TokenDocument, space: TokenSpace, config: TemplateConfig, r
 def outline(document: TokenDocument, space: TokenSpace, config: TemplateConfig, random: Random) -> Outline:
     """As `render`, but no id is read yet."""
     layout = document.meta.get("layout", "sample")
+    if document.meta.get("task") == "edit":
+        return _edit(document.segments, space, config, random)
     if layout == "dialogue":
         return _dialogue(document.segments, space, config)
     images = [segment for segment in document.segments if segment.kind == "image"]
@@ -87,10 +117,21 @@ def outline(document: TokenDocument, space: TokenSpace, config: TemplateConfig, 
 
 
 class Run(NamedTuple):
-    """Ids that all weigh the same."""
+    """Ids that all weigh the same.
+
+    A copy of a picture in latents is boi, a filler for each latent, and eoi; they stand at one position, which a noised
+    copy leaves to the clean one that follows it.
+    """
 
     ids: np.ndarray
     weight: float
+    latents: np.ndarray | None = None
+    noised: bool = False
+
+    @property
+    def advance(self) -> int:
+        """Positions that are taken."""
+        return len(self.ids) if self.latents is None else int(not self.noised)
 
 
 @dataclass(frozen=True)
@@ -122,7 +163,44 @@ class Outline:
             positions -= np.repeat(starts, lengths)
         ids = np.concatenate([run.ids for run in runs]).astype(np.int64)
         weights = np.repeat(np.asarray([run.weight for run in runs], dtype=np.float32), [len(run.ids) for run in runs])
+        if any(run.latents is not None for run in runs):
+            return self._with_copies(Rendered(ids, weights, branches, positions), runs)
         return Rendered(ids, weights, branches, positions)
+
+    def _with_copies(self, plain: Rendered, runs: Sequence[Run]) -> Rendered:
+        """Copies in latents are spans, and their tokens share a position; no later token counts those they spare."""
+        spans, steps = np.zeros(len(plain), dtype=np.int64), np.ones(len(plain), dtype=np.int64)
+        copies: list[tuple[int, np.ndarray]] = []
+        start = 0
+        for run in runs:
+            end = start + len(run.ids)
+            if run.latents is not None:
+                copies.append((start + 1, run.latents))
+                spans[start:end] = -len(copies) if run.noised else len(copies)
+                steps[start:end] = 0
+                steps[end - 1] = run.advance
+            start = end
+        before = np.cumsum(steps) - steps
+        if self.branched:
+            firsts = np.cumsum([0, *(_length(part) for part in (self.prefix, *self.blocks))])[:-1]
+            trunk_end = before[firsts[1]] if len(firsts) > 1 else 0
+            begins = before[firsts[plain.branches]]
+            before = np.where(plain.branches == 0, before, before - begins + trunk_end)
+        weights = np.where((spans != 0) & (np.roll(spans, 1) == spans), 0, plain.weights).astype(np.float32)
+        return replace(plain, weights=weights, positions=before, spans=spans, copies=tuple(copies))
+
+    @property
+    def weight(self) -> float:
+        """The sum of the loss weights of its tokens that another one of their branch comes before."""
+        total = sum(_weight(run) for part in (self.prefix, *self.blocks) for run in part)
+        firsts = self.blocks if self.branched else ()
+        return total - sum(block[0].weight for block in firsts)
+
+    @property
+    def noised_latents(self) -> int:
+        """Latents that are to be drawn."""
+        runs = (run for part in (self.prefix, *self.blocks) for run in part)
+        return sum(len(run.ids) - 2 for run in runs if run.noised)
 
     def cut(self, capacity: int) -> list[Outline]:
         """Parts of at most `capacity` ids, each with the prefix and as many of the blocks as fit; none where one block
@@ -142,16 +220,20 @@ class Outline:
         return [Outline(self.prefix, tuple(group), self.branched) for group in groups]
 
 
+def _weight(run: Run) -> float:
+    return run.weight * (len(run.ids) if run.latents is None else 1)
+
+
 def _length(runs: Iterable[Run]) -> int:
-    return sum([len(ids) for ids, _ in runs])
+    return sum([len(run.ids) for run in runs])
 
 
 def _pieces(block: tuple[Run, ...], room: int) -> list[tuple[Run, ...]]:
     """A block of text alone (one run, or a run and <eos>) that is longer than `room`, in pieces; others as they are."""
     first, *end = block
-    if len(end) > 1 or _length(block) <= room:
+    if len(end) > 1 or _length(block) <= room or first.latents is not None:
         return [block]
-    ids, weight = first
+    ids, weight = first.ids, first.weight
     pieces: list[tuple[Run, ...]] = [(Run(ids[at : at + room], weight),) for at in range(0, len(ids), room)]
     if _length(pieces[-1]) + _length(end) <= room:
         pieces[-1] = (*pieces[-1], *end)
@@ -170,6 +252,37 @@ def _runs(segment: TokenSegment, space: TokenSpace, weight: float) -> tuple[Run,
     if segment.kind == "text":
         return (Run(segment.ids, weight),)
     return (_one(space.specials.boi, weight), Run(segment.ids, weight), _one(space.specials.eoi, weight))
+
+
+def _copy(segment: TokenSegment, space: TokenSpace, weight: float, *, noised: bool) -> Run:
+    """A picture in latents. Raises ValueError where the shards hold none."""
+    if segment.latents is None:
+        raise ValueError("the flow branch trains on latents, and these shards hold none: tokenize with --autoencoder")
+    ids = np.full(segment.latents.shape[0] * segment.latents.shape[1] + 2, space.specials.pad)
+    ids[0], ids[-1] = space.specials.boi, space.specials.eoi
+    return Run(ids, weight, segment.latents, noised)
+
+
+def _tell(
+    segment: TokenSegment, rest: Sequence[TokenSegment], space: TokenSpace, config: TemplateConfig, weight: float
+) -> tuple[Run, ...]:
+    """A segment of role `answer` or another, and of a picture what the `rest` of its document needs."""
+    if segment.kind == "text" or config.latents is None:
+        return _runs(segment, space, weight)
+    drawn = segment.role == "answer"
+    codes = _runs(segment, space, 0.0 if drawn else weight)
+    drawing_follows = any(other.kind == "image" and other.role == "answer" for other in rest)
+    clean = (_copy(segment, space, 0.0, noised=False),) if drawing_follows else ()
+    if not drawn:
+        return (*clean, *codes)
+    noised = _copy(segment, space, 1.0, noised=True)
+    return (noised, *clean, *codes) if rest else (noised,)
+
+
+def _end(last: TokenSegment, space: TokenSpace, config: TemplateConfig) -> tuple[Run, ...]:
+    """<eos>, unless it would stand behind a noised copy, from which nothing can tell that it comes."""
+    behind_noise = config.latents is not None and last.kind == "image" and last.role == "answer"
+    return () if behind_noise else (_one(space.specials.eos, 1.0),)
 
 
 def _image_first(
@@ -212,8 +325,9 @@ def _text_first(
         prompt = _runs(random.choice(captions), space, config.prompt_weight)
     else:
         prompt = (_one(specials.null, 0),)
-    drawn = _runs(image, space, config.drawn_image_weight)
-    block = (*prompt, _one(specials.sep, 0), *drawn, _one(specials.eos, 1.0))
+    image = replace(image, role="answer")
+    drawn = _tell(image, (), space, config, config.drawn_image_weight)
+    block = (*prompt, _one(specials.sep, 0), *drawn, *_end(image, space, config))
     return Outline((_one(specials.bos, 0),), (block,))
 
 
@@ -222,7 +336,7 @@ def _dialogue(segments: Sequence[TokenSegment], space: TokenSpace, config: Templ
     specials = space.specials
     exchanges: list[list[Run]] = [[]]
     answering = False
-    for segment in segments:
+    for number, segment in enumerate(segments, start=1):
         is_answer = segment.role == "answer"
         if is_answer and not answering:
             exchanges[-1].append(_one(specials.sep, 0))
@@ -230,9 +344,40 @@ def _dialogue(segments: Sequence[TokenSegment], space: TokenSpace, config: Templ
             exchanges[-1].append(_one(specials.eos, 1.0))
             exchanges.append([])
         answering = is_answer
-        exchanges[-1] += _runs(segment, space, _turn_weight(segment, config))
-    exchanges[-1].append(_one(specials.eos, 1.0))
+        exchanges[-1] += _tell(segment, segments[number:], space, config, _turn_weight(segment, config))
+    exchanges[-1] += _end(segments[-1], space, config)
     return Outline((_one(specials.bos, 0),), tuple(map(tuple, exchanges)))
+
+
+def _edit(segments: Sequence[TokenSegment], space: TokenSpace, config: TemplateConfig, random: Random) -> Outline:
+    """One exchange: as a dialogue, or without its request, or without its picture too."""
+    specials = space.specials
+    answers = [segment for segment in segments if segment.role == "answer"]
+    prompt = [segment for segment in segments if segment.role != "answer"]
+    null: tuple[Run, ...] = ()
+    if random.random() < config.drop_image:
+        prompt, null = [], (_one(specials.null, 0),)
+    elif random.random() < config.drop_prompt:
+        prompt, null = [segment for segment in prompt if segment.kind == "image"], (_one(specials.null, 0),)
+    asked, drawn = (
+        [run for segment in part for run in _tell(segment, rest, space, config, _turn_weight(segment, config))]
+        for part, rest in ((prompt, answers), (answers, ()))
+    )
+    if config.latents is not None:
+        asked = _lose_a_copy(asked, config.latents, random)
+    block = (*null, *asked, _one(specials.sep, 0), *drawn, *_end(answers[-1], space, config))
+    return Outline((_one(specials.bos, 0),), (block,))
+
+
+def _lose_a_copy(runs: Sequence[Run], config: LatentTemplateConfig, random: Random) -> list[Run]:
+    """Without the clean copies of shown pictures, or without their codes, or as they are; never without both."""
+    if random.random() < config.drop_clean:
+        return [run for run in runs if run.latents is None]
+    copies = [place for place, run in enumerate(runs) if run.latents is not None]
+    if random.random() >= config.drop_codes:
+        return list(runs)
+    codes = {place + offset for place in copies for offset in (1, 2, 3)}
+    return [run for place, run in enumerate(runs) if place not in codes]
 
 
 def _turn_weight(segment: TokenSegment, config: TemplateConfig) -> float:
@@ -243,6 +388,9 @@ def _turn_weight(segment: TokenSegment, config: TemplateConfig) -> float:
 
 def _in_order(segments: Sequence[TokenSegment], space: TokenSpace, config: TemplateConfig) -> Outline:
     weights = {"text": 1.0, "image": config.drawn_image_weight}
-    *blocks, last = [_runs(segment, space, weights[segment.kind]) for segment in segments]
-    specials = space.specials
-    return Outline((_one(specials.bos, 0),), (*blocks, (*last, _one(specials.eos, 1.0))))
+    learnt = [replace(segment, role="answer") for segment in segments]
+    *blocks, last = [
+        _tell(segment, learnt[number:], space, config, weights[segment.kind])
+        for number, segment in enumerate(learnt, start=1)
+    ]
+    return Outline((_one(space.specials.bos, 0),), (*blocks, (*last, *_end(learnt[-1], space, config))))

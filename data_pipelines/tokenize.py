@@ -23,6 +23,7 @@ from data_pipelines.shards.parts import LeftOut, Part, Parts
 from data_pipelines.shards.writer import check_unwritten, write_manifest, write_shard
 from data_pipelines.sources.registry import Source
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import GridLayout, Layout, bucket_sizes
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
@@ -95,10 +96,12 @@ def tokenize(
     failures: FailureLog,
     config: TokenizeConfig,
     progress: Progress = lambda done: None,
+    autoencoder: LatentAutoencoder | None = None,
 ) -> bool:
     """Write the shards of a source; True once the folder is whole, False while other ranks have shards to make.
 
-    What an earlier, interrupted call left in the folder is kept. `progress` is told the number of documents done each
+    With an autoencoder, the latents of every picture lie beside its codes. What an earlier, interrupted call left in
+    the folder is kept. `progress` is told the number of documents done each
     time. Raises ValueError for a folder that is whole already or was begun with other settings.
     """
     check_unwritten(out)
@@ -111,6 +114,7 @@ def tokenize(
         policy=policy,
         augmentations=config.augmentations,
         seed=config.seed,
+        autoencoder=autoencoder,
     )
     described = {"fingerprint": source.fingerprint(), "tokenize": config.recipe()}
     empty = Manifest(
@@ -119,11 +123,24 @@ def tokenize(
         image_policy=asdict(policy),
         source=described,
         shards=(),
+        autoencoder=_described(autoencoder, image) if autoencoder else None,
     )
-    parts = Parts(out, {**described, "token space": empty.fingerprint, "image policy": empty.image_policy})
+    stated = {**described, "token space": empty.fingerprint, "image policy": empty.image_policy}
+    parts = Parts(out, stated | ({"autoencoder": empty.autoencoder} if autoencoder else {}))
     job = _Job(source, encoder, parts, failures, config, progress)
     job.run()
     return job.merge(empty)
+
+
+def _described(autoencoder: LatentAutoencoder, image: ImageTokenizer) -> dict[str, Any]:
+    """What the manifest says. Raises ValueError where the two tokenizers take pictures of different sizes."""
+    if autoencoder.image_size != image.image_size:
+        raise ValueError(
+            f"the autoencoder takes pictures of {autoencoder.image_size} pixels, the image tokenizer of "
+            f"{image.image_size}: train one of them anew"
+        )
+    about = {"latent_dim": autoencoder.latent_dim, "reduction": autoencoder.reduction, "grid": autoencoder.grid}
+    return {"hash": autoencoder.hash, "image_size": autoencoder.image_size, **about}
 
 
 class _Job:

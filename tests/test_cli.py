@@ -97,6 +97,7 @@ WRONG_USES = [
     ("evaluate --source easy_vqa --model {model} --task poetry --out {new}", "poetry"),
     ("evaluate --source nowhere --model {model} --task vqa --out {new}", "unknown source 'nowhere'"),
     ("evaluate --source easy_vqa --model {model} --task caption --choices a --out {new}", "they go with task vqa"),
+    ("evaluate --source imagefolder --path {data} --model {model} --task edit --out {new}", "known for easy_vqa alone"),
     ("evaluate --source easy_vqa --model {absent} --task vqa --out {new}", "is not a folder"),
     ("evaluate --source imagefolder --path {absent} --model {model} --task vqa --out {new}", "is not a folder"),
     ("import-hf {data}", "required: DST"),

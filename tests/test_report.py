@@ -165,6 +165,21 @@ def test_prompts_beyond_easy_vqa_become_cards(run_dir: Path) -> None:
     assert "a big dog" in page_of(run_dir).words
 
 
+def test_edits_are_shown_beside_what_was_asked_and_the_known_answer(run_dir: Path) -> None:
+    assert "Edits" not in page_of(run_dir).words
+    images = {name: picture() for name in ("shown", "drawn", "known")}
+    right = Example(prompt="make <it> red", answer="red circle", reference="red circle", right=True, images=images)
+    wrong = Example(prompt="paint it", answer="", reference="blue circle", right=False, images={"shown": picture()})
+    metrics = {"accuracy": 0.625, "psnr_rest": 33.333, "ceiling_psnr": 30.5, "copied": 0.125}
+    before = len(page_of(run_dir).images)
+    write_task(run_dir, "edit", metrics, [right, wrong])
+    page = page_of(run_dir)
+    assert len(page.images) == before + 4 and page.open == []
+    for words in ("make <it> red", "62.50%", "33.33 dB", "30.50 dB", "12.50%", "expected: blue circle", "Edits"):
+        assert words in page.words, words
+    assert "picture drawn is not there" in page.words
+
+
 def test_a_folder_that_is_not_there_is_one_readable_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         write_report(tmp_path / "nowhere")

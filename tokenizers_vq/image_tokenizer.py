@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig, build_backbone
+from tokenizers_vq.backbones import BackboneConfig, build_backbone, check_sides
+from tokenizers_vq.folder import check_kind, content_hash, open_module, part_from_dict, part_to_dict, save_module
 from tokenizers_vq.layout import FixedLayout, Size
-from tokenizers_vq.quantizers import FSQConfig, LFQConfig, QuantizerConfig, VQConfig, build_quantizer
+from tokenizers_vq.quantizers import QuantizerConfig, build_quantizer
 
 # Shapes: B images, H height, W width, N codes of one image, D code width.
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-KINDS: dict[str, type[Any]] = {
-    "patch": PatchBackboneConfig,
-    "vqgan": VQGANBackboneConfig,
-    "vq": VQConfig,
-    "fsq": FSQConfig,
-    "lfq": LFQConfig,
-}
+KIND = "vq"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +40,21 @@ class ImageTokenizerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        names = {kind: name for name, kind in KINDS.items()}
-        chosen: dict[str, Any] = {"backbone": self.backbone, "quantizer": self.quantizer}
-        parts = {key: {"kind": names[type(part)], **dataclasses.asdict(part)} for key, part in chosen.items()}
+        parts = {"backbone": part_to_dict(self.backbone), "quantizer": part_to_dict(self.quantizer)}
         return {"image_size": self.image_size, **parts}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageTokenizerConfig:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
+        check_kind(values, KIND)
         try:
             return cls(
                 image_size=values["image_size"],
-                backbone=_part(values["backbone"]),
-                quantizer=_part(values["quantizer"]),
+                backbone=part_from_dict(values["backbone"]),
+                quantizer=part_from_dict(values["quantizer"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not an image tokenizer config: {error}") from error
-
-
-def _part(values: dict[str, Any]) -> Any:
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return KINDS[fields.pop("kind")](**fields)
 
 
 class Reconstruction(NamedTuple):
@@ -135,11 +118,7 @@ class ImageTokenizer(nn.Module):
 
         Raises ValueError for sides that are no multiples of `reduction`.
         """
-        shape, side = tuple(images.shape), self.reduction
-        if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < 1 or shape[2] % side or shape[3] % side:
-            raise ValueError(
-                f"this tokenizer takes images of shape (B, 3, H, W), H and W multiples of {side}, got {shape}"
-            )
+        check_sides(images, self.reduction)
         images = images.to(self.device)
         vectors = self.encoder(images.contiguous(memory_format=torch.channels_last))
         return self.quantizer(vectors.float().flatten(2).transpose(1, 2)).indices
@@ -167,27 +146,15 @@ class ImageTokenizer(nn.Module):
     @property
     def hash(self) -> str:
         """SHA-256 over config and weights."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return content_hash(self.config.to_dict(), self.state_dict())
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2))
+        save_module(folder, self.config.to_dict(), self)
 
     @classmethod
     def open(cls, folder: Path) -> ImageTokenizer:
         """Open a folder written by `save`, in evaluation mode. Raises ValueError with the reason where it cannot."""
-        try:
-            config = ImageTokenizerConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-            with torch.random.fork_rng(devices=[]):  # the first weights are drawn and thrown away
-                tokenizer = cls(config)
-            tokenizer.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{folder} does not hold an image tokenizer: {reason}") from error
-        return tokenizer.eval().requires_grad_(False)
+        return open_module(
+            folder, lambda values: cls(ImageTokenizerConfig.from_dict(values)), holds="an image tokenizer"
+        )

@@ -25,6 +25,8 @@ class OneLineParser(argparse.ArgumentParser):
 def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     _source_arguments(parser, split="train")
     parser.add_argument("--image-tokenizer", type=Path, required=True, metavar="DIR", help="a trained image tokenizer")
+    about = "an autoencoder, whose latents the flow branch trains on; they lie beside the codes"
+    parser.add_argument("--autoencoder", type=Path, metavar="DIR", help=about)
     parser.add_argument("--text-tokenizer", type=Path, metavar="PATH", help="a tokenizer.json; trained here if absent")
     parser.add_argument("--text-vocabulary", type=int, default=1024, metavar="N", help="most ids of a trained one")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")
@@ -95,7 +97,7 @@ def _generate(options: argparse.Namespace) -> int:
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _source_arguments(parser, split="test")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model bundle")
-    parser.add_argument("--task", required=True, help="vqa, caption, t2i or reconstruction")
+    parser.add_argument("--task", required=True, help="vqa, caption, t2i, edit or reconstruction")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results file")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N items")
     parser.add_argument("--seed", type=int, default=None)

@@ -19,11 +19,15 @@ class DamagedShard(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSegment:
-    """Ids of one segment; those of an image are all that stands between boi and eoi (`TokenSpace.image_body`)."""
+    """Ids of one segment; those of an image are all that stands between boi and eoi (`TokenSpace.image_body`).
+
+    `latents` (R, K, C) are those of the same image in an autoencoder, where the shards hold them.
+    """
 
     kind: Literal["text", "image"]
     role: str
     ids: np.ndarray
+    latents: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,11 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json`: what the shards of a folder hold. What it does not list is not data."""
+    """`manifest.json`: what the shards of a folder hold. What it does not list is not data.
+
+    `autoencoder` says whose latents lie beside the ids: `hash`, `latent_dim`, `reduction`, `image_size`; None where
+    there are none.
+    """
 
     token_space: dict[str, Any]
     fingerprint: str
@@ -79,6 +87,7 @@ class Manifest:
     source: dict[str, Any]
     shards: tuple[ShardEntry, ...]
     left_out: dict[str, int] = field(default_factory=dict)
+    autoencoder: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

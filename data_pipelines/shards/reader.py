@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import mmap
 import tarfile
 from collections.abc import Iterator
@@ -36,15 +37,26 @@ MAGIC = 8
 """Bytes of a .npy file before the length of its header."""
 
 
+class Array(NamedTuple):
+    """Where the numbers of a .npy member lie."""
+
+    start: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def view(self, data: Data) -> np.ndarray:
+        """The numbers, still in the file."""
+        return np.frombuffer(data, self.dtype, math.prod(self.shape), self.start).reshape(self.shape)
+
+
 class Place(NamedTuple):
-    """Where a document lies in its shard: its description in JSON, and its ids."""
+    """Where a document lies in its shard: its description in JSON, its ids, and latents where it has them."""
 
     key: str
     json_start: int
     json_end: int
-    ids_start: int
-    dtype: np.dtype[Any]
-    num_ids: int
+    ids: Array
+    latents: Array | None
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -94,18 +106,32 @@ class Shard(DocumentSequence):
     def document(self, index: int) -> TokenDocument:
         """One document, its ids still in the file."""
         place = self.places[index]
-        ids = np.frombuffer(self.data, place.dtype, place.num_ids, place.ids_start)
+        ids = place.ids.view(self.data)
+        latents = np.zeros((0, 0)) if place.latents is None else place.latents.view(self.data)
         described: dict[str, Any] = json.loads(self.data[place.json_start : place.json_end])
         segments, end = [], 0
         for s in described["segments"]:
+            own = None
+            if "latents" in s:
+                own, latents = _taken(latents, s["latents"], place.key)
             start, length = s["start"], s["length"]
             if start != end or length < 0:
                 raise ValueError(f"{place.key!r}: its segments do not follow one another")
             end += length
-            segments.append(TokenSegment(kind=s["kind"], role=s["role"], ids=ids[start:end]))
-        if end != len(ids):
-            raise ValueError(f"{place.key!r}: its segments do not cover its ids")
+            segments.append(TokenSegment(kind=s["kind"], role=s["role"], ids=ids[start:end], latents=own))
+        if end != len(ids) or len(latents):
+            raise ValueError(f"{place.key!r}: its segments do not cover its ids and latents")
         return TokenDocument(key=place.key, segments=tuple(segments), meta=dict(described["meta"]))
+
+
+def _taken(latents: np.ndarray, grid: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The latents (R, K, C) of the next image, and (N, C) what is left of them."""
+    if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)):
+        raise ValueError(f"{key!r}: the latents of an image are said to be {grid}, not rows and columns")
+    rows, columns = grid
+    if rows * columns > len(latents):
+        raise ValueError(f"{key!r}: an image of {rows}x{columns} latents, but only {len(latents)} are left")
+    return latents[: rows * columns].reshape(rows, columns, -1), latents[rows * columns :]
 
 
 def read_shard(folder: Path, entry: ShardEntry, space: TokenSpace) -> Iterator[TokenDocument]:
@@ -130,32 +156,43 @@ def _places(data: Data) -> Iterator[Place]:
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name, start, size in members(data):
         key, _, ending = name.partition(".")
-        if ending not in ("ids.npy", "json"):
+        if ending not in ("ids.npy", "latents.npy", "json"):
             raise ValueError(f"unexpected member {name!r}")
         parts = found.setdefault(key, {})
         if ending in parts:
             raise ValueError(f"{name!r} occurs twice")
         parts[ending] = (start, start + size)
     for key, parts in found.items():
-        if set(parts) != {"ids.npy", "json"}:
+        if not {"ids.npy", "json"} <= set(parts):
             raise ValueError(f"{key!r} lacks its ids or its json")
-        dtype, num_ids, ids_start = _npy(key, data, *parts["ids.npy"])
-        yield Place(key, *parts["json"], ids_start, dtype, num_ids)
+        ids = _npy(key, "ids", data, *parts["ids.npy"])
+        if len(ids.shape) != 1 or ids.dtype.kind not in "iu":
+            dimensions = len(ids.shape)
+            raise ValueError(f"{key!r} holds {ids.dtype} in {dimensions} dimensions; ids are whole numbers in one")
+        latents = _latents(key, data, *parts["latents.npy"]) if "latents.npy" in parts else None
+        yield Place(key, *parts["json"], ids, latents)
 
 
-def _npy(key: str, data: Data, start: int, end: int) -> tuple[np.dtype[Any], int, int]:
-    """Type, number and place of the ids of a .npy member."""
+def _latents(key: str, data: Data, start: int, end: int) -> Array:
+    latents = _npy(key, "latents", data, start, end)
+    if len(latents.shape) != 2 or latents.dtype != np.float16:
+        raise ValueError(f"{key!r}: latents are float16 in two dimensions, not {latents.dtype} in {len(latents.shape)}")
+    if not np.isfinite(latents.view(data)).all():
+        raise ValueError(f"{key!r}: its latents are not all numbers")
+    return latents
+
+
+def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
+    """The array of a .npy member."""
     version = np.lib.format.read_magic(io.BytesIO(data[start : start + MAGIC]))
     if version != (1, 0):
-        raise ValueError(f"{key!r}: its ids are in .npy version {version[0]}.{version[1]}; 1.0 is read")
+        raise ValueError(f"{key!r}: its {what} are in .npy version {version[0]}.{version[1]}; 1.0 is read")
     header = data[start + MAGIC : start + MAGIC + 2 + int.from_bytes(data[start + MAGIC : start + MAGIC + 2], "little")]
     shape, dtype = _array_header(bytes(header))
-    if len(shape) != 1 or dtype.kind not in "iu":
-        raise ValueError(f"{key!r} holds {dtype} in {len(shape)} dimensions; ids are whole numbers in one")
-    ids_start = start + MAGIC + len(header)
-    if ids_start + shape[0] * dtype.itemsize != end:
-        raise ValueError(f"{key!r}: its ids.npy does not hold the array of {shape[0]} ids that it states")
-    return dtype, shape[0], ids_start
+    begin = start + MAGIC + len(header)
+    if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != end:
+        raise ValueError(f"{key!r}: its {what}.npy does not hold the array of {math.prod(shape)} {what} that it states")
+    return Array(begin, dtype, shape)
 
 
 @lru_cache(maxsize=10_000)

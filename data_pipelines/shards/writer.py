@@ -123,6 +123,10 @@ def _tar(documents: Iterable[TokenDocument], space: TokenSpace) -> bytes:
         for document in documents:
             ids = np.concatenate([segment.ids for segment in document.segments]).astype(dtype)
             _add(tar, f"{document.key}.ids.npy", _npy(ids))
+            latents = [segment.latents for segment in document.segments if segment.latents is not None]
+            if latents:
+                rows = np.concatenate([of_image.reshape(-1, of_image.shape[-1]) for of_image in latents])
+                _add(tar, f"{document.key}.latents.npy", _npy(rows.astype(np.float16)))
             _add(tar, f"{document.key}.json", json.dumps(_describe(document)).encode())
     return buffer.getvalue()
 
@@ -131,7 +135,9 @@ def _describe(document: TokenDocument) -> dict[str, Any]:
     segments, start = [], 0
     for segment in document.segments:
         length = len(segment.ids)
-        segments.append({"kind": segment.kind, "role": segment.role, "start": start, "length": length})
+        described = {"kind": segment.kind, "role": segment.role, "start": start, "length": length}
+        grid = {} if segment.latents is None else {"latents": list(segment.latents.shape[:2])}
+        segments.append(described | grid)
         start += length
     return {"segments": segments, "meta": dict(document.meta)}
 

@@ -17,6 +17,7 @@ from data_pipelines.documents import DamagedSample, Document, ImageSegment, Segm
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.easy_vqa_deduction import COLOURS, SHAPES, Candidates, QuestionAnswer, deduce
 from data_pipelines.sources.easy_vqa_dialogues import CaptionedImage, make_dialogue
+from data_pipelines.sources.easy_vqa_edits import ColouredImage, can_edit, make_edit, plan_edits
 from data_pipelines.sources.source import fingerprint_files
 
 __all__ = ["COLOURS", "SHAPES", "SPLITS", "EasyVQA", "caption"]
@@ -26,6 +27,8 @@ SPLITS = ("train", "test")
 NOT_SETTLED = "captions left out: colour and shape not settled"
 CONTRADICTORY = "captions left out: answers contradict each other"
 UNKNOWN_FORM = "questions of an unknown form, not used for captions"
+NOT_COLOURED = "pictures not edited: colour not settled"
+NOT_FOUND = "pictures not edited: colour not found in the picture"
 
 
 def caption(colour: str, shape: str) -> str:
@@ -36,10 +39,11 @@ def caption(colour: str, shape: str) -> str:
 
 
 class EasyVQA:
-    """One sample document for each image, then `dialogues` interleaved ones made from the captioned images.
+    """One sample document for each image, then `dialogues` made from the captioned images, then `edits`.
 
     path: a folder laid out like the package's own `data`; the installed package when None.
-    dialogues: how many; half as many as images when None. The same `seed` gives the same dialogues.
+    dialogues: how many; half as many as images when None. The same `seed` gives the same dialogues and edits.
+    edits: how many recoloured pictures, spread evenly over the images of settled colour and over the new colours.
     Raises ValueError for a split or a folder that is not there.
     """
 
@@ -51,11 +55,13 @@ class EasyVQA:
         failures: FailureLog,
         dialogues: int | None = None,
         seed: int = 0,
+        edits: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"easy_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
-        if dialogues is not None and (not isinstance(dialogues, int) or dialogues < 0):
-            raise ValueError(f"dialogues must be a number, 0 or more, got {dialogues!r}")
+        for name, number in (("dialogues", 0 if dialogues is None else dialogues), ("edits", edits)):
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(f"{name} must be a number, 0 or more, got {number!r}")
         self.split, self.failures, self.seed = split, failures, seed
         self.folder = _data_folder(path) / split
         self.pairs = _read_questions(self.folder / "questions.json")
@@ -65,9 +71,11 @@ class EasyVQA:
         self.deduced = self._deduce()
         self.captioned = list(self._captioned())
         self.num_dialogues = self._affordable_dialogues(len(self.ids) // 2 if dialogues is None else dialogues)
+        self.editable = self._editable() if edits else []
+        self.num_edits = edits if self.editable else 0
 
     def __len__(self) -> int:
-        return len(self.ids) + self.num_dialogues
+        return len(self.ids) + self.num_dialogues + self.num_edits
 
     def fingerprint(self) -> str:
         """SHA-256 over the split's questions and its images' names and sizes."""
@@ -75,7 +83,7 @@ class EasyVQA:
         return fingerprint_files(self.folder, whole=[questions], listed=self.images.values())
 
     def documents(self) -> Iterator[Document]:
-        """Samples in the order of their ids, then dialogues. Raises TooMuchDamage past the failure limit."""
+        """Samples in the order of their ids, dialogues, edits. Raises TooMuchDamage past the failure limit."""
         for image_id in self.ids:
             try:
                 document = self._sample(image_id)
@@ -87,6 +95,9 @@ class EasyVQA:
         self.failures.close()
         for index in range(self.num_dialogues):
             yield self._dialogue(index)
+        plan = plan_edits(self.editable, self.num_edits, random.Random(f"easy_vqa {self.split} {self.seed} edits"))
+        for index, (image, target) in enumerate(plan):
+            yield self._edit(index, image, target)
 
     def _deduce(self) -> dict[int, Candidates]:
         """Colours and shapes left for each image; fills the notes."""
@@ -113,6 +124,19 @@ class EasyVQA:
             return 0
         return wanted
 
+    def _editable(self) -> list[ColouredImage]:
+        """Images of settled colour that have it in their picture; those that have not are counted in the notes."""
+        found = []
+        for image_id, path in sorted(self.images.items()):
+            left = self.deduced[image_id]
+            if len(left.colours) == 1 and left.shapes:
+                shape = next(iter(left.shapes)) if len(left.shapes) == 1 else None
+                found.append(ColouredImage(image_id=image_id, path=path, colour=next(iter(left.colours)), shape=shape))
+        editable = [image for image in found if can_edit(image)]
+        counts = {NOT_COLOURED: len(self.images) - len(found), NOT_FOUND: len(found) - len(editable)}
+        self.notes |= {name: count for name, count in counts.items() if count}
+        return editable
+
     def _sample(self, image_id: int) -> Document:
         """Image, caption if settled, then questions and answers in file order."""
         if image_id not in self.images:
@@ -138,6 +162,13 @@ class EasyVQA:
             "captions": [image.caption for image in dialogue.images],
         }
         return Document(key=f"{self.split}-dialogue-{index:06d}", segments=dialogue.segments, meta=meta)
+
+    def _edit(self, index: int, image: ColouredImage, target: str) -> Document:
+        segments = make_edit(image, target, random.Random(f"easy_vqa {self.split} {self.seed} edit {index}"))
+        meta = {"layout": "dialogue", "task": "edit", "source": "easy_vqa", "split": self.split}
+        meta |= {"image_id": image.image_id, "colour": image.colour, "target": target}
+        meta |= {"shape": image.shape} if image.shape else {}
+        return Document(key=f"{self.split}-edit-{index:06d}", segments=segments, meta=meta)
 
 
 def _data_folder(path: Path | None) -> Path:

@@ -19,11 +19,11 @@ def take(stream: ImageStream, number: int) -> Tensor:
     return torch.stack(list(islice(iter(stream), number)))
 
 
-@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize(("flip", "place"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_resumed_loader_gives_bit_equal_batches(flip: bool, stop: int) -> None:
+def test_a_resumed_loader_gives_bit_equal_batches(flip: bool, place: bool, stop: int) -> None:
     def loader() -> StatefulDataLoader[Tensor]:
-        return StatefulDataLoader(ImageStream(IMAGES, 3, flip, seed=5), batch_size=None)
+        return StatefulDataLoader(ImageStream(IMAGES, 3, flip, seed=5, place=place), batch_size=None)
 
     unbroken = iter(before := loader())
     list(islice(unbroken, stop))
@@ -61,3 +61,15 @@ def test_about_half_of_the_pictures_are_mirrored_when_asked() -> None:
     assert 0.35 < rising.float().mean() < 0.65
     unflipped = take(ImageStream(IMAGES, 32, False, seed=0), 8).flatten(0, 1)
     assert (unflipped[:, 0, 0, 0] < unflipped[:, 0, 0, -1]).all()
+
+
+def test_a_placed_picture_is_another_each_time_and_lies_on_its_own_ground() -> None:
+    object_on_ground = torch.full((1, 3, 16, 16), 200, dtype=torch.uint8)
+    object_on_ground[:, :, 6:10, 6:10] = 0
+    plain = take(ImageStream(object_on_ground, 32, False, seed=0), 1)[0]
+    placed = take(ImageStream(object_on_ground, 32, False, seed=0, place=True), 2)
+    assert placed.shape == (2, 32, 3, 16, 16) and torch.equal(plain, plain[:1].expand_as(plain))
+    assert len(placed.flatten(0, 1).unique(dim=0)) > 25
+    assert (placed[..., 0, 0] == plain[0, 0, 0, 0]).all() and (placed[..., -1, -1] == plain[0, 0, 0, 0]).all()
+    dark = (placed < 0).flatten(2).sum(2)
+    assert dark.max() <= (plain[0] < 0).sum() and dark.min() > 0

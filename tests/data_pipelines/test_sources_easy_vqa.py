@@ -179,8 +179,9 @@ def test_fingerprint_follows_the_data_and_not_its_place(small: Path, tmp_path_fa
     [
         ({"name": "easyvqa"}, "unknown source 'easyvqa'; choose one of easy_vqa, imagefolder"),
         ({"name": "easy_vqa", "split": "val"}, "easy_vqa has no split 'val'; choose one of train, test"),
-        ({"name": "easy_vqa", "colour": 1}, "no option 'colour'; its options are: dialogues, seed"),
+        ({"name": "easy_vqa", "colour": 1}, "no option 'colour'; its options are: dialogues, seed, edits"),
         ({"name": "easy_vqa", "dialogues": -1}, "dialogues must be a number, 0 or more, got -1"),
+        ({"name": "easy_vqa", "edits": -1}, "edits must be a number, 0 or more, got -1"),
         ({"name": "easy_vqa", "path": Path("nowhere")}, "nowhere holds no train/questions.json"),
     ],
 )

@@ -95,6 +95,53 @@ def test_a_picture_shown_in_a_dialogue_weighs_little() -> None:
     )
 
 
+EDIT = (PICTURE, text("request", 50, 51), image(4, 5, 6, 7, role="answer"))
+SHOWN, ANSWER = [BOI, 100, 101, 102, 103, EOI], [BOI, 104, 105, 106, 107, EOI]
+EDIT_FORMS = {
+    (0.0, 0.0): ([BOS, *SHOWN, 50, 51, SEP, *ANSWER, EOS], [0, *[0.1] * 6, 0, 0, 0, *[1] * 7]),
+    (1.0, 0.0): ([BOS, NULL, *SHOWN, SEP, *ANSWER, EOS], [0, 0, *[0.1] * 6, 0, *[1] * 7]),
+    (0.0, 1.0): ([BOS, NULL, SEP, *ANSWER, EOS], [0, 0, 0, *[1] * 7]),
+    (1.0, 1.0): ([BOS, NULL, SEP, *ANSWER, EOS], [0, 0, 0, *[1] * 7]),
+}
+
+
+def edited(config: TemplateConfig, seed: int = 0) -> Rendered:
+    meta = {"layout": "dialogue", "task": "edit"}
+    return render(TokenDocument(key="d", segments=EDIT, meta=meta), SPACE, config, Random(seed))
+
+
+@pytest.mark.parametrize(("drop_prompt", "drop_image"), EDIT_FORMS)
+def test_an_edit_is_a_dialogue_or_drops_its_request_or_both(drop_prompt: float, drop_image: float) -> None:
+    ids, weights = EDIT_FORMS[drop_prompt, drop_image]
+    config = TemplateConfig(drop_prompt=drop_prompt, drop_image=drop_image)
+    check(edited(config), ids, weights, [0] * len(ids), list(range(len(ids))))
+    assert (
+        edited(TemplateConfig(drop_prompt=0, drop_image=0)).ids.tolist()
+        == told(SHOW, *EDIT, layout="dialogue").ids.tolist()
+    )
+
+
+def test_edits_drop_as_often_as_the_config_says_and_only_in_these_forms() -> None:
+    config = TemplateConfig(drop_prompt=0.25, drop_image=0.4)
+    forms = [edited(config, seed).ids.tolist() for seed in range(2000)]
+    whole, request, both = (EDIT_FORMS[key][0] for key in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
+    shares = [forms.count(form) / 2000 for form in (whole, request, both)]
+    assert shares == pytest.approx([0.6 * 0.75, 0.6 * 0.25, 0.4], abs=0.03) and sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("layout", ["sample", "dialogue", "interleaved"])
+def test_other_documents_take_no_random_number_for_dropped_pictures(layout: str) -> None:
+    segments = EDIT if layout == "dialogue" else (PICTURE, CAPTION, *PAIRS)
+    document = TokenDocument(key="d", segments=segments, meta={"layout": layout})
+    taken = {"sample": 2, "dialogue": 0, "interleaved": 0}[layout]
+    for share in (0.0, 1.0):
+        rng, same = Random(7), Random(7)
+        render(document, SPACE, TemplateConfig(image_first=0, drop_prompt=1, drop_image=share), rng)
+        for _ in range(taken):
+            same.random()
+        assert rng.getstate() == same.getstate()
+
+
 def test_text_alone_is_all_learned() -> None:
     check(told(SHOW, text("text", 10, 11)), [BOS, 10, 11, EOS], [0, 1, 1, 1], [0] * 4, [0, 1, 2, 3])
 
@@ -166,7 +213,7 @@ def test_special_strings_that_a_user_typed_add_no_special_ids() -> None:
         assert tokenizer.decode(ids[ids < space.text_size].tolist()) == "<boi> 5 <eoi><sep><eos> <null>"
 
 
-@pytest.mark.parametrize("wrong", [{"image_first": 1.1}, {"drop_prompt": -0.1}, {"max_branches": 0}])
+@pytest.mark.parametrize("wrong", [{"image_first": 1.1}, {"drop_prompt": -0.1}, {"drop_image": 2}, {"max_branches": 0}])
 def test_a_config_out_of_range_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"shares lie between 0 and 1|at least one branch"):
         TemplateConfig(**wrong)

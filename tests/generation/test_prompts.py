@@ -13,6 +13,7 @@ from data_pipelines.shards.format import TokenDocument, TokenSegment
 from data_pipelines.templates import Rendered, TemplateConfig, render
 from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_pipeline
 from tokenizers_vq.token_space import SPECIAL_STRINGS
+from unimodal.generation.guidance import GuidanceConfig, contexts
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import PromptCoder
 
@@ -78,6 +79,25 @@ def test_a_picture_alone_asks_for_its_caption_as_the_template_does(pipeline: Pip
     [prompt] = coder.encode([[picture]])
     assert_begins(sequence, prompt)
     assert sequence[len(prompt) :] == [*caption.ids.tolist(), pipeline.token_space.specials.eos]
+
+
+@pytest.mark.parametrize("image_scale", [None, 1.5])
+def test_an_edit_is_trained_in_exactly_the_forms_that_guidance_compares(
+    pipeline: Pipeline, coder: PromptCoder, image_scale: float | None
+) -> None:
+    picture, answer = tiny_picture(1), shown(pipeline, tiny_picture(2), "answer")
+    segments = (shown(pipeline, picture), text(pipeline, "request", "make it red"), answer)
+    document = TokenDocument(key="0", segments=segments, meta={"layout": "dialogue", "task": "edit"})
+    space = pipeline.token_space
+    [prompt] = coder.encode([[picture, "make it red"]])
+    compared = contexts(space, prompt, GuidanceConfig(scale=2, image_scale=image_scale))
+    drops = [(0, 0), (0, 1)] if image_scale is None else [(0, 0), (0, 1), (1, 0)]
+    for (drop_prompt, drop_image), context in zip(drops, [prompt, *compared], strict=True):
+        config = TemplateConfig(drop_prompt=drop_prompt, drop_image=drop_image)
+        sequence = render(document, space, config, Random(0)).ids.tolist()
+        assert_begins(sequence, context)
+        end = [space.specials.boi, *answer.ids.tolist(), space.specials.eoi, space.specials.eos]
+        assert sequence[len(context) :] == end
 
 
 def test_a_text_alone_asks_for_its_picture_as_the_template_does(pipeline: Pipeline, coder: PromptCoder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from tests.oracles.tiny import tiny_transformer
@@ -43,6 +42,7 @@ def test_what_cannot_be_packed_is_used_as_it_is() -> None:
     assert not can_pack(transformer.embedding.weight) and packed(transformer) is transformer
 
 
-def test_a_bias_is_refused() -> None:
-    with pytest.raises(ValueError, match="with a bias"):
-        PackedLinear([torch.nn.Linear(4, 4)])
+def test_biases_are_added_in_the_order_of_their_layers() -> None:
+    layers = [torch.nn.Linear(16, 4), torch.nn.Linear(16, 8)]
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(PackedLinear(layers)(x), torch.cat([layer(x) for layer in layers], dim=-1))

@@ -96,3 +96,31 @@ def attention_layer_slowly(
                     heads[row, head, token] = rotate_slowly(vector, positions[row][token], theta)
     mixed = attend_slowly(queries, keys, values, seen)
     return mixed.transpose(1, 2).flatten(2) @ layer.o_proj.weight.T
+
+
+def spanned_layout(random: Random, length: int) -> tuple[list[int], list[int], list[int]]:
+    """As `random_layout`, with spans: pieces of a branch that are plain, clean or noised images."""
+    documents, branches = random_layout(random, length)
+    spans = [0] * length
+    start = number = 0
+    while start < length:
+        end = start + 1
+        while end < length and (documents[end], branches[end]) == (documents[start], branches[start]):
+            end += 1
+        cut = random.randint(start, end)
+        number += 1
+        for index in range(cut, end if documents[start] >= 0 else cut):
+            spans[index] = random.choice((number, -number)) if index == cut else spans[cut]
+        start = end
+    return documents, branches, spans
+
+
+def visible_with_spans(documents: Sequence[int], branches: Sequence[int], spans: Sequence[int]) -> list[set[int]]:
+    """What each token reads: what it would read without spans, without others' noised images, and its own image."""
+    seen = []
+    for query, keys in enumerate(visible(documents, branches)):
+        own = {
+            key for key in range(len(spans)) if spans[key] == spans[query] != 0 and documents[key] == documents[query]
+        }
+        seen.append({key for key in keys if spans[key] >= 0} | own | {query})
+    return seen

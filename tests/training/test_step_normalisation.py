@@ -52,7 +52,7 @@ def uneven_batches(count: int) -> list[PackedBatch]:
 
 
 def joined(batches: list[PackedBatch]) -> PackedBatch:
-    fields = PackedBatch.__dataclass_fields__
+    fields = [name for name in PackedBatch.__dataclass_fields__ if name != "latents"]
     return PackedBatch(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in fields})
 
 

@@ -16,10 +16,12 @@ from data_pipelines.shards.reader import open_manifest
 from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
 from data_pipelines.tokenize import TokenizeConfig, layout_of, tokenize, train_text_tokenizer
+from tokenizers_vq.autoencoder import copy_autoencoder, open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.text import TextTokenizer
 from unimodal.commands.progress import progress_bar
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER
+from unimodal.generation.pipeline import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
 
 AUGMENTATIONS = ("flip", "place")
 
@@ -41,20 +43,27 @@ def run(options: argparse.Namespace) -> int:
     check_unwritten(options.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = ImageTokenizer.open(options.image_tokenizer).to(device)
+    autoencoder = _autoencoder(options, device)
     layout_of(image, config.aspect_ratio)  # refuses an impossible ratio before anything is trained or written
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)
     source = _source(options, failures)
     text.save(options.out / TEXT_TOKENIZER)
     image.save(options.out / IMAGE_TOKENIZER)
+    if autoencoder is not None:
+        copy_autoencoder(options.autoencoder, options.out / AUTOENCODER)
     total = len(source) * config.copies if hasattr(source, "__len__") else None
     with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
-        whole = tokenize(source, text, image, options.out, failures, config, tell)
+        whole = tokenize(source, text, image, options.out, failures, config, tell, autoencoder)
     if whole:
         _print_summary(options.out, console)
     else:
         console.print(f"rank {config.rank} of {config.world_size} is done; the last rank to end writes the manifest")
     return 0
+
+
+def _autoencoder(options: argparse.Namespace, device: torch.device) -> LatentAutoencoder | None:
+    return None if options.autoencoder is None else open_autoencoder(options.autoencoder).to(device)
 
 
 def _augmentations(text: str) -> tuple[Augmentation, ...]:

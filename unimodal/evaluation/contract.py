@@ -156,3 +156,9 @@ def codec_of(model: AnyToAnyModel) -> ImageCodec:
     if model.image_tokenizer is None:
         raise ValueError(f"model {model.path} has no image tokenizer: this task needs one that sees pictures")
     return model.image_tokenizer
+
+
+def only_picture(parts: Sequence[Part]) -> Image.Image | None:
+    """The picture of an answer that is exactly one picture."""
+    pictures = [part for part in parts if isinstance(part, Image.Image)]
+    return pictures[0] if len(pictures) == len(parts) == 1 else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.nn import functional
 
 from data_pipelines.documents import ImageSegment
 from data_pipelines.failures import FailureLog
+from data_pipelines.images import to_tensor
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES
 from data_pipelines.sources.registry import open_source
 from unimodal.evaluation.degrade import degrade
@@ -114,6 +117,23 @@ class Judge:
         network = JudgeNetwork()
         network.load_state_dict(state)
         return cls(network=network, seed=metadata["seed"], data_sha256=metadata["data_sha256"])
+
+
+def verdicts_on(judge: Judge, pictures: Sequence[Image.Image | None]) -> list[Verdict | None]:
+    """The judge's word on each picture of any size; None where there is none to judge."""
+    drawn = [picture for picture in pictures if picture is not None]
+    if not drawn:
+        return [None] * len(pictures)
+    resized = [picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for picture in drawn]
+    verdicts = iter(judge.predict(torch.stack([to_tensor(picture) for picture in resized])))
+    return [None if picture is None else next(verdicts) for picture in pictures]
+
+
+def judge_recipe(judge: Judge | None) -> dict[str, Any] | None:
+    """The judge as a results file tells of it."""
+    if judge is None:
+        return None
+    return {"trained_on": "easy_vqa train, real pictures only", "seed": judge.seed, "data_sha256": judge.data_sha256}
 
 
 def settled_pictures(split: str) -> tuple[Tensor, Tensor, str]:

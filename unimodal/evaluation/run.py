@@ -17,10 +17,13 @@ from data_pipelines.sources.registry import open_source
 from unimodal.evaluation.contract import GREEDY, AnyToAnyModel, DocumentSource, Reporter, Sampling, TaskResult
 from unimodal.evaluation.judge import STEPS, Judge, cached_judge
 from unimodal.evaluation.results import write_results
-from unimodal.evaluation.tasks import caption, reconstruction, t2i, vqa
+from unimodal.evaluation.tasks import caption, edit, reconstruction, t2i, vqa
 
 JUDGED_SOURCE = "easy_vqa"
 """The source whose captions a judge of colour and shape can check."""
+
+EDITS = 384
+"""How many edits are drawn where no limit is given."""
 
 ANSWER_TYPES = {"easy_vqa": vqa.EASY_VQA_TYPES}
 
@@ -51,6 +54,8 @@ class EvaluationConfig:
             raise ValueError(f"choices are answers to questions: they go with task vqa, not with {self.task}")
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}; choose one of {', '.join(TASKS)}")
+        if self.task == "edit" and self.source != JUDGED_SOURCE:
+            raise ValueError(f"the answers to edits are known for {JUDGED_SOURCE} alone, got source {self.source!r}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"the limit is at least 1, got {self.limit}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -63,9 +68,8 @@ def run(model: AnyToAnyModel, config: EvaluationConfig, out: Path, *, quiet: boo
     Raises ValueError, in one line, for an unknown source, split or path, and for a source without what the task needs.
     """
     failures = FailureLog(limit=config.max_bad)
-    source = open_source(
-        config.source, path=config.path, split=config.split, failures=failures, **config.source_options
-    )
+    options = _task_options(config) | dict(config.source_options)
+    source = open_source(config.source, path=config.path, split=config.split, failures=failures, **options)
     data = {"source": config.source, "split": config.split, "sha256": source.fingerprint(), "limit": config.limit}
     with _bars(quiet) as reporter:
         result = TASKS[config.task](model, source, config, out, reporter)
@@ -128,9 +132,39 @@ def _reconstruction(
     return reconstruction.evaluate(model, source, reporter=reporter, **_shared(config))
 
 
+def _edit(
+    model: AnyToAnyModel, source: DocumentSource, config: EvaluationConfig, out: Path, reporter: Reporter
+) -> TaskResult:
+    return edit.evaluate(
+        model,
+        source,
+        judge=cached_judge(_judge_folder(config, out), progress=reporter("judge", STEPS)),
+        sampling=config.sampling or TASK_SAMPLING["edit"],
+        reporter=reporter,
+        **(_shared(config) | {"limit": config.limit or EDITS}),
+    )
+
+
 Runner = Callable[[AnyToAnyModel, DocumentSource, EvaluationConfig, Path, Reporter], TaskResult]
-TASKS: dict[str, Runner] = {"vqa": _vqa, "caption": _caption, "t2i": _t2i, "reconstruction": _reconstruction}
-TASK_SAMPLING = {"vqa": GREEDY, "caption": GREEDY, "t2i": t2i.SAMPLED, "reconstruction": GREEDY}
+TASKS: dict[str, Runner] = {
+    "vqa": _vqa,
+    "caption": _caption,
+    "t2i": _t2i,
+    "reconstruction": _reconstruction,
+    "edit": _edit,
+}
+TASK_SAMPLING = {
+    "vqa": GREEDY,
+    "caption": GREEDY,
+    "t2i": t2i.SAMPLED,
+    "reconstruction": GREEDY,
+    "edit": edit.SAMPLED,
+}
+
+
+def _task_options(config: EvaluationConfig) -> dict[str, Any]:
+    """What the task asks of its source. Of the edits some have no known shape, so there are more than are drawn."""
+    return {"dialogues": 0, "edits": 2 * (config.limit or EDITS)} if config.task == "edit" else {}
 
 
 def _shared(config: EvaluationConfig) -> dict[str, Any]:
@@ -142,8 +176,11 @@ def _shared(config: EvaluationConfig) -> dict[str, Any]:
 def _judge(config: EvaluationConfig, out: Path, reporter: Reporter) -> Judge | None:
     if config.source != JUDGED_SOURCE:
         return None
-    folder = config.judge_dir or out.parent / "judge"
-    return cached_judge(folder, progress=reporter("judge", STEPS))
+    return cached_judge(_judge_folder(config, out), progress=reporter("judge", STEPS))
+
+
+def _judge_folder(config: EvaluationConfig, out: Path) -> Path:
+    return config.judge_dir or out.parent / "judge"
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from data_pipelines.images import to_image
 from tokenizers_vq.layout import FixedLayout, Size
@@ -67,11 +68,13 @@ class Narrator:
         self.text: list[int] = []
         self.told = 0
         self.image: list[int] = []
-        self.rows_told = 0
+        self.rows_told = self.drawn = 0
+        self.pictures: Sequence[Tensor] = ()
 
-    def hear(self, ids: list[int]) -> Iterator[Event]:
-        """New ids of the answer."""
+    def hear(self, ids: list[int], pictures: Sequence[Tensor] = ()) -> Iterator[Event]:
+        """New ids of the answer, and all pictures (3, H, W) that the flow branch has drawn for it."""
         specials = self.space.specials
+        self.pictures = pictures
         for token in ids:
             if token == specials.boi:
                 self._give_up_image()
@@ -111,7 +114,9 @@ class Narrator:
             self._give_up_image()
         else:
             self.image = []
-            yield ImageDone(self.prompt, self.coder.pictures([span])[0])
+            given = self.pictures[self.drawn :]
+            self.drawn += 1
+            yield ImageDone(self.prompt, to_image(given[0]) if given else self.coder.pictures([span])[0])
 
     def _give_up_image(self) -> None:
         special = {self.space.specials.boi, self.space.specials.eoi, self.space.specials.eos}

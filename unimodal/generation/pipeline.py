@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -13,12 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokenizers_vq.autoencoder import open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import FixedLayout, Size, nearest_size
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.events import Event, Narrator
+from unimodal.generation.flow_engine import FlowEngine
+from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
 from unimodal.generation.forward import StaticForward
 from unimodal.generation.grammar import Mode, check_spans
 from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
@@ -30,7 +35,7 @@ from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_trans
 from unimodal.model.packed import packed as pack
 from unimodal.model.transformer import Transformer
 
-TEXT_TOKENIZER, IMAGE_TOKENIZER = "text_tokenizer", "image_tokenizer"
+TEXT_TOKENIZER, IMAGE_TOKENIZER, AUTOENCODER = "text_tokenizer", "image_tokenizer", "autoencoder"
 TEXT_ROOM = 32
 """Tokens that an answer may have beside one image, if max_new_tokens is not given."""
 STRUCTURED_ROOM = 256
@@ -47,20 +52,36 @@ class Pipeline:
         text: TextTokenizer,
         image: ImageTokenizer | None,
         path: Path | None = None,
+        autoencoder: LatentAutoencoder | None = None,
     ) -> None:
         self.transformer, self.token_space = transformer, space
-        self.text_tokenizer, self.image_tokenizer = text, image
+        self.text_tokenizer, self.image_tokenizer, self.autoencoder = text, image, autoencoder
         self.path = path
-        self.coder = PromptCoder(space, text, image)
-        self.engine = Engine(transformer, space)
+        self.coder = PromptCoder(space, text, image, autoencoder)
+        self._decode_with(Engine(transformer, space))
 
     def use_packed_weights(self) -> None:
         """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
-        self.engine = Engine(pack(self.transformer), self.token_space)
+        self._decode_with(Engine(pack(self.transformer), self.token_space))
 
     def use_compiled_steps(self) -> None:
         """Decode at fixed shapes through torch.compile, on CUDA as CUDA graphs; compiling takes a while."""
-        self.engine = Engine(self.transformer, self.token_space, StaticForward(self.transformer))
+        self._decode_with(Engine(self.transformer, self.token_space, StaticForward(self.transformer)))
+
+    def _decode_with(self, engine: Engine) -> None:
+        """With the flow branch, this engine says what is text alone."""
+        if self.transformer.flow is None or self.autoencoder is None:
+            self.engine = engine
+            return
+        grid = (self.autoencoder.grid, self.autoencoder.grid)
+        self.engine = FlowEngine(self.transformer, self.token_space, engine, grid, self._read)
+
+    def _read(self, latents: Tensor) -> tuple[Tensor, list[list[int]]]:
+        """Latents that were drawn (B, R, K, C) -> pictures (B, 3, H, W), and the ids of each."""
+        assert self.autoencoder is not None and self.image_tokenizer is not None
+        pictures = self.autoencoder.decode(latents.permute(0, 3, 1, 2))
+        codes = self.token_space.to_image_ids(self.image_tokenizer.encode(pictures)).tolist()
+        return pictures, [self.token_space.image_body(ids, self.token_space.layout.sizes[0]) for ids in codes]
 
     @overload
     def generate(
@@ -108,9 +129,16 @@ class Pipeline:
         if not isinstance(prompts, list | tuple):
             raise ValueError("prompts is a list of prompts; for a single one write [prompt]")
         config = self.decode_config(mode, max_new_tokens, temperature, top_p, top_k, guidance, **settings)
-        ids = self.coder.encode(prompts)
-        requests = [Request(prompt=prompt, config=config, seed=seed + i) for i, prompt in enumerate(ids)]
+        requests = self.requests(prompts, config, seed)
         return self.events(requests, batch_size) if stream else self.answers(requests, batch_size, progress)
+
+    def requests(self, prompts: Sequence[Prompt], config: DecodeConfig, seed: int = 0) -> list[Request]:
+        """Requests to the engine; prompt i is sampled with seed + i."""
+        both = zip(self.coder.encode(prompts), self.coder.latents(prompts), strict=True)
+        return [
+            Request(prompt=ids, config=config, seed=seed + number, latents=latents)
+            for number, (ids, latents) in enumerate(both)
+        ]
 
     def answers(
         self,
@@ -124,7 +152,7 @@ class Pipeline:
 
     def finished(self, decoded: Sequence[Decoded]) -> list[Answer]:
         """Answers in ids -> in text and pictures."""
-        parts = self.coder.decode([answer.ids for answer in decoded])
+        parts = self.coder.decode([answer.ids for answer in decoded], [answer.pictures for answer in decoded])
         return [
             Answer(each, finish=answer.finish, ids=answer.ids, log_probs=answer.log_probs)
             for each, answer in zip(parts, decoded, strict=True)
@@ -137,7 +165,7 @@ class Pipeline:
     def _narrate(self, updates: Iterator[Update], count: int) -> Iterator[Event]:
         narrators = [Narrator(self.coder, number) for number in range(count)]
         for update in updates:
-            yield from narrators[update.request].hear(update.ids)
+            yield from narrators[update.request].hear(update.ids, update.pictures)
             if update.decoded is not None:
                 yield from narrators[update.request].end(update.decoded.finish)
 
@@ -155,6 +183,9 @@ class Pipeline:
         aspect_ratio: float | None = None,
         grammar: AnyGrammar | None = None,
         constrained: bool = True,
+        steps: int | None = None,
+        solver: Solver | None = None,
+        flow: FlowSamplingConfig | None = None,
     ) -> DecodeConfig:
         """How to decode, from what users say.
 
@@ -162,7 +193,8 @@ class Pipeline:
         `guidance_schedule` lets both grow over an image. `aspect_ratio`, width by height, asks a model with several
         image sizes for one of them. `grammar` rules the text: a JSON schema, a list of answers, Lark as a string, or a
         class of generation/grammars.py. `constrained=False` shows what
-        the model does without any rules. Raises ValueError for what makes no sense or what this model cannot do.
+        the model does without any rules. `steps`, `solver` and the rest of `flow` say how a model with the flow branch
+        draws. Raises ValueError for what makes no sense or what this model cannot do.
         """
         if mode != "text" and self.image_tokenizer is None:
             raise ValueError(f"mode {mode!r} draws, but this model has no image tokenizer: use mode 'text'")
@@ -180,6 +212,7 @@ class Pipeline:
             image_size=None if aspect_ratio is None else self._size(aspect_ratio),
             grammar=rules,
             constrained=constrained,
+            flow=replace(flow or FlowSamplingConfig(), **_given(steps=steps, solver=solver)),
         )
 
     @cached_property
@@ -200,8 +233,7 @@ class Pipeline:
     ) -> tuple[int, int]:
         """(image spans, malformed ones) over drawings of the prompts; one without any image counts as malformed."""
         config = self.decode_config("image", **settings)
-        requests = [Request(prompt=p, config=config, seed=seed + i) for i, p in enumerate(self.coder.encode(prompts))]
-        answers = self.engine.decode(requests, rows=batch_size)
+        answers = self.engine.decode(self.requests(prompts, config, seed), rows=batch_size)
         counts = [check_spans(answer.ids, self.token_space) for answer in answers]
         spans = sum(max(count, 1) for count, _ in counts)
         return spans, sum(bad if count else 1 for count, bad in counts)
@@ -232,6 +264,8 @@ class Pipeline:
         self.text_tokenizer.save(folder / TEXT_TOKENIZER)
         if self.image_tokenizer is not None:
             self.image_tokenizer.save(folder / IMAGE_TOKENIZER)
+        if self.autoencoder is not None:
+            self.autoencoder.save(folder / AUTOENCODER)
 
 
 def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = True, compile: bool = False) -> Pipeline:
@@ -246,7 +280,9 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = T
         raise ValueError(f"{folder} is not a folder: give a model bundle, as training leaves it")
     transformer, space = open_transformer(folder)
     text, image = open_tokenizers(folder, space)
-    pipeline = Pipeline(transformer if dtype is None else transformer.to(dtype), space, text, image, path=folder)
+    autoencoder = _autoencoder(folder, transformer)
+    model = transformer if dtype is None else transformer.to(dtype)
+    pipeline = Pipeline(model, space, text, image, path=folder, autoencoder=autoencoder)
     if compile:
         pipeline.use_compiled_steps()
     elif packed:
@@ -265,6 +301,26 @@ def open_tokenizers(folder: Path, space: TokenSpace) -> tuple[TextTokenizer, Ima
     return text, image
 
 
+def _autoencoder(folder: Path, transformer: Transformer) -> LatentAutoencoder | None:
+    """The autoencoder of a model with a flow branch. Raises ValueError where the model cannot draw with it."""
+    if transformer.flow is None:
+        return None
+    if not (folder / AUTOENCODER).is_dir():
+        raise ValueError(f"{folder} holds a model with a flow branch, but no {AUTOENCODER} folder to draw with")
+    found, config = open_autoencoder(folder / AUTOENCODER), transformer.flow.config
+    if (found.latent_dim, found.grid) != (config.latent_dim, config.side):
+        raise ValueError(
+            f"{folder / AUTOENCODER} gives {found.grid}x{found.grid} latents of {found.latent_dim} channels, the model "
+            f"was trained on {config.side}x{config.side} of {config.latent_dim}: it is another autoencoder"
+        )
+    return found.to(transformer.embedding.weight.device)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """What is not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _check_hash(kind: str, found: str, expected: str, folder: Path) -> None:
     if found != expected:
         raise ValueError(
@@ -275,7 +331,7 @@ def _check_hash(kind: str, found: str, expected: str, folder: Path) -> None:
 def bundle(transformer: Transformer, space: TokenSpace, tokenizers: Path) -> Pipeline:
     """A pipeline of a transformer in training and the tokenizers kept in a folder."""
     text, image = open_tokenizers(tokenizers, space)
-    return Pipeline(transformer, space, text, image)
+    return Pipeline(transformer, space, text, image, autoencoder=_autoencoder(tokenizers, transformer))
 
 
 def describe(pipeline: Pipeline) -> dict[str, Any]:

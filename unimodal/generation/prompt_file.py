@@ -44,7 +44,7 @@ class PromptLine:
         try:
             parts = self.prompt if isinstance(self.prompt, str) else [self._part(part) for part in self.prompt]
             config = pipeline.decode_config(**self.settings)
-            request = Request(prompt=pipeline.coder.encode([parts])[0], config=config, seed=self.seed)
+            request = pipeline.requests([parts], config, self.seed)[0]
             request.check(pipeline.token_space, pipeline.transformer.config.max_length)
         except (ValueError, TypeError, DamagedSample) as error:
             raise ValueError(f"{self.where}: {error}") from error

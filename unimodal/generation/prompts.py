@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from data_pipelines.documents import to_rgb
 from data_pipelines.images import ImagePolicy, to_image, to_tensor
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import nearest_size
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import ImageSpan, TokenSpace
@@ -41,8 +43,14 @@ class Answer(list[Part]):
 class PromptCoder:
     """Turns prompts of one call into ids; a picture that occurs many times is encoded once."""
 
-    def __init__(self, space: TokenSpace, text: TextTokenizer, image: ImageTokenizer | None) -> None:
-        self.space, self.text, self.image = space, text, image
+    def __init__(
+        self,
+        space: TokenSpace,
+        text: TextTokenizer,
+        image: ImageTokenizer | None,
+        autoencoder: LatentAutoencoder | None = None,
+    ) -> None:
+        self.space, self.text, self.image, self.autoencoder = space, text, image, autoencoder
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """`<bos> user turn <sep>`, with earlier answers as `answer <eos>` in between."""
@@ -50,15 +58,33 @@ class PromptCoder:
         codes = self._codes(parts)
         return [self._ids(prompt, codes) for prompt in parts]
 
+    def latents(self, prompts: Sequence[Prompt]) -> list[list[Tensor]]:
+        """Of each prompt's pictures, in order, the latents (R, K, C); none without an autoencoder."""
+        parts = [[prompt] if isinstance(prompt, str) else _list(prompt) for prompt in prompts]
+        images = {id(part): part for part in _parts(parts) if isinstance(part, Image.Image)}
+        if self.autoencoder is None or not images:
+            return [[] for _ in prompts]
+        found: dict[int, Tensor] = {}
+        for group in _groups(list(images.items()), 256):
+            pixels = torch.stack([self.preprocess(image) for _, image in group])
+            latents = self.autoencoder.encode(pixels).permute(0, 2, 3, 1)
+            found.update(zip((key for key, _ in group), latents, strict=True))
+        return [[found[id(part)] for part in _parts([prompt]) if id(part) in found] for prompt in parts]
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """A shown picture -> (3, H, W) in [-1, 1], by border padding to the size of the layout nearest in shape."""
         policy = ImagePolicy.of(self.codec, self.space.layout)
         return to_tensor(policy.apply(to_rgb(image), "image"))
 
-    def decode(self, answers: Sequence[Sequence[int]]) -> list[list[Part]]:
-        """Ids of answers -> text and pictures in order. Pieces of a malformed image are left out."""
+    def decode(self, answers: Sequence[Sequence[int]], drawn: Sequence[Sequence[Tensor]] = ()) -> list[list[Part]]:
+        """Ids of answers -> text and pictures in order. Pieces of a malformed image are left out.
+
+        drawn: the pictures (3, H, W) of each answer where the flow branch has drawn them.
+        """
         spans = [split(answer, self.space) for answer in answers]
-        pictures = iter(self.pictures([span for answer in spans for span in answer if isinstance(span, ImageSpan)]))
+        given = [to_image(pixels) for pictures in drawn for pixels in pictures]
+        images = [span for answer in spans for span in answer if isinstance(span, ImageSpan)]
+        pictures = iter(given or self.pictures(images))
         return [
             [next(pictures) if isinstance(span, ImageSpan) else self.text.decode(span) for span in answer]
             for answer in spans
@@ -83,8 +109,7 @@ class PromptCoder:
         return self.image
 
     def _codes(self, prompts: Sequence[Sequence[Any]]) -> dict[int, list[int]]:
-        flat = (p for prompt in prompts for turn in prompt for p in (turn if isinstance(turn, list) else [turn]))
-        images = {id(part): part for part in flat if isinstance(part, Image.Image)}
+        images = {id(part): part for part in _parts(prompts) if isinstance(part, Image.Image)}
         if not images:
             return {}
         bodies: dict[int, list[int]] = {}
@@ -121,6 +146,12 @@ class PromptCoder:
         if isinstance(part, Image.Image):
             return [self.space.specials.boi, *codes[id(part)], self.space.specials.eoi]
         raise ValueError(f"a prompt is made of strings and pictures, got {type(part).__name__}")
+
+
+def _parts(prompts: Sequence[Sequence[Any]]) -> Iterator[Any]:
+    """The parts of all turns, in order."""
+    for turn in itertools.chain(*prompts):
+        yield from turn if isinstance(turn, list) else [turn]
 
 
 def _list(prompt: Any) -> list[Any]:

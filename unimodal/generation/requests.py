@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.grammar import MODES, OUTSIDE, Kind, Mode
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.sampling import SamplingConfig
@@ -44,7 +45,8 @@ class DecodeConfig:
     """How one answer is decoded.
 
     `guidance` acts inside images. `image_size` asks for a size of the grid layout, None leaves it to the model.
-    `grammar` rules the text (JSON, a list of answers, ...). `constrained=False` switches all rules off.
+    `grammar` rules the text (JSON, a list of answers, ...). `constrained=False` switches all rules off. `flow` says how
+    a model with the flow branch draws.
     """
 
     mode: Mode = "mixed"
@@ -54,6 +56,7 @@ class DecodeConfig:
     image_size: Size | None = None
     grammar: TextGrammar | None = None
     constrained: bool = True
+    flow: FlowSamplingConfig = field(default_factory=FlowSamplingConfig)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -74,11 +77,15 @@ class DecodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt, how to answer it, and the seed of its answer."""
+    """A prompt, how to answer it, and the seed of its answer.
+
+    `latents` (R, K, C) of the prompt's pictures, in order, are for a model with the flow branch.
+    """
 
     prompt: Sequence[int]
     config: DecodeConfig
     seed: int = 0
+    latents: Sequence[Tensor] = ()
 
     def room(self, context: int) -> int:
         """Tokens that the answer may have."""
@@ -111,11 +118,16 @@ def check_ids(name: str, ids: Sequence[int], space: TokenSpace) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """An answer: its ids with eos where it was said, the logarithm of the probability of each, and why it ended."""
+    """An answer: its ids with eos where it was said, the logarithm of the probability of each, and why it ended.
+
+    The flow branch gives its `pictures` (3, H, W) as well; the ids of a picture are then what it looks like, not what
+    was drawn, and their logarithms are 0.
+    """
 
     ids: list[int]
     log_probs: list[float]
     finish: Finish
+    pictures: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,4 +136,6 @@ class Update:
 
     request: int
     ids: list[int]
+    pictures: tuple[Tensor, ...] = ()
+    """All that the flow branch has drawn for it so far."""
     decoded: Decoded | None = None

@@ -36,6 +36,17 @@ class HeadLayerNorm(nn.Module):
         return torch.addcmul(self.bias.to(x.dtype), normed, self.weight.to(x.dtype))
 
 
+class HeadRMSNorm(nn.RMSNorm):
+    """RMSNorm over each head's width with one weight for all heads (Qwen3, BAGEL)."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float) -> None:
+        del num_heads
+        super().__init__(head_dim, eps=eps)
+
+
+HEAD_NORMS: dict[str, type[HeadLayerNorm | HeadRMSNorm]] = {"layer": HeadLayerNorm, "rms": HeadRMSNorm}
+
+
 class Attention(nn.Module):
     """Grouped-query attention with QK-norm and rotary positions."""
 
@@ -43,27 +54,26 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         kv_dim = config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, config.dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, kv_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, kv_dim, bias=False)
+        self.q_proj = nn.Linear(config.dim, config.dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
         self.q_norm = _head_norm(config, config.num_heads)
         self.k_norm = _head_norm(config, config.num_kv_heads)
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, slots: Tensor) -> Tensor:
         """x (B, T, D), bias (B or 1, 1, T, keys) -> (B, T, D). With a cache, keys are all used slots."""
-        queries, keys, values = self.project(x, rotation)
-        if cache is None:
-            keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-        else:
-            keys, values = cache.update(self.layer, keys, values, positions)
-        mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), bias)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return self.o_proj(look(*self.project(x, rotation), bias, cache, self.layer, slots))
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> queries (B, T, H, W) and keys (B, T, K, W), normed and rotated, and values (B, T, K, W)."""
-        queries = rotate(self.q_norm(self._heads(self.q_proj(x))), *rotation)
-        keys = rotate(self.k_norm(self._heads(self.k_proj(x))), *rotation)
+        queries, keys, values = self.heads(x)
+        return rotate(queries, *rotation), rotate(keys, *rotation), values
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `project`, (..., D) -> (..., H or K, W), before the rotation."""
+        queries = self.q_norm(self._heads(self.q_proj(x)))
+        keys = self.k_norm(self._heads(self.k_proj(x)))
         return queries, keys, self._heads(self.v_proj(x))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -73,4 +83,16 @@ class Attention(nn.Module):
 def _head_norm(config: TransformerConfig, num_heads: int) -> nn.Module:
     if config.qk_norm is None:
         return nn.Identity()
-    return HeadLayerNorm(num_heads, config.head_dim, config.qk_norm.eps)
+    return HEAD_NORMS[config.qk_norm.kind](num_heads, config.head_dim, config.qk_norm.eps)
+
+
+def look(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Mask, cache: KVCache | None, layer: int, slots: Tensor
+) -> Tensor:
+    """queries (B, T, H, W), keys and values (B, T, K, W), slots (B, T) of a cache -> what is seen (B, T, H * W)."""
+    if cache is None:
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    else:
+        keys, values = cache.update(layer, keys, values, slots)
+    mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), bias)
+    return mixed.transpose(1, 2).flatten(2)

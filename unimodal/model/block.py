@@ -8,6 +8,7 @@ from unimodal.model.attention import Attention, Rotation
 from unimodal.model.cache import KVCache
 from unimodal.model.config import TransformerConfig
 from unimodal.model.feedforward import FeedForward
+from unimodal.model.flow import LatentTokens
 from unimodal.model.masks import Mask
 
 
@@ -22,19 +23,46 @@ class PreNormBlock(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, positions: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, bias, cache, positions))
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        bias: Mask,
+        cache: KVCache | None,
+        slots: Tensor,
+        media: LatentTokens | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D). A dense block treats latents as it does tokens."""
+        del media
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, bias, cache, slots))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class SwinNormBlock(PreNormBlock):
     """Norms after each part, Chameleon 34B (arXiv 2405.09818, section 2.3): bounds what a layer can add to x."""
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, positions: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x = x + self.dropout(self.attention_norm(self.attention(x, rotation, bias, cache, positions)))
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        bias: Mask,
+        cache: KVCache | None,
+        slots: Tensor,
+        media: LatentTokens | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D). A dense block treats latents as it does tokens."""
+        del media
+        x = x + self.dropout(self.attention_norm(self.attention(x, rotation, bias, cache, slots)))
         return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
+
+
+class LastNorm(nn.RMSNorm):
+    """The norm before the head, of tokens and latents alike."""
+
+    def forward(self, x: Tensor, media: LatentTokens | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        del media
+        return super().forward(x)
 
 
 BLOCKS: dict[str, type[PreNormBlock]] = {"pre": PreNormBlock, "swin": SwinNormBlock}

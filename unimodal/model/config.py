@@ -11,9 +11,35 @@ NormPlacement = Literal["pre", "swin"]
 
 @dataclass(frozen=True, kw_only=True)
 class QKNormConfig:
-    """Chameleon's LayerNorm on queries and keys (arXiv 2405.09818, section 2.3)."""
+    """Norms on queries and keys, before the rotation.
+
+    `layer` is Chameleon's LayerNorm with parameters for each head (arXiv 2405.09818, section 2.3), `rms` the RMSNorm
+    of Qwen3 and BAGEL, whose weight all heads share.
+    """
 
     eps: float = 1e-5
+    kind: Literal["layer", "rms"] = "layer"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("layer", "rms"):
+            raise ValueError(f"the QK-norm is 'layer' or 'rms', got {self.kind!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """BAGEL's branch: images as continuous latents of an autoencoder, drawn by flow matching (arXiv 2505.14683).
+
+    `latent_dim` channels a latent; at most `side` latents along each side of an image. `time_channels` sines and
+    cosines tell the time.
+    """
+
+    latent_dim: int
+    side: int
+    time_channels: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.latent_dim, self.side) < 1 or self.time_channels < 2 or self.time_channels % 2:
+            raise ValueError(f"a flow needs latents, places and an even number of time channels, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +47,7 @@ class TransformerConfig:
     """A decoder in Chameleon's shape: Llama-2 plus QK-norm, dropout and a choice of where the norms sit.
 
     `norm_placement` is `pre` (Llama: x + f(norm(x)), Chameleon 7B) or `swin` (x + norm(f(x)), Chameleon 34B).
+    `mixture` gives every layer a second set of weights for latents of the flow branch (mixture-of-transformers).
     `dropout` acts after attention and after the feed-forward part (0.1 in Chameleon 7B, 0 in 34B).
     """
 
@@ -35,7 +62,10 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     norm_placement: NormPlacement = "pre"
     qk_norm: QKNormConfig | None = QKNormConfig()
+    qkv_bias: bool = False
     dropout: float = 0.0
+    mixture: bool = False
+    flow: FlowConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.num_heads % self.num_kv_heads:
@@ -48,6 +78,10 @@ class TransformerConfig:
             raise ValueError(f"dropout lies in [0, 1), got {self.dropout}")
         if self.norm_placement not in ("pre", "swin"):
             raise ValueError(f"norm_placement is 'pre' or 'swin', got {self.norm_placement!r}")
+        if self.mixture and self.norm_placement != "pre":
+            raise ValueError("a mixture of transformers has its norms before each part: norm_placement 'pre'")
+        if self.flow is not None and self.dim % 4:
+            raise ValueError(f"places of latents need a width that 4 divides, got {self.dim}")
 
     @property
     def head_dim(self) -> int:
@@ -63,8 +97,9 @@ class TransformerConfig:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing fields."""
         try:
             values = dict(values)
-            if isinstance(values.get("qk_norm"), dict):
-                values["qk_norm"] = QKNormConfig(**values["qk_norm"])
+            for name, kind in (("qk_norm", QKNormConfig), ("flow", FlowConfig)):
+                if isinstance(values.get(name), dict):
+                    values[name] = kind(**values[name])
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"not a transformer config: {error}") from error

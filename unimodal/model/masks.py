@@ -21,46 +21,56 @@ def allowed(
     key_index: Any,
     key_document: Any,
     key_branch: Any,
+    query_span: Any = 0,
+    key_span: Any = 0,
 ) -> Any:
-    """A token sees the earlier tokens of its own document, and of its branches only its own.
+    """A token sees the earlier tokens of its own document, of its branches only its own, and its whole span.
 
     Branch 0 is the trunk of a document; branches 1, 2, ... continue it without seeing each other, so that many
-    questions share one image. Written with `&`, `|` and comparisons alone, so it works on tensors and in a
-    FlexAttention `mask_mod`.
+    questions share one image. Span 0 is plain causal text; the tokens of another span see each other in both
+    directions, and a span below 0 is a noised image, which nobody outside it sees: generalized causal attention
+    (BAGEL, arXiv 2505.14683, section 2.2). Written with `&`, `|` and comparisons alone, so it works on tensors and in
+    a FlexAttention `mask_mod`.
     """
     causal = query_index >= key_index
     same_document = query_document == key_document
     same_branch = (key_branch == 0) | (key_branch == query_branch)
-    return causal & same_document & same_branch
+    same_span = key_span == query_span
+    in_order = causal | (same_span & (key_span != 0))
+    return in_order & same_document & same_branch & ((key_span >= 0) | same_span)
 
 
-def dense_mask(documents: Tensor, branches: Tensor | None = None) -> Tensor:
-    """documents, branches (B, T) -> bool (B, 1, T, T), True where attention is allowed.
+def dense_mask(documents: Tensor, branches: Tensor | None = None, spans: Tensor | None = None) -> Tensor:
+    """documents, branches, spans (B, T) -> bool (B, 1, T, T), True where attention is allowed.
 
     Padding (document -1) sees only padding, so no row is empty.
     """
     index = torch.arange(documents.shape[1], device=documents.device)
     branches = torch.zeros_like(documents) if branches is None else branches
-    return allowed(
-        index[:, None], documents[:, :, None], branches[:, :, None], index[None], documents[:, None], branches[:, None]
-    ).unsqueeze(1)
+    of_queries = (index[:, None], documents[:, :, None], branches[:, :, None])
+    of_keys = (index[None], documents[:, None], branches[:, None])
+    if spans is None:
+        return allowed(*of_queries, *of_keys).unsqueeze(1)
+    return allowed(*of_queries, *of_keys, spans[:, :, None], spans[:, None]).unsqueeze(1)
 
 
-def block_mask(documents: Tensor, branches: Tensor) -> BlockMask:
+def block_mask(documents: Tensor, branches: Tensor, spans: Tensor | None = None) -> BlockMask:
     """As `dense_mask`, in blocks: FlexAttention leaves out every block in which nothing is allowed, so that a long row
     of short documents costs what they cost alone. It trains on CUDA alone (torch 2.15)."""
+    spans = torch.zeros_like(documents) if spans is None else spans
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         del head
-        return allowed(query, documents[row, query], branches[row, query], key, documents[row, key], branches[row, key])
+        of_query = (query, documents[row, query], branches[row, query])
+        return allowed(*of_query, key, documents[row, key], branches[row, key], spans[row, query], spans[row, key])
 
     rows, length = documents.shape
     return create_block_mask(rule, rows, None, length, length, device=documents.device)
 
 
-def training_mask(documents: Tensor, branches: Tensor) -> Mask:
+def training_mask(documents: Tensor, branches: Tensor, spans: Tensor | None = None) -> Mask:
     """The form that trains fastest where the tensors are: blocks on CUDA, dense elsewhere."""
-    return (block_mask if documents.device.type == "cuda" else dense_mask)(documents, branches)
+    return (block_mask if documents.device.type == "cuda" else dense_mask)(documents, branches, spans)
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unimodal.model.attention import Attention, HeadLayerNorm, Rotation
 from unimodal.model.feedforward import FeedForward
+from unimodal.model.mixture import MixtureBlock, MixtureNorm
 from unimodal.model.rope import rotate
 from unimodal.model.transformer import Transformer
 
@@ -27,13 +28,16 @@ LEAST_ROWS = 4
 
 
 class PackedLinear(nn.Module):
-    """Linear layers without bias that read the same input, as one whose weight has been reordered; for inference."""
+    """Linear layers that read the same input, as one whose weight has been reordered; for inference.
+
+    All of them have a bias or none has.
+    """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
-        if any(linear.bias is not None for linear in linears):
-            raise ValueError("a linear layer with a bias cannot be packed")
         weight = torch.cat([linear.weight.detach() for linear in linears])
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
         self.out_features, self.in_features = weight.shape
         self.order = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
 
@@ -44,7 +48,7 @@ class PackedLinear(nn.Module):
         if count < LEAST_ROWS:
             padding = rows[:1].expand(LEAST_ROWS - count, -1)
             rows = torch.cat([rows, padding])
-        out = torch.ops.mkldnn._linear_pointwise(rows, self.order, None, "none", [], "")
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.order, self.bias, "none", [], "")
         return out[:count].view(*x.shape[:-1], self.out_features)
 
 
@@ -111,6 +115,8 @@ def can_pack(weight: Tensor) -> bool:
 def packed(transformer: Transformer) -> Transformer:
     """A transformer for inference with packed weights; the given one itself where this machine cannot pack.
 
+    Of a mixture only the understanding side is packed: the copy decodes text.
+
     Costs the memory of the matrices once more. Later changes of the given one's matrices do not reach it.
     """
     if not can_pack(transformer.embedding.weight):
@@ -118,15 +124,21 @@ def packed(transformer: Transformer) -> Transformer:
     shared = {id(parameter): parameter for parameter in transformer.parameters()}
     with torch.no_grad():
         copied = copy.deepcopy(transformer, shared).eval()  # pyright: ignore[reportArgumentType]
-        for block in copied.blocks:
+        for block in map(_text_side, copied.blocks):
             block.attention = PackedAttention(block.attention)  # pyright: ignore[reportArgumentType]
             block.feed_forward = PackedFeedForward(block.feed_forward)  # pyright: ignore[reportArgumentType]
             block.attention_norm = PackedRMSNorm(block.attention_norm)  # pyright: ignore[reportArgumentType]
             block.feed_forward_norm = PackedRMSNorm(block.feed_forward_norm)  # pyright: ignore[reportArgumentType]
             block.dropout = nn.Identity()
-        copied.norm = PackedRMSNorm(copied.norm)  # pyright: ignore[reportAttributeAccessIssue]
+        norm = copied.norm.understanding if isinstance(copied.norm, MixtureNorm) else copied.norm
+        copied.norm = PackedRMSNorm(norm)  # pyright: ignore
         copied.head = PackedLinear([copied.head])  # pyright: ignore[reportAttributeAccessIssue]
     return copied
+
+
+def _text_side(block: nn.Module) -> nn.Module:
+    """The block that decodes text."""
+    return block.understanding if isinstance(block, MixtureBlock) else block
 
 
 def _joined(queries: nn.Module, keys: nn.Module) -> nn.Module:

@@ -5,6 +5,8 @@ Chameleon (arXiv 2405.09818) in one picture:
     ids ─▶ embedding ─▶ [ RMSNorm ─▶ attention (QK-norm, RoPE) ─▶ +  RMSNorm ─▶ SwiGLU ─▶ + ] x L ─▶ RMSNorm ─▶ head
 
 Image codes and text tokens share the embedding, every layer and the head; nothing here knows which is which.
+With the flow branch (flow.py), latents of images enter beside the embedding, and a mixture (mixture.py) gives them
+weights of their own in every layer.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unimodal.model.block import BLOCKS
+from unimodal.model.block import BLOCKS, LastNorm
 from unimodal.model.cache import KVCache
 from unimodal.model.config import TransformerConfig
+from unimodal.model.flow import FlowBranch, LatentTokens
 from unimodal.model.masks import Mask, as_bias, cached_mask, causal_mask
+from unimodal.model.mixture import MixtureBlock, MixtureNorm
 from unimodal.model.rope import RotaryEmbedding
 
 # Shapes: B batch, T tokens, D model width, V vocabulary.
@@ -31,10 +35,11 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta)
-        block = BLOCKS[config.norm_placement]
+        block = MixtureBlock if config.mixture else BLOCKS[config.norm_placement]
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = (MixtureNorm if config.mixture else LastNorm)(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.flow = FlowBranch(config.flow, config.dim) if config.flow else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -45,6 +50,8 @@ class Transformer(nn.Module):
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             std = INIT_STD / (2 * self.config.num_layers) ** 0.5 if into_residual else INIT_STD
             nn.init.normal_(parameter, std=std)
+        if self.flow is not None:
+            self.flow.reset_parameters()
 
     def forward(
         self,
@@ -67,20 +74,49 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         mask: Mask | None = None,
         cache: KVCache | None = None,
+        *,
+        media: LatentTokens | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
-        """As `forward`, but what the head reads: (B, T, D) after the last norm."""
+        """As `forward`, but what the head reads: (B, T, D) after the last norm.
+
+        Where `media` says that latents stand, they take the place of token ids. Where tokens share positions, `slots`
+        (B, T) says where a cache keeps them, and the mask (B, 1, T, used slots) comes with it.
+        """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        if cache is not None:
-            mask = cached_mask(positions, cache.used)
-        elif mask is None:
+        if slots is None:
+            slots = positions
+            if cache is not None:
+                mask = cached_mask(positions, cache.used)
+        if mask is None:
             mask = causal_mask(tokens.shape[1], tokens.device)
         x = self.embedding(tokens)
         dtype = _compute_dtype(x)
         rotation, bias = self.rotary(positions, dtype), as_bias(mask, dtype)
+        if media is not None:
+            return self._joint(x, media, rotation, bias, cache, slots)
         for block in self.blocks:
-            x = block(x, rotation, bias, cache, positions)
+            x = block(x, rotation, bias, cache, slots)
         return self.norm(x)
+
+    def _joint(
+        self,
+        x: Tensor,
+        media: LatentTokens,
+        rotation: tuple[Tensor, Tensor],
+        bias: Mask,
+        cache: KVCache | None,
+        slots: Tensor,
+    ) -> Tensor:
+        """The layers over tokens and latents together."""
+        if self.flow is None:
+            raise ValueError("this model has no flow branch: it takes token ids and no latents")
+        latents = self.flow.embed(media).to(x.dtype)
+        x = x.flatten(0, 1).index_copy(0, media.index, latents).view(x.shape)
+        for block in self.blocks:
+            x = block(x, rotation, bias, cache, slots, media)
+        return self.norm(x, media)
 
     def num_parameters(self, *, without_embedding: bool = True) -> int:
         """Parameters that take part in matrix products; the embedding table is a look-up."""

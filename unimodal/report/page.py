@@ -17,6 +17,7 @@ INTRODUCTION = (
 PARTS = (
     sections.summary,
     sections.drawings,
+    sections.edits,
     sections.questions,
     sections.captions,
     sections.dialogue,

@@ -29,9 +29,16 @@ METRIC_LABELS = {
     "ssim": "SSIM",
     "codebook_use": "share of the codebook in use",
     "perplexity": "codebook perplexity",
+    "psnr_rest": "PSNR outside the shape",
+    "copied": "still in the old colour",
+    "known_answer_accuracy": "the judge's accuracy on the known answers",
+    "ceiling_accuracy": "accuracy of the known answers, passed through the image tokenizer",
+    "ceiling_psnr": "PSNR of these",
+    "ceiling_psnr_rest": "PSNR of these outside the shape",
 }
 UNITS = {"psnr": "{:.2f} dB", "perplexity": "{:.0f}", "cider": "{:.2f}", "ssim": "{:.3f}", "bleu4": "{:.3f}"}
-UNITS |= {"rouge_l": "{:.3f}", "psnr_rest": "{:.2f} dB"}
+UNITS |= {"rouge_l": "{:.3f}"}
+UNITS |= dict.fromkeys(("psnr_rest", "ceiling_psnr", "ceiling_psnr_rest"), "{:.2f} dB")
 
 
 def metric_label(name: str) -> str:

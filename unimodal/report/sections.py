@@ -28,8 +28,15 @@ TASK_TITLES = {
     "caption": "Captions",
     "t2i": "Drawing from text",
     "reconstruction": "Image tokenizer",
+    "edit": "Editing images",
 }
-HEADLINES = (("vqa", "accuracy"), ("caption", "exact_match"), ("t2i", "accuracy"), ("reconstruction", "psnr"))
+HEADLINES = (
+    ("vqa", "accuracy"),
+    ("caption", "exact_match"),
+    ("t2i", "accuracy"),
+    ("edit", "accuracy"),
+    ("reconstruction", "psnr"),
+)
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "tokenizer": {
         "Image tokenizer: loss": ("train/loss", "val/loss"),
@@ -40,6 +47,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Model: image loss, nats a code": ("train/loss_image", "val/loss_image"),
     },
 }
+EDIT_IMAGES = ("shown", "drawn", "known")
 Example = Mapping[str, Any]
 
 
@@ -109,6 +117,22 @@ def drawings(files: RunFiles) -> str:
         "Unselected: the first drawings of every prompt. A tick or a cross is the judge's word; hover for what it saw."
     )
     return section("Drawn from text", body, lead)
+
+
+def edits(files: RunFiles) -> str:
+    """Shown pictures with the request, what was drawn and the known answer; nothing where no edit was measured."""
+    results = files.of_task("edit")
+    cards = [
+        f'<div class="card"><div class="triple">'
+        f"{''.join(_image(result, example, name) for name in EDIT_IMAGES)}</div>"
+        f"{escape(str(example.get('prompt', '')))} {mark(example.get('right'))}{_reference(example)}</div>"
+        for result in results
+        for example in result.examples
+    ]
+    lead = (
+        "Left the shown picture, then what the model drew, right the known answer. Evenly spread over the test split."
+    )
+    return section("Edits", _cards(cards), lead) if results else ""
 
 
 def captions(files: RunFiles) -> str:

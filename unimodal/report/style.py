@@ -42,6 +42,7 @@ img { image-rendering: pixelated; display: block; border-radius: 4px; background
 .cards .card { padding: .7rem; font-size: .88rem; line-height: 1.4; overflow-wrap: anywhere; }
 .cards img { width: 100%; aspect-ratio: 1; object-fit: contain; margin-bottom: .5rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .35rem; } .pair img { margin: 0; }
+.triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: .35rem; }
 .drawn td, .drawn th { padding: .35rem; text-align: center; vertical-align: middle; }
 .drawn th { font-weight: 500; font-size: .85rem; } .drawn table { table-layout: fixed; }
 .drawn th:first-child { text-align: right; width: 4rem; }

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from data_pipelines import datamodule as _datamodules
 from data_pipelines import raw as _raw
+from tokenizers_vq import autoencoder_module as _autoencoder_module
 from tokenizers_vq import module as _tokenizer_module
 from unimodal.training import module as _transformer_module
 from unimodal.training import predicting as _predicting
@@ -27,7 +28,7 @@ from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.precision import trainer_precision
 
-KNOWN_CLASSES = (_datamodules, _raw, _tokenizer_module, _transformer_module, _predicting)
+KNOWN_CLASSES = (_datamodules, _raw, _tokenizer_module, _autoencoder_module, _transformer_module, _predicting)
 """Imported so that configs may name their classes without a path."""
 
 HARMLESS = (

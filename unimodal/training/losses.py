@@ -15,6 +15,14 @@ COUNTED_MULTIPLE = 1024
 # Shapes: M tokens with a weight, D width, V vocabulary.
 
 
+class FlowSums(NamedTuple):
+    """Sums over the noised latents of the flow branch: the weighted error, the plain one, and how many there are."""
+
+    weighted: Tensor
+    plain: Tensor
+    count: Tensor
+
+
 class LossSums(NamedTuple):
     """Weighted sums over tokens (scalars); `weight` is the sum of weights."""
 
@@ -24,6 +32,7 @@ class LossSums(NamedTuple):
     weight: Tensor
     text_weight: Tensor
     image_weight: Tensor
+    flow: FlowSums | None = None
 
 
 class _Counted(NamedTuple):

@@ -10,13 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.batch import PackedBatch
+from data_pipelines.batch import LEAST_WEIGHT, PackedBatch
+from data_pipelines.datamodule import TokenDataModule
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.compiling import compiled
+from unimodal.training.flow import FlowTrainingConfig, begin, flow_sums, noise
 from unimodal.training.losses import LossSums, next_token_losses
 from unimodal.training.optim import MuonConfig, OptimizerConfig, build_optimizer
 from unimodal.training.schedule import ScheduleConfig
@@ -41,6 +43,7 @@ class TransformerModule(L.LightningModule):
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
         codebook_init: CodebookInitConfig | None = None,
+        flow: FlowTrainingConfig | None = None,
         compile: bool = True,
     ) -> None:
         super().__init__()
@@ -55,6 +58,7 @@ class TransformerModule(L.LightningModule):
             "norm_placement": norm_placement,
         }
         TransformerConfig(vocab_size=1, **self.shape)  # say now what is wrong with it
+        self.flow = flow
         self.z_weight, self.compile_model, self.codebook_init = z_weight, compile, codebook_init
         self.optimizer_config = optimizer or MuonConfig()
         self.schedule = schedule or ScheduleConfig()
@@ -66,12 +70,20 @@ class TransformerModule(L.LightningModule):
     def configure_model(self) -> None:
         """Build the transformer once the data has told the size of the vocabulary."""
         if self.transformer is None:
-            config = TransformerConfig(vocab_size=self.space.vocab_size, **self.shape)
+            branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
+            config = TransformerConfig(vocab_size=self.space.vocab_size, **self.shape, **branch)
             self.transformer = Transformer(config)
             if self.codebook_init is not None:
-                tokenizer = open_beside(self.trainer.datamodule.folders[0])  # pyright: ignore[reportAttributeAccessIssue]
+                tokenizer = open_beside(self.data.folders[0])
                 begin_with_codebook(self.transformer, self.space, tokenizer, self.codebook_init)
+            if self.flow is not None:
+                begin(self.transformer, self.flow, self.space.fingerprint)
             self._features = compiled(self.transformer.features) if self.compile_model else self.transformer.features
+
+    @property
+    def data(self) -> TokenDataModule:
+        """The data module of the run."""
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def space(self) -> TokenSpace:
@@ -89,14 +101,29 @@ class TransformerModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def losses(self, batch: PackedBatch) -> LossSums:
-        """Forward pass and sums of a batch."""
+    def losses(self, batch: PackedBatch, generator: torch.Generator | None = None) -> LossSums:
+        """Forward pass and sums of a batch; a generator draws the noise of the flow branch, torch's own if None."""
         assert self.transformer is not None
-        mask = training_mask(batch.documents, batch.branches)
-        features = self._features(batch.tokens, batch.positions, mask)
+        if self.transformer.flow is None:
+            mask = training_mask(batch.documents, batch.branches)
+            return self._token_losses(self._features(batch.tokens, batch.positions, mask), batch)
+        assert self.flow is not None
+        branch, spans = self.transformer.flow, batch.latents and batch.latents.spans
+        given = noise(batch.latents, branch.config, self.flow.shift, batch.tokens, generator)
+        mask = training_mask(batch.documents, batch.branches, spans)
+        features = self._features(batch.tokens, batch.positions, mask, media=given.media)
+        flow = flow_sums(branch.velocity(features.flatten(0, 1)[given.media.index]), given)
+        return self._token_losses(features, batch)._replace(flow=flow)
+
+    def _token_losses(self, features: Tensor, batch: PackedBatch) -> LossSums:
+        assert self.transformer is not None
         return next_token_losses(
             features, self.transformer.head, batch.targets, batch.loss_weights, batch.modality, self.z_weight
         )
+
+    def _total(self, sums: LossSums) -> Tensor:
+        total = sums.text + sums.image + sums.z
+        return total if sums.flow is None or self.flow is None else total + self.flow.weight * sums.flow.weighted
 
     def training_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The sum over this batch's tokens; `on_before_optimizer_step` divides by the step's weight.
@@ -110,7 +137,7 @@ class TransformerModule(L.LightningModule):
         self._random_state = _get_random_state(self.device)
         self._step_weight = self._step_weight.to(sums.weight.device) + sums.weight.detach()
         self._log("train", sums, batch)
-        return (sums.text + sums.image + sums.z) * self.trainer.accumulate_grad_batches
+        return self._total(sums) * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Gradient of the sum -> gradient of the weighted mean over the whole step, then log its norm."""
@@ -122,7 +149,7 @@ class TransformerModule(L.LightningModule):
         self._step_weight = torch.zeros(())
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         for gradient in gradients:
-            gradient.mul_(ranks / max(float(weight), 1e-8))
+            gradient.mul_(ranks / max(float(weight), LEAST_WEIGHT))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {float(norm)} at step {self.trainer.global_step}")
@@ -136,13 +163,11 @@ class TransformerModule(L.LightningModule):
 
     def validation_step(self, batch: PackedBatch, batch_index: int) -> None:
         """Losses on held-out documents."""
-        del batch_index
-        self._log("val", self.losses(batch), batch)
+        self._log("val", self.losses(batch, torch.Generator().manual_seed(batch_index)), batch)
 
     def test_step(self, batch: PackedBatch, batch_index: int) -> None:
         """Losses on all documents of the data."""
-        del batch_index
-        self._log("test", self.losses(batch), batch)
+        self._log("test", self.losses(batch, torch.Generator().manual_seed(batch_index)), batch)
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""
@@ -153,11 +178,13 @@ class TransformerModule(L.LightningModule):
 
     def _log(self, stage: str, sums: LossSums, batch: PackedBatch) -> None:
         values = {
-            "loss": (sums.text + sums.image + sums.z) / sums.weight.clamp_min(1e-8),
+            "loss": self._total(sums) / sums.weight.clamp_min(LEAST_WEIGHT),
             "loss_text": sums.text / sums.text_weight.clamp_min(1e-8),
             "loss_image": sums.image / sums.image_weight.clamp_min(1e-8),
             "z_loss": sums.z / sums.weight.clamp_min(1e-8),
         }
+        if sums.flow is not None:
+            values["loss_flow"] = sums.flow.plain / sums.flow.count.clamp_min(1)
         for name, value in values.items():
             bar = name != "z_loss"
             self.log(

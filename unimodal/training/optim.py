@@ -160,12 +160,12 @@ def _adamw_groups(config: AdamWConfig, decayed: list[Tensor], plain: list[Tensor
 
 
 def _sorted_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Hidden matrices; embedding and head; norms and biases."""
+    """Hidden matrices; embedding, head and the flow branch's way in and out; norms and biases."""
     matrices, tables, vectors = [], [], []
     for name, parameter in model.named_parameters():
         if "norm" in name or parameter.ndim < 2:
             vectors.append(parameter)
-        elif "embedding" in name or name.startswith("head"):
+        elif "embedding" in name or name.startswith(("head", "flow.")):
             tables.append(parameter)
         else:
             matrices.append(parameter)

@@ -1,4 +1,4 @@
-"""Scores of reconstructed pictures, gathered batch by batch."""
+"""Scores of pictures against others: of reconstructions, gathered batch by batch, and of parts of one picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import Tensor
 
 from tokenizers_vq.metrics import codebook_use, perplexity, psnr, ssim
 
-# Shapes: B images, S image side, N codes of one image, K codebook size; images lie in [-1, 1].
+# Shapes: B images, S image side, H height, W width, N codes of one image, K codebook size; images lie in [-1, 1].
+
+MAX_PSNR = 106.02
+"""What `psnr` says of equal pictures, in dB: 10 log10(4 / 1e-10)."""
 
 
 @dataclass(kw_only=True)
@@ -42,3 +45,8 @@ class ReconstructionScores:
             "codebook_use": codebook_use(self.counts).item(),
             "perplexity": perplexity(self.counts).item(),
         }
+
+
+def masked_psnr(image: Tensor, target: Tensor, mask: Tensor) -> float:
+    """PSNR in dB over a mask's pixels: (3, H, W) twice and (H, W) bool. At most MAX_PSNR, also without pixels."""
+    return psnr(image[None, :, mask, None], target[None, :, mask, None]).item() if mask.any() else MAX_PSNR

@@ -8,24 +8,22 @@ from itertools import islice, product
 from statistics import fmean
 from typing import Any
 
-import torch
 from PIL import Image
 
 from data_pipelines.documents import TextSegment
-from data_pipelines.images import to_tensor
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES, caption
 from unimodal.evaluation.contract import (
     AnyToAnyModel,
     DocumentSource,
     Example,
-    Part,
     Reporter,
     Sampling,
     TaskResult,
     codec_of,
+    only_picture,
     silent,
 )
-from unimodal.evaluation.judge import IMAGE_SIZE, Judge, Verdict
+from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 
 SAMPLED = Sampling(temperature=1.0, guidance=2.0)
 PICTURES_SHOWN_PER_PROMPT = 4
@@ -59,11 +57,11 @@ def evaluate(
     prompts = (captions * (seeds_per_prompt if judge else 1))[:limit]
     settings = sampling.to_dict() | {"batch_size": batch_size}
     outputs = model.generate(prompts, "image", progress=reporter("pictures", len(prompts)), **settings)
-    pictures = [_only_picture(parts) for parts in outputs]
+    pictures = [only_picture(parts) for parts in outputs]
     checks = captions * checks_per_prompt
     fresh = settings | {"seed": sampling.seed + len(prompts)}
     metrics = _malformed(model, checks, fresh, pictures)
-    verdicts = _verdicts(judge, pictures) if judge else [None] * len(pictures)
+    verdicts = verdicts_on(judge, pictures) if judge else [None] * len(pictures)
     if judge:
         metrics = _accuracy(prompts, verdicts) | {"judge_accuracy": judge.accuracy_on("test")} | metrics
     recipe = sampling.recipe() | {
@@ -71,7 +69,7 @@ def evaluate(
         "prompts": len(captions),
         "drawings_per_prompt": len(prompts) / len(captions),
         "span_checks": len(checks),
-        "judge": _judge_recipe(judge),
+        "judge": judge_recipe(judge),
     }
     return TaskResult(
         task="t2i",
@@ -107,11 +105,6 @@ def source_captions(source: DocumentSource, count: int) -> list[str]:
     return list(found)
 
 
-def _only_picture(parts: Sequence[Part]) -> Image.Image | None:
-    pictures = [part for part in parts if isinstance(part, Image.Image)]
-    return pictures[0] if len(pictures) == len(parts) == 1 else None
-
-
 def _malformed(
     model: AnyToAnyModel, prompts: list[str], settings: dict[str, Any], pictures: Sequence[Image.Image | None]
 ) -> dict[str, float]:
@@ -120,16 +113,6 @@ def _malformed(
     spans, bad = spans + len(pictures), bad + sum(picture is None for picture in pictures)
     free_spans, free_bad = model.image_span_check(prompts, constrained=False, **settings)
     return {"malformed": bad / spans, "malformed_free": free_bad / max(free_spans, 1)}
-
-
-def _verdicts(judge: Judge, pictures: Sequence[Image.Image | None]) -> list[Verdict | None]:
-    """The judge's word on each picture; None where there is none to judge."""
-    drawn = [picture for picture in pictures if picture is not None]
-    if not drawn:
-        return [None] * len(pictures)
-    resized = [picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for picture in drawn]
-    verdicts = iter(judge.predict(torch.stack([to_tensor(picture) for picture in resized])))
-    return [None if picture is None else next(verdicts) for picture in pictures]
 
 
 def _accuracy(prompts: Sequence[str], verdicts: Sequence[Verdict | None]) -> dict[str, float]:
@@ -144,12 +127,6 @@ def _accuracy(prompts: Sequence[str], verdicts: Sequence[Verdict | None]) -> dic
     ]
     both = [colour and shape for colour, shape in zip(colours, shapes, strict=True)]
     return {"accuracy": fmean(both), "colour": fmean(colours), "shape": fmean(shapes)}
-
-
-def _judge_recipe(judge: Judge | None) -> dict[str, Any] | None:
-    if judge is None:
-        return None
-    return {"trained_on": "easy_vqa train, real pictures only", "seed": judge.seed, "data_sha256": judge.data_sha256}
 
 
 def _examples(

@@ -1,0 +1,156 @@
+"""The flow branch: places, times, the first loss, and who sees a noised image."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import pytest
+import torch
+
+from tests.oracles.slow_attention import spanned_layout, visible_with_spans
+from tests.oracles.tiny import tiny_config, tiny_transformer
+from unimodal.model.config import FlowConfig
+from unimodal.model.flow import (
+    FlowBranch,
+    LatentTokens,
+    image_places,
+    latent_tokens,
+    logit_normal_times,
+    noised,
+    shifted,
+    sincos_places,
+    sinusoids,
+)
+from unimodal.model.masks import allowed, block_mask, dense_mask
+from unimodal.model.transformer import Transformer
+
+LENGTH, CHANNELS = 24, 4
+FLOW = FlowConfig(latent_dim=CHANNELS, side=6, time_channels=8)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_the_predicate_is_the_slow_rule_of_generalized_causal_attention(seed: int) -> None:
+    documents, branches, spans = spanned_layout(Random(seed), LENGTH)
+    seen = visible_with_spans(documents, branches, spans)
+    for query in range(LENGTH):
+        of_query = (query, documents[query], branches[query])
+        found = {
+            key
+            for key in range(LENGTH)
+            if allowed(*of_query, key, documents[key], branches[key], spans[query], spans[key])
+        }
+        assert found == seen[query]
+
+
+def test_dense_and_block_masks_are_the_predicate() -> None:
+    layouts = [spanned_layout(Random(seed), LENGTH) for seed in range(20)]
+    documents, branches, spans = (torch.tensor([layout[i] for layout in layouts]) for i in range(3))
+    dense = dense_mask(documents, branches, spans)
+    for row, layout in enumerate(layouts):
+        for query, keys in enumerate(visible_with_spans(*layout)):
+            assert set(dense[row, 0, query].nonzero().flatten().tolist()) == keys
+    blocks = block_mask(documents, branches, spans)
+    assert blocks.mask_mod is not None
+    index = torch.arange(LENGTH)
+    for row in range(len(layouts)):
+        rows = torch.tensor(row)
+        found = torch.stack([blocks.mask_mod(rows, rows, query, index) for query in index])
+        assert torch.equal(found, dense[row, 0])
+
+
+def test_the_example_of_bagels_layout() -> None:
+    """Lengths 3 causal, 4 noise, 2 full, 3 full, 2 causal: the rows that shared/TECHNIQUES lists for it."""
+    spans = torch.tensor([[0] * 3 + [-1] * 4 + [2] * 2 + [3] * 3 + [0] * 2])
+    mask = dense_mask(torch.zeros_like(spans), None, spans)[0, 0].int()
+    rows = ["".join(map(str, row)) for row in mask.tolist()]
+    assert rows[0] == "1" + "0" * 13 and rows[2] == "111" + "0" * 11
+    assert set(rows[3:7]) == {"1111111" + "0" * 7}
+    assert set(rows[7:9]) == {"111000011" + "0" * 5} and set(rows[9:12]) == {"111000011111" + "00"}
+    assert rows[12:] == ["11100001111110", "11100001111111"]
+
+
+def one_row(noise_seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, LatentTokens]:
+    """Two documents with two noised images and a clean one: tokens, spans, and latents of other noise by seed."""
+    spans = torch.tensor([[0, 0, -1, -1, -1, 2, 2, 0, -3, -3, 0, 0]])
+    latents = torch.randn(4, CHANNELS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    latents[:2] += torch.randn(2, CHANNELS, generator=torch.Generator().manual_seed(noise_seed), dtype=torch.float64)
+    standing = torch.tensor([[0, 0, 0, 1, 1, 0, 1, 0, 0, 1, 0, 0]]).bool()
+    times = torch.tensor([0.5, 0.5, 0.0, 0.7], dtype=torch.float64)
+    return torch.arange(12)[None], spans, latent_tokens(standing, latents, times, torch.tensor([0, 1, 0, 7]))
+
+
+@pytest.mark.parametrize("mixture", [True, False])
+def test_another_noise_in_an_image_changes_no_token_outside_it(mixture: bool) -> None:
+    model = tiny_transformer(flow=FLOW, mixture=mixture)
+    outputs = []
+    for seed in (1, 2):
+        tokens, spans, media = one_row(seed)
+        outputs.append(model.features(tokens, mask=dense_mask(torch.zeros_like(spans), None, spans), media=media))
+    inside = one_row()[1][0] == -1
+    assert torch.equal(outputs[0][0, ~inside], outputs[1][0, ~inside])
+    assert ((outputs[0] - outputs[1])[0, inside].abs().amax(-1) > 1e-6).all()
+
+
+def test_the_first_velocity_is_zero_and_the_first_loss_that_of_noise_minus_image() -> None:
+    model = Transformer(tiny_config(flow=FLOW, mixture=True))
+    standing = torch.zeros(64, 40, dtype=torch.bool)
+    standing[:, 2:38] = True
+    count = int(standing.sum())
+    clean, noise = torch.randn(count, CHANNELS), torch.randn(count, CHANNELS)
+    times = logit_normal_times(64, 1.0).repeat_interleave(36)
+    media = latent_tokens(standing, noised(clean, noise, times), times, image_places(6, 6, 6).repeat(64))
+    features = model.features(torch.zeros(64, 40, dtype=torch.int64), media=media)
+    assert model.flow is not None
+    velocity = model.flow.velocity(features.flatten(0, 1)[media.index])
+    loss = (velocity - (noise - clean)).square().mean()
+    assert float(loss) == pytest.approx(2.0, rel=0.02)
+
+
+def test_time_runs_from_the_image_to_noise_and_the_velocity_is_its_derivative() -> None:
+    clean, noise = torch.randn(5, CHANNELS).double(), torch.randn(5, CHANNELS).double()
+    at = lambda t: noised(clean, noise, torch.full((5,), t, dtype=torch.float64))  # noqa: E731
+    assert torch.equal(at(0.0), clean) and torch.equal(at(1.0), noise)
+    torch.testing.assert_close((at(0.6) - at(0.4)) / 0.2, noise - clean)
+
+
+def test_times_are_logit_normal_and_shifted_towards_noise() -> None:
+    torch.manual_seed(0)
+    times = logit_normal_times(200_000, 1.0)
+    assert float(times.median()) == pytest.approx(0.5, abs=0.005)
+    assert float(times.logit().std()) == pytest.approx(1.0, abs=0.01)
+    assert float(shifted(torch.tensor(0.5), 3.0)) == pytest.approx(0.75)
+    moved = shifted(torch.linspace(0, 1, 11), 4.0)
+    assert moved[0] == 0 and moved[-1] == 1 and (moved.diff() > 0).all()
+
+
+def test_places_are_sines_and_cosines_with_the_column_first() -> None:
+    table = sincos_places(3, 16)
+    assert table.shape == (9, 16)
+    row, column = 2, 1
+    entry = table[row * 3 + column].tolist()
+    frequencies = [10_000 ** (-k / 4) for k in range(4)]
+    expected = [f(at * w) for at in (column, row) for f in (math.sin, math.cos) for w in frequencies]
+    assert entry == pytest.approx(expected, abs=1e-6)
+
+
+def test_times_enter_as_cosines_and_sines_of_the_unscaled_time() -> None:
+    waves = sinusoids(torch.tensor([0.25]), 8)[0].tolist()
+    frequencies = [10_000 ** (-k / 4) for k in range(4)]
+    expected = [f(0.25 * w) for f in (math.cos, math.sin) for w in frequencies]
+    assert waves == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_image_has_the_places_of_its_rows_and_columns_and_too_large_a_one_is_refused() -> None:
+    assert image_places(2, 3, 5).tolist() == [0, 1, 2, 5, 6, 7]
+    with pytest.raises(ValueError, match="6x3 latents is larger than the model's table of 5x5"):
+        image_places(6, 3, 5)
+
+
+def test_an_embedded_latent_is_the_sum_of_its_three_parts() -> None:
+    branch = FlowBranch(FLOW, 16).double()
+    latents, times, places = torch.randn(3, CHANNELS).double(), torch.rand(3).double(), torch.tensor([0, 7, 35])
+    media = latent_tokens(torch.ones(1, 3, dtype=torch.bool), latents, times, places)
+    time = branch.time_out(torch.nn.functional.silu(branch.time_in(sinusoids(times, 8))))
+    expected = branch.latent_in(latents) + time + sincos_places(6, 16)[places].double()
+    torch.testing.assert_close(branch.embed(media), expected)

@@ -1,0 +1,102 @@
+"""From noise to latents: the grid of times, the solvers, and guidance on velocities.
+
+t = 1 is noise and the velocity is noise - x_0 (model/flow.py), so a step goes from t to a smaller time s by (s - t) v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unimodal.generation.settings import check_number
+from unimodal.model.flow import shifted
+
+# Shapes: B images, N latents of each, C channels.
+
+Solver = Literal["euler", "heun"]
+SOLVERS: tuple[Solver, ...] = ("euler", "heun")
+Renorm = Literal["none", "global", "channel", "text_channel"]
+RENORMS: tuple[Renorm, ...] = ("none", "global", "channel", "text_channel")
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSamplingConfig:
+    """How latents are drawn; the scales of guidance are those of GuidanceConfig.
+
+    `steps` of a solver over a grid of times moved towards noise by `shift`; Heun's steps ask the model twice, but for
+    the last one. Guidance acts at times above `guidance_from` and up to `guidance_to`. `renorm` keeps guided velocities
+    as long as plain ones, down to `renorm_least` of their own length (BAGEL, arXiv 2505.14683): over a whole image
+    (`global`), latent by latent (`channel`), or latent by latent in guidance by words alone (`text_channel`).
+    """
+
+    steps: int = 24
+    solver: Solver = "euler"
+    shift: float = 1.0
+    guidance_from: float = 0.0
+    guidance_to: float = 1.0
+    renorm: Renorm = "none"
+    renorm_least: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("the number of steps", self.steps, 1, 10_000, whole=True)
+        check_number("the shift of times", self.shift, 1e-3, 1000)
+        for name in ("guidance_from", "guidance_to", "renorm_least"):
+            check_number(name, getattr(self, name), 0, 1)
+        if self.solver not in SOLVERS:
+            raise ValueError(f"the solver is one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        if self.renorm not in RENORMS:
+            raise ValueError(f"renorm is one of {', '.join(RENORMS)}, got {self.renorm!r}")
+
+    def guided_at(self, time: float) -> bool:
+        """Whether guidance acts at this time."""
+        return self.guidance_from < time <= self.guidance_to
+
+
+def time_grid(steps: int, shift: float) -> list[float]:
+    """steps + 1 times from 1 to 0."""
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
+
+
+def integrate(velocity: Velocity, noise: Tensor, times: list[float], solver: Solver) -> Tensor:
+    """Follow dx/dt = velocity(x, t) from the first time to the last; as many steps as there are pairs of times.
+
+    Euler, or Heun, of second order. Heun's last step ends where t = 0 and is one of Euler there (EDM, arXiv 2206.00364,
+    algorithm 1), because no model is trained at the end itself.
+    """
+    x = noise
+    for time, following in pairwise(times):
+        step = following - time
+        first = velocity(x, time)
+        if solver == "heun" and following > 0:
+            second = velocity(x + step * first, following)
+            first = (first + second) / 2
+        x = x + step * first
+    return x
+
+
+def guide(full: Tensor, image: Tensor, null: Tensor, scale: Tensor, image_scale: Tensor, config: FlowSamplingConfig):
+    """Velocities (B, N, C) under the whole context, its pictures alone and none -> guided velocity (B, N, C).
+
+    null + image_scale (image - null) + scale (full - image), scales (B,), then renormalised. Scales of 1 give `full`.
+    """
+    scale, image_scale = scale[:, None, None], image_scale[:, None, None]
+    by_text = image + scale * (full - image)
+    by_image = (image_scale - 1) * (image - null)
+    if config.renorm == "none":
+        return by_text + by_image
+    if config.renorm == "text_channel":
+        return _shortened(by_text, full, (-1,), config.renorm_least) + by_image
+    over = (-2, -1) if config.renorm == "global" else (-1,)
+    return _shortened(by_text + by_image, full, over, config.renorm_least)
+
+
+def _shortened(guided: Tensor, plain: Tensor, over: tuple[int, ...], least: float) -> Tensor:
+    """Guided velocities, never longer than plain ones."""
+    lengths = [torch.linalg.vector_norm(velocity, dim=over, keepdim=True) for velocity in (plain, guided)]
+    return guided * (lengths[0] / (lengths[1] + 1e-8)).clamp(least, 1.0)

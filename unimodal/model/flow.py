@@ -1,0 +1,130 @@
+"""The flow branch: what turns latents of an image into tokens of the sequence, and the trunk's answer into a velocity.
+
+BAGEL (arXiv 2505.14683) in one picture; t = 1 is noise:
+
+    x_t = (1 - t) x_0 + t noise        token = in(x_t) + time(t) + place        velocity = out(trunk(tokens))
+
+The velocity is noise - x_0. Time enters here alone: no layer of the trunk is modulated by it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.model.config import FlowConfig
+
+# Shapes: M latent tokens of a batch, C channels of a latent, D model width, S side of the table of places.
+
+LONGEST_PERIOD = 10_000.0
+
+
+class LatentTokens(NamedTuple):
+    """The latents of a batch, and where they stand in its rows."""
+
+    index: Tensor
+    """(M,) int64 into the flattened (B * T) tokens."""
+    others: Tensor
+    """(B * T - M,) int64: all the other tokens."""
+    latents: Tensor
+    """(M, C) as they enter: noised, or clean."""
+    times: Tensor
+    """(M,) in [0, 1]; 0 is clean."""
+    places: Tensor
+    """(M,) int64: row * S + column of the latent in its image."""
+    order: Tensor
+    """(B * T,) int64: where each token lies once the others and then the latents are put one behind the other."""
+
+
+def latent_tokens(standing: Tensor, latents: Tensor, times: Tensor, places: Tensor) -> LatentTokens:
+    """standing (B, T) bool, latents (M, C), times and places (M,), in the order of the tokens -> LatentTokens."""
+    flat = standing.flatten()
+    index, others = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
+    return LatentTokens(index, others, latents, times, places, torch.cat([others, index]).argsort())
+
+
+class FlowBranch(nn.Module):
+    """Latents into the trunk, velocities out of it."""
+
+    places: Tensor
+
+    def __init__(self, config: FlowConfig, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_in = nn.Linear(config.latent_dim, dim)
+        self.time_in = nn.Linear(config.time_channels, dim)
+        self.time_out = nn.Linear(dim, dim)
+        self.velocity_out = nn.Linear(dim, config.latent_dim)
+        self.register_buffer("places", sincos_places(config.side, dim), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """The first velocity is zero, so that the first loss is E|noise - x_0|^2."""
+        nn.init.normal_(self.latent_in.weight, std=self.config.latent_dim**-0.5 * EMBEDDED_STD)
+        for layer in (self.latent_in, self.time_in, self.time_out):
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.velocity_out.weight)
+        nn.init.zeros_(self.velocity_out.bias)
+
+    def embed(self, media: LatentTokens) -> Tensor:
+        """-> (M, D), what stands in the sequence for each latent."""
+        waves = sinusoids(media.times, self.config.time_channels).to(media.latents.dtype)
+        time = self.time_out(F.silu(self.time_in(waves)))
+        return self.latent_in(media.latents) + time + self.places[media.places].to(media.latents.dtype)
+
+    def velocity(self, features: Tensor) -> Tensor:
+        """(M, D) after the last norm -> noise - x_0 (M, C)."""
+        return self.velocity_out(features)
+
+
+EMBEDDED_STD = 0.5
+"""Size of an embedded latent of unit variance at the start, of the order of its place (sines and cosines)."""
+
+
+def sinusoids(times: Tensor, channels: int) -> Tensor:
+    """times (M,) -> (M, channels): cosines, then sines, of periods up to LONGEST_PERIOD (DiT, arXiv 2212.09748).
+
+    Times lie in [0, 1] and enter unscaled, as BAGEL's do.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, device=times.device, dtype=torch.promote_types(times.dtype, torch.float32)) / half
+    angles = times[:, None] * LONGEST_PERIOD**-exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_places(side: int, dim: int) -> Tensor:
+    """(side * side, dim): two-dimensional sines and cosines, the first half for the column (MAE, arXiv 2111.06377)."""
+    quarter = dim // 4
+    frequencies = LONGEST_PERIOD ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    of_columns = waves.repeat(side, 1)
+    of_rows = waves.repeat_interleave(side, dim=0)
+    return torch.cat([of_columns, of_rows], dim=-1).float()
+
+
+def shifted(times: Tensor, shift: float) -> Tensor:
+    """Times moved towards noise: shift * t / (1 + (shift - 1) * t) (SD3, arXiv 2403.03206, section 5.3.2)."""
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def logit_normal_times(count: int, shift: float, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) sigmoid of a standard normal, then shifted."""
+    return shifted(torch.randn(count, generator=generator).sigmoid(), shift)
+
+
+def noised(latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """latents, noise (M, C), times (M,) -> (1 - t) x_0 + t noise."""
+    return torch.lerp(latents, noise, times[:, None].to(latents.dtype))
+
+
+def image_places(rows: int, columns: int, side: int) -> Tensor:
+    """(rows * columns,) places of an image's latents in a table of this side. Raises ValueError where it is too large.
+
+    The table's side is the stride, so a model must keep the side it was trained with.
+    """
+    if max(rows, columns) > side:
+        raise ValueError(f"an image of {rows}x{columns} latents is larger than the model's table of {side}x{side}")
+    return (torch.arange(rows)[:, None] * side + torch.arange(columns)).flatten()

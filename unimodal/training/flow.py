@@ -1,0 +1,116 @@
+"""Training the flow branch: noised copies of pictures go in, and the squared error of their velocity comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data_pipelines.batch import PackedLatents
+from unimodal.model.checkpoint import open_transformer
+from unimodal.model.config import FlowConfig
+from unimodal.model.flow import LatentTokens, latent_tokens, logit_normal_times, noised
+from unimodal.model.mixture import freeze, from_dense, is_understanding
+from unimodal.model.transformer import Transformer
+from unimodal.training.losses import FlowSums
+
+# Shapes: B rows, T tokens, C channels, M latent tokens of a batch.
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTrainingConfig:
+    """The flow branch of a run.
+
+    `weight` is that of the squared error beside cross-entropy, both means over a step's tokens (BAGEL: CE to MSE 0.25
+    to 1). Times are the sigmoid of a standard normal, moved towards noise by `shift` (1 is not at all), one for each
+    noised picture. `mixture` gives latents weights of their own in every layer. `begin_with` is the bundle of a dense
+    model whose weights both sides begin with; `freeze_understanding` trains the side of the latents alone.
+    """
+
+    weight: float = 1.0
+    shift: float = 1.0
+    mixture: bool = True
+    time_channels: int = 256
+    begin_with: Path | None = None
+    freeze_understanding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.shift <= 0:
+            raise ValueError(f"the weight of a flow is at least 0 and its shift above 0, got {self}")
+        if self.freeze_understanding and not self.mixture:
+            raise ValueError("freeze_understanding needs a mixture: otherwise latents have no weights of their own")
+
+    def shape(self, autoencoder: dict[str, Any] | None) -> dict[str, Any]:
+        """What it adds to the config of a transformer. Raises ValueError where the data holds no latents."""
+        if autoencoder is None:
+            raise ValueError("a flow trains on latents, and these shards hold none: tokenize with --autoencoder")
+        flow = FlowConfig(
+            latent_dim=autoencoder["latent_dim"], side=autoencoder["grid"], time_channels=self.time_channels
+        )
+        return {"mixture": self.mixture, "flow": flow}
+
+
+def begin(transformer: Transformer, config: FlowTrainingConfig, fingerprint: str) -> None:
+    """Weights of a dense bundle on both sides, and the understanding side frozen, where the config says so."""
+    if config.begin_with is not None:
+        dense, space = open_transformer(config.begin_with)
+        if space.fingerprint != fingerprint:
+            raise ValueError(f"{config.begin_with} has another token space than the data: it cannot be begun with")
+        state = dense.state_dict()
+        missing, unexpected = transformer.load_state_dict(from_dense(state) if config.mixture else state, strict=False)
+        if unexpected or any(not name.startswith("flow.") for name in missing):
+            raise ValueError(f"{config.begin_with} has another shape than this model, beginning with {missing[:1]}")
+    if config.freeze_understanding:
+        freeze(transformer, is_understanding)
+
+
+class Noised(NamedTuple):
+    """Latents of a batch as they enter, and what is to be said of them."""
+
+    media: LatentTokens
+    target: Tensor
+    """noise - x_0 (M, C)."""
+    weights: Tensor
+    """(M,), 0 for clean copies."""
+
+
+def noise(
+    packed: PackedLatents | None,
+    config: FlowConfig,
+    shift: float,
+    like: Tensor,
+    generator: torch.Generator | None = None,
+) -> Noised:
+    """Draw a time for each noised picture and noise for each of its latents.
+
+    like: tokens (B, T) of the batch, for one that holds no latents. Raises ValueError for a picture larger than the
+    model's table of places.
+    """
+    device = like.device
+    if packed is None:
+        nothing, no_latents = torch.zeros(0, device=device), torch.zeros(0, config.latent_dim, device=device)
+        standing = torch.zeros_like(like, dtype=torch.bool)
+        return Noised(latent_tokens(standing, no_latents, nothing, nothing.long()), no_latents, nothing)
+    side = config.side
+    standing = packed.cells[..., 0] >= 0
+    cells, latents, spans = packed.cells[standing], packed.values[standing], packed.spans[standing]
+    if len(cells) and int(cells.max()) >= side:
+        raise ValueError(f"a picture of more than {side} latents along a side does not fit this model's places")
+    rows = standing.nonzero()[:, 0]
+    most = int(spans.abs().max()) + 1
+    times = logit_normal_times(len(like) * most, shift, generator).to(device)
+    own = torch.where(spans < 0, times[rows * most + spans.abs()], 0.0)
+    drawn = torch.randn(latents.shape, generator=generator).to(device)
+    entering = torch.where((spans < 0)[:, None], noised(latents, drawn, own), latents)
+    media = latent_tokens(standing, entering, own, cells[:, 0] * side + cells[:, 1])
+    return Noised(media, drawn - latents, packed.weights[standing])
+
+
+def flow_sums(velocity: Tensor, given: Noised) -> FlowSums:
+    """Squared error of a velocity (M, C), a mean over channels."""
+    errors = (velocity.float() - given.target).square().mean(-1)
+    drawn = given.weights > 0
+    return FlowSums((errors * given.weights).sum(), (errors * drawn).sum().detach(), drawn.sum())
