@@ -17,6 +17,7 @@ from tokenizers_vq.folder import (
     CONFIG_FILE,
     check_kind,
     content_hash,
+    one_line,
     open_module,
     part_from_dict,
     part_to_dict,
@@ -130,7 +131,7 @@ def open_autoencoder(folder: Path, image_size: int | None = None) -> LatentAutoe
     try:
         values = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} does not hold an image autoencoder: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{folder} does not hold an image autoencoder: {one_line(error)}") from error
     if isinstance(values, dict) and values.get("_class_name") == DIFFUSERS_CLASS:
         return open_diffusers(folder, image_size)
     autoencoder = ImageAutoencoder.open(folder)

@@ -10,14 +10,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tokenizers_vq.folder import content_hash
+from tokenizers_vq.folder import content_hash, one_line
 from tokenizers_vq.latents import LatentAutoencoder, Posterior
 
 # Shapes: B images, H height, W width, C latent width, R, K rows and columns of latents.
 
 DIFFUSERS_CLASS = "AutoencoderKL"
 """`_class_name` in its config.json."""
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 class DiffusersAutoencoder(LatentAutoencoder):
@@ -63,8 +62,6 @@ def open_diffusers(folder: Path, image_size: int | None = None) -> DiffusersAuto
         network_class: Any = importlib.import_module("diffusers").AutoencoderKL
     except ImportError as error:
         raise ValueError("an AutoencoderKL needs an extra: pip install 'unimodal[diffusers]'") from error
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise ValueError(f"{folder} does not hold an AutoencoderKL: {WEIGHTS_FILE} is missing")
     try:
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn and thrown away
             network, loading = network_class.from_pretrained(
@@ -75,6 +72,5 @@ def open_diffusers(folder: Path, image_size: int | None = None) -> DiffusersAuto
             raise ValueError(f"weights and config do not fit one another at {wrong[0]}")
         autoencoder = DiffusersAutoencoder(network, image_size or network.config.sample_size)
     except (OSError, ValueError, TypeError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} does not hold an AutoencoderKL: {reason}") from error
+        raise ValueError(f"{folder} does not hold an AutoencoderKL: {one_line(error)}") from error
     return autoencoder.eval().requires_grad_(False)

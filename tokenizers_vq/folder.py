@@ -51,6 +51,11 @@ def check_kind(values: Any, kind: str) -> None:
         raise ValueError(f"{CONFIG_FILE} is of kind {found!r}, not {kind!r}")
 
 
+def one_line(error: Exception) -> str:
+    """The first 200 characters of what an error says, without line ends."""
+    return " ".join(str(error).split())[:200]
+
+
 def content_hash(config: dict[str, Any], weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over config and weights."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -78,6 +83,5 @@ def open_module(folder: Path, build: Callable[[Any], Module], holds: str) -> Mod
             module = build(values)
         module.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} does not hold {holds}: {reason}") from error
+        raise ValueError(f"{folder} does not hold {holds}: {one_line(error)}") from error
     return module.eval().requires_grad_(False)

@@ -12,13 +12,14 @@ from PIL import Image
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.registry import open_source
 from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize
+from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from tokenizers_vq.backbones import PatchBackboneConfig
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizers_vq.quantizers import VQConfig
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
-from unimodal.model.config import TransformerConfig
+from unimodal.model.config import FlowConfig, TransformerConfig
 from unimodal.model.transformer import Transformer
 
 SENTENCES = ("a red circle", "a blue square", "what color is it?", "is there a red square?", "yes", "no", "red", "blue")
@@ -115,3 +116,24 @@ def tiny_shards(folder: Path, count: int = 24) -> Path:
     text.save(folder / TEXT_TOKENIZER)
     image.save(folder / IMAGE_TOKENIZER)
     return folder
+
+
+def tiny_autoencoder(latent_dim: int = 3, seed: int = 0) -> ImageAutoencoder:
+    """2x2 latents for pictures of 16 pixels, with statistics that are not 0 and 1."""
+    torch.manual_seed(seed)
+    backbone = PatchBackboneConfig(patch_size=8, width=16, depth=1)
+    config = ImageAutoencoderConfig(image_size=IMAGE_SIZE, backbone=backbone, latent_dim=latent_dim)
+    autoencoder = ImageAutoencoder(config).eval().requires_grad_(False)
+    autoencoder.measure([torch.rand(8, 3, IMAGE_SIZE, IMAGE_SIZE) * 2 - 1])
+    return autoencoder
+
+
+def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128) -> Pipeline:
+    """As `tiny_pipeline`, with a flow branch that draws 2x2 latents."""
+    text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
+    space = make_token_space(text, image)
+    flow = FlowConfig(latent_dim=3, side=2, time_channels=8)
+    transformer = tiny_transformer(
+        space.vocab_size, dtype=torch.float32, max_length=max_length, mixture=mixture, flow=flow
+    )
+    return Pipeline(transformer, space, text, image, autoencoder=tiny_autoencoder())

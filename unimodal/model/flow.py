@@ -95,10 +95,13 @@ def sinusoids(times: Tensor, channels: int) -> Tensor:
 
 
 def sincos_places(side: int, dim: int) -> Tensor:
-    """(side * side, dim): two-dimensional sines and cosines, the first half for the column (MAE, arXiv 2111.06377)."""
+    """(side * side, dim): two-dimensional sines and cosines, the first half for the column (MAE, arXiv 2111.06377).
+
+    Always on the CPU: a table that is made, not loaded, must not be lost where a model is built without storage.
+    """
     quarter = dim // 4
-    frequencies = LONGEST_PERIOD ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    frequencies = LONGEST_PERIOD ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
     of_columns = waves.repeat(side, 1)
     of_rows = waves.repeat_interleave(side, dim=0)

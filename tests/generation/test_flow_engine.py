@@ -1,0 +1,201 @@
+"""Decoding with the flow branch: pictures wherever one is due, for any batch, and answers that look like others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.oracles.pictures import noise
+from tests.oracles.tiny import tiny_flow_pipeline
+from unimodal.generation.events import ImageDone, ImageStarted, TextPiece
+from unimodal.generation.flow_context import Context, ContextCache, read_prompt, without_words
+from unimodal.generation.flow_sampling import FlowSamplingConfig
+from unimodal.generation.pipeline import Pipeline, load
+from unimodal.model.masks import dense_mask
+
+FEW = FlowSamplingConfig(steps=3)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_flow_pipeline()
+
+
+PICTURES = [noise(16, 16, seed=seed) for seed in range(3)]
+PROMPTS: list[Any] = [
+    "a red circle",
+    [PICTURES[0], "make it blue"],
+    ["a", PICTURES[1], "b", PICTURES[2]],
+    ["a red circle", [PICTURES[1], "yes"], "now a blue one"],
+]
+
+
+def pixels(answers: list) -> list[list[Any]]:
+    return [[part.tobytes() if isinstance(part, Image.Image) else part for part in answer] for answer in answers]
+
+
+@pytest.mark.parametrize("mode", ["image", "mixed", "text"])
+@pytest.mark.parametrize("guidance", [{}, {"guidance": 3.0}, {"guidance": 3.0, "image_guidance": 1.5}])
+def test_a_batch_answers_as_each_prompt_alone(pipeline: Pipeline, mode: Any, guidance: dict[str, Any]) -> None:
+    settings = {"mode": mode, "flow": FEW, "max_new_tokens": 40, **guidance}
+    together = pipeline.generate(PROMPTS, seed=7, **settings)
+    alone = [pipeline.generate([prompt], seed=7 + i, **settings)[0] for i, prompt in enumerate(PROMPTS)]
+    assert [a.ids for a in together] == [a.ids for a in alone]
+    assert [a.finish for a in together] == [a.finish for a in alone]
+    for one, other in zip(together, alone, strict=True):
+        shown = [
+            [torch.tensor(list(p.tobytes())) for p in answer if isinstance(p, Image.Image)] for answer in (one, other)
+        ]
+        assert all(int((a - b).abs().max()) <= 1 for a, b in zip(*shown, strict=True))
+    assert pixels(pipeline.generate(PROMPTS, seed=7, batch_size=2, **settings)) == pixels(
+        [*pipeline.generate(PROMPTS[:2], seed=7, **settings), *pipeline.generate(PROMPTS[2:], seed=9, **settings)]
+    )
+
+
+def test_an_image_is_what_the_discrete_branch_gives_to_whoever_asks(pipeline: Pipeline) -> None:
+    space, specials = pipeline.token_space, pipeline.token_space.specials
+    for answer in pipeline.generate(PROMPTS, mode="image", flow=FEW):
+        assert len(answer) == 1 and isinstance(answer[0], Image.Image) and answer[0].size == (16, 16)
+        assert answer.finish == "end" and len(answer.ids) == len(answer.log_probs) == space.layout.span
+        assert answer.ids[0] == specials.boi and answer.ids[-1] == specials.eoi
+        assert space.read_image(answer.ids, 0) is not None
+
+
+def test_scales_of_one_are_no_guidance(pipeline: Pipeline) -> None:
+    plain, *ones = (
+        pipeline.generate(PROMPTS[:2], mode="image", flow=FEW, **scales)
+        for scales in ({}, {"guidance": 1.0, "image_guidance": 1.0}, {"guidance": 1.0})
+    )
+    assert all(pixels(one) == pixels(plain) for one in ones)
+    guided = pipeline.generate(PROMPTS[:2], mode="image", flow=FEW, guidance=4.0)
+    assert pixels(guided) != pixels(plain)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_model_is_asked_once_for_each_step(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    times: list[float] = []
+    real = ContextCache.velocities
+
+    def counted(self: ContextCache, latents: Any, time: float, *rest: Any) -> Any:
+        times.append(time)
+        return real(self, latents, time, *rest)
+
+    monkeypatch.setattr(ContextCache, "velocities", counted)
+    pipeline.generate(PROMPTS[:2], mode="image", steps=steps)
+    assert len(times) == steps and times[0] == 1
+
+
+def test_the_cached_context_gives_the_velocities_of_the_whole_sequence(pipeline: Pipeline) -> None:
+    """Against a slow oracle: everything in one forward pass, no cache, the noised copy at the end."""
+    requests = pipeline.requests(PROMPTS, pipeline.decode_config("image"))
+    contexts = [read_prompt(r.prompt, r.latents, pipeline.token_space) for r in requests]
+    model, space, count = pipeline.transformer, pipeline.token_space, 4
+    with torch.inference_mode():
+        cache = ContextCache(model, space, contexts, count + 2)
+        latents = torch.randn(len(contexts), count, 3)
+        found = cache.velocities(latents, 0.6, space, (2, 2))
+        for row, context in enumerate(contexts):
+            expected = whole_velocity(pipeline, context, latents[row], 0.6)
+            torch.testing.assert_close(found[row], expected, rtol=1e-3, atol=1e-4)
+            again = ContextCache(model, space, [context], 1).logits[0]
+            torch.testing.assert_close(cache.logits[row], again, rtol=1e-4, atol=1e-4)
+
+
+def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, time: float) -> torch.Tensor:
+    import numpy as np
+
+    from data_pipelines.batch import collate
+    from data_pipelines.templates import Outline, Run
+    from unimodal.model.flow import latent_tokens
+
+    model, space = pipeline.transformer, pipeline.token_space
+    filler = [space.specials.boi, *[space.specials.pad] * 4, space.specials.eoi]
+    drawn = Run(np.array(filler), 0.0, latents.view(2, 2, 3).numpy(), noised=True)
+    sequence = Outline((), ((*context.runs, drawn),)).build()
+    batch = collate([[sequence]], len(sequence), space)
+    packed = batch.latents
+    assert packed is not None and model.flow is not None
+    standing = packed.cells[..., 0] >= 0
+    times = torch.where(packed.spans[standing] < 0, time, 0.0)
+    places = packed.cells[standing][:, 0] * model.flow.config.side + packed.cells[standing][:, 1]
+    media = latent_tokens(standing, packed.values[standing], times, places)
+    mask = dense_mask(batch.documents, batch.branches, packed.spans)
+    features = model.features(batch.tokens, batch.positions, mask, media=media)
+    return model.flow.velocity(features.flatten(0, 1)[media.index])[-4:]
+
+
+def test_contexts_of_guidance_lose_the_words_or_everything(pipeline: Pipeline) -> None:
+    space, specials = pipeline.token_space, pipeline.token_space.specials
+    request = pipeline.requests([PROMPTS[2]], pipeline.decode_config("image"))[0]
+    context = read_prompt(request.prompt, request.latents, space)
+    nothing = without_words(context, space, pictures=False)
+    assert [token for run in nothing.runs for token in run.ids] == [specials.bos, specials.null, specials.sep]
+    pictures = without_words(context, space, pictures=True)
+    assert [run.latents is not None for run in pictures.runs] == [False, False, True, False, True, False, False]
+    assert pictures.position == 3 + 2 * (1 + space.layout.span)
+
+
+def test_a_dialogue_goes_on_with_what_was_drawn(pipeline: Pipeline) -> None:
+    """The model is made to draw, then to speak: what it drew stands in its context as a clean copy and codes."""
+    answers = pipeline.generate(PROMPTS, mode="mixed", flow=FEW, max_new_tokens=60, seed=3)
+    drawn = [part for answer in answers for part in answer if isinstance(part, Image.Image)]
+    assert drawn, "no answer of this seed draws"
+    events = list(pipeline.generate(PROMPTS, mode="mixed", flow=FEW, max_new_tokens=60, seed=3, stream=True))
+    done = [event.image for event in events if isinstance(event, ImageDone)]
+    assert sorted(p.tobytes() for p in done) == sorted(p.tobytes() for p in drawn)
+    assert sum(isinstance(event, ImageStarted) for event in events) == len(drawn)
+    for number, answer in enumerate(answers):
+        said = "".join(event.text for event in events if isinstance(event, TextPiece) and event.prompt == number)
+        assert said == "".join(part for part in answer if isinstance(part, str))
+
+
+def test_an_image_that_does_not_fit_is_not_begun(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="an image and its end take"):
+        pipeline.generate(["a"], mode="image", max_new_tokens=3)
+    for answer in pipeline.generate(PROMPTS, mode="mixed", flow=FEW, max_new_tokens=4, seed=3):
+        assert not any(isinstance(part, Image.Image) for part in answer)
+        assert answer.finish in ("end", "length", "no room for an image")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"mode": "mixed", "grammar": ["yes", "no"]}, "goes with mode 'text'"),
+        ({"mode": "image", "aspect_ratio": 2.0}, "no other size"),
+        ({"mode": "image", "steps": 0}, "number of steps"),
+        ({"mode": "image", "solver": "rk4"}, "euler, heun"),
+    ],
+)
+def test_wrong_settings_are_refused(pipeline: Pipeline, wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        pipeline.generate(["a"], **wrong)
+
+
+def test_text_takes_a_grammar_as_ever(pipeline: Pipeline) -> None:
+    (answer,) = pipeline.generate([[PICTURES[0], "what?"]], mode="text", grammar=["yes", "no"])
+    assert answer[0] in ("yes", "no")
+
+
+def test_a_bundle_is_saved_and_opened_with_its_autoencoder(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.save(tmp_path / "model")
+    opened = load(tmp_path / "model")
+    settings = {"mode": "image", "flow": FEW}
+    assert pixels(opened.generate(PROMPTS, **settings)) == pixels(pipeline.generate(PROMPTS, **settings))
+
+
+def test_a_bundle_without_its_autoencoder_or_with_another_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
+    import shutil
+
+    from tests.oracles.tiny import tiny_autoencoder
+
+    pipeline.save(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "autoencoder")
+    with pytest.raises(ValueError, match="no autoencoder folder"):
+        load(tmp_path / "model")
+    tiny_autoencoder(latent_dim=5).save(tmp_path / "model" / "autoencoder")
+    with pytest.raises(ValueError, match="2x2 latents of 5 channels, the model was trained on 2x2 of 3"):
+        load(tmp_path / "model")
