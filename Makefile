@@ -1,6 +1,7 @@
 # From clone to pictures: `make demo`. Everything is installed into .venv and nowhere else.
 
 PYTHON ?= python3
+BRANCH ?= discrete
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -11,13 +12,13 @@ STAMP := $(VENV)/.installed
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
-	@echo "Another interpreter: make setup PYTHON=/path/to/python3.12"
+	@echo "Another interpreter: make setup PYTHON=/path/to/python3.12; pictures from latents: make demo BRANCH=flow"
 
 setup: $(STAMP)  ## create .venv and install everything (downloads several GB once)
 
 # Threads that stay on their cores make small matrices on few cores up to 1.4 times as fast (docs/log.md, 2026-11-24).
 demo: $(STAMP)  ## train a small model and write runs/demo/report.html
-	OMP_PROC_BIND=true $(BIN)/unimodal demo --out runs/demo
+	OMP_PROC_BIND=true $(BIN)/unimodal demo --out runs/demo --branch $(BRANCH)
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/pytest

@@ -77,8 +77,8 @@ class Step:
         self.features: Callable[..., Tensor] = compiled(model.features) if compile else model.features
         self.optimizer = build_optimizer(model, MuonConfig())
 
-    def run(self, batch: PackedBatch) -> None:
-        """Zero the gradients, forward, losses, backward, clip, optimizer."""
+    def run(self, batch: PackedBatch) -> float:
+        """Zero the gradients, forward, losses, backward, clip, optimizer; returns the loss, a mean over the tokens."""
         self.optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE.itemsize < 4):
             mask = dense_mask(batch.documents, batch.branches)
@@ -86,12 +86,14 @@ class Step:
             sums = next_token_losses(
                 features, self.model.head, batch.targets, batch.loss_weights, batch.modality, z_weight=1e-5
             )
-        (sums.text + sums.image + sums.z).backward()
+        total = sums.text + sums.image + sums.z
+        total.backward()
         with record_function("part: optimizer"):
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             torch._foreach_mul_(gradients, 1 / float(sums.weight))  # pyright: ignore[reportPrivateImportUsage]
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
+        return float(total.detach() / sums.weight)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import data_path, decode, train_step
+from benchmarks import data_path, decode, flow, train_step
 from tokenizers_vq.layout import FixedLayout
 
 SMALL = "--dim 64 --layers 1 --hidden 96 --rows 4 --rounds 1".split()
@@ -37,6 +37,14 @@ def test_the_training_step_is_measured_against_the_matmul_rate(capsys: pytest.Ca
     assert result["ratio"] == pytest.approx(result["ours"] / result["theirs"])
     assert 0 < result["ratio"] < 1
     assert "eager step" in printed.err and "compiled step" in printed.err and "without padding" in printed.err
+
+
+def test_the_flow_branch_leaves_discrete_training_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flow.main([*SMALL, "--eager"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["name"] == "discrete_unchanged" and result["largest_loss_difference"] == 0
+    assert result["ratio"] == pytest.approx(result["theirs"] / result["ours"])
 
 
 def test_the_profile_tells_where_all_of_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,9 +32,13 @@ from unimodal.training.cli import main as train
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle `model`, pictures `data`, an image tokenizer `codes`, and a file that is no picture."""
+    """A folder with bundles `model`, `flow` (with the flow branch) and `lost` (without its autoencoder), pictures
+    `data`, an image tokenizer `codes`, and a file that is no picture."""
     folder = tmp_path_factory.mktemp("shared")
     tiny_bundle(folder / "model")
+    for name in ("flow", "lost"):
+        tiny_flow_pipeline().save(folder / name)
+    shutil.rmtree(folder / "lost" / "autoencoder")
     tiny_picture_folder(folder / "data", 12)
     tiny_image_tokenizer().save(folder / "codes")
     (folder / "noise.png").write_bytes(b"no picture")
@@ -90,6 +94,25 @@ WRONG_USES = [
     ("generate --model {model} --prompt a --out {new} --seed 99999999999999999999", "a seed is a whole number"),
     ("generate --model {model} --prompt a --out /proc/none/x", "/proc/none"),
     ("generate --model {model} --prompt a --out {new} --stream --number 2", "--stream shows one answer"),
+    (
+        "generate --model {model} --prompt a --out {new} --steps 8",
+        "settings of the flow branch, and this model has none",
+    ),
+    ("generate --model {model} --prompt a --out {new} --solver heun", "settings of the flow branch"),
+    ("generate --model {flow} --prompt a --out {new} --steps 0", "number of steps"),
+    ("generate --model {flow} --prompt a --out {new} --solver rk4", "euler, heun"),
+    ("generate --model {flow} --prompt a --out {new} --aspect-ratio 2", "no other size"),
+    ("generate --model {flow} --prompt a --out {new} --choices a", "goes with mode 'text'"),
+    ("generate --model {lost} --prompt a --out {new}", "no autoencoder folder"),
+    (
+        "tokenize --source imagefolder --path {data} --image-tokenizer {codes} --autoencoder {absent} --out {new}",
+        "absent",
+    ),
+    (
+        "tokenize --source imagefolder --path {data} --image-tokenizer {codes} --autoencoder {codes} --out {new}",
+        "codes",
+    ),
+    ("demo --branch diffusion --out {new}", "discrete, flow"),
     ("generate --model {model} --image {absent} --out {new}", "is not a file"),
     ("generate --model {model} --image {noise} --out {new}", "cannot be read as an image"),
     ("generate --model {model} --prompt a --out {noise}", "noise.png"),
@@ -116,7 +139,7 @@ WRONG_USES = [
 def test_wrong_use_is_one_line_and_exit_code_2(
     line: str, reason: str, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {name: shared / name for name in ("model", "data", "codes")}
+    places = {name: shared / name for name in ("model", "data", "codes", "flow", "lost")}
     places |= {"noise": shared / "noise.png", "absent": tmp_path / "absent", "new": tmp_path / "new"}
     try:
         code = main([word.format(**places) for word in line.split()])

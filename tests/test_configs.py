@@ -12,6 +12,7 @@ import yaml
 
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
 from tests.oracles.tiny_training import ROOT
+from tokenizers_vq.autoencoder_module import AutoencoderModule
 from tokenizers_vq.module import ImageTokenizerModule
 from unimodal.model.config import TransformerConfig
 from unimodal.model.transformer import Transformer
@@ -52,6 +53,13 @@ def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
             assert cli.model.tokenizer.image_size == cli.datamodule.policy.size
             pixels = torch.zeros(1, 3, cli.model.tokenizer.image_size, cli.model.tokenizer.image_size)
             assert cli.model.tokenizer.encode(pixels).shape == (1, cli.model.tokenizer.layout.num_codes)
+        case AutoencoderModule():
+            assert isinstance(cli.datamodule, ImageDataModule)
+            autoencoder = cli.model.tokenizer
+            assert autoencoder.image_size == cli.datamodule.policy.size
+            pixels = torch.zeros(1, 3, autoencoder.image_size, autoencoder.image_size)
+            grid = (autoencoder.latent_dim, autoencoder.grid, autoencoder.grid)
+            assert autoencoder.encode(pixels).shape == (1, *grid)
         case other:
             pytest.fail(f"{path} builds a {type(other).__name__}, which nothing here checks")
 
@@ -60,6 +68,8 @@ def _check_transformer(module: TransformerModule, data: Any) -> None:
     assert isinstance(data, TokenDataModule)
     assert data.stream.length <= module.shape["max_length"]
     with torch.device("meta"):
-        transformer = Transformer(TransformerConfig(vocab_size=VOCABULARY, **module.shape))
+        branch = module.flow.shape({"latent_dim": 16, "grid": 8}) if module.flow else {}
+        transformer = Transformer(TransformerConfig(vocab_size=VOCABULARY, **module.shape, **branch))
+    assert (module.flow is None) == (data.templates.latents is None)
     groups = build_optimizer(transformer, module.optimizer_config).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(transformer.parameters()))

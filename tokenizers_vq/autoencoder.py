@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,13 +137,3 @@ def open_autoencoder(folder: Path, image_size: int | None = None) -> LatentAutoe
     if image_size not in (None, autoencoder.image_size):
         raise ValueError(f"{folder} is of images of {autoencoder.image_size} pixels, not {image_size}")
     return autoencoder
-
-
-def copy_autoencoder(folder: Path, to: Path) -> None:
-    """Copy the files of a folder that `open_autoencoder` opens, ours or diffusers', into another."""
-    if folder.resolve() == to.resolve():
-        return
-    to.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors"):
-            shutil.copyfile(file, to / file.name)

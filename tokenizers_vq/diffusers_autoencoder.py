@@ -52,6 +52,11 @@ class DiffusersAutoencoder(LatentAutoencoder):
         config = {name: value for name, value in self.network.config.items() if not name.startswith("_")}
         return content_hash({**config, "image_size": self.image_size}, self.state_dict())
 
+    def save(self, folder: Path) -> None:
+        """Write a folder as diffusers does; its `sample_size` is this image size, so that it opens as it was."""
+        self.network.register_to_config(sample_size=self.image_size)
+        self.network.save_pretrained(folder, safe_serialization=True)
+
 
 def open_diffusers(folder: Path, image_size: int | None = None) -> DiffusersAutoencoder:
     """Open a local folder of config.json and diffusion_pytorch_model.safetensors, in evaluation mode.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,10 @@ class LatentAutoencoder(nn.Module):
     @property
     def hash(self) -> str:
         """SHA-256 over config and weights, statistics among them."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `open_autoencoder` opens."""
         raise NotImplementedError
 
     @property

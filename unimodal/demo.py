@@ -1,4 +1,7 @@
-"""`unimodal demo`: the whole chain on easy-VQA with the commands a user would type, then a page that shows it."""
+"""`unimodal demo`: the whole chain on easy-VQA with the commands a user would type, then a page that shows it.
+
+Two branches draw: `discrete`, code by code, and `flow`, latents by flow matching; with the latter the model edits too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from rich.console import Console
@@ -18,9 +22,17 @@ from unimodal.generation.prompts import Answer, Turn
 from unimodal.report import write_report
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FOLDERS = ("tokenizer", "shards", "training", "model", "results", "logs", "dialogue")
+FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
 DIALOGUES = 400
 """Enough to learn the form of one; half as many as pictures, the source's own choice, took 41% of all tokens."""
+EDITS = 3000
+"""Recoloured pictures that the flow branch learns from, beside 4,000 documents with captions and questions."""
+Branch = Literal["discrete", "flow"]
+BRANCHES: tuple[Branch, ...] = ("discrete", "flow")
+TASKS = {
+    "discrete": ("vqa", "caption", "t2i", "reconstruction"),
+    "flow": ("vqa", "caption", "t2i", "edit", "reconstruction"),
+}
 Program = Callable[[Sequence[str]], object]
 """Runs arguments; gives an exit code, None or 0 when all went well."""
 
@@ -50,16 +62,21 @@ class Step:
         return shlex.join([*prefix, *self.arguments])
 
 
-def plan(out: Path, *, quick: bool = False) -> list[Step]:
-    """The commands of the tour, in order; `quick` does a few steps and items of each."""
-    model = str(out / "model")
-    steps = [
-        Step(title="train the image tokenizer", program="train.py", arguments=_tokenizer_arguments(out, quick)),
-        Step(title="tokenize the documents", program="unimodal", arguments=_tokenize_arguments(out, quick)),
-        Step(title="train the decoder", program="train.py", arguments=_decoder_arguments(out, quick)),
-    ]
+def plan(out: Path, *, quick: bool = False, branch: Branch = "discrete") -> list[Step]:
+    """The commands of the tour, in order; `quick` does a few steps and items of each.
+
+    Raises ValueError for a branch that there is not.
+    """
+    if branch not in BRANCHES:
+        raise ValueError(f"the branch is one of {', '.join(BRANCHES)}, got {branch!r}")
+    model, flow = str(out / "model"), branch == "flow"
+    training = [("train the image tokenizer", "train.py", _tokenizer_arguments(out, quick))]
+    training += [("train the autoencoder", "train.py", _autoencoder_arguments(out, quick))] if flow else []
+    training += [("tokenize the documents", "unimodal", _tokenize_arguments(out, quick, flow))]
+    training += [("train the decoder", "train.py", _decoder_arguments(out, quick, flow))]
+    steps = [Step(title=title, program=program, arguments=arguments) for title, program, arguments in training]
     extra: dict[str, tuple[str, ...]] = {"t2i": ("--seeds-per-prompt", "1")} if quick else {}
-    for task in ("vqa", "caption", "t2i", "reconstruction"):
+    for task in TASKS[branch]:
         arguments = ("evaluate", "--model", model, "--task", task, "--source", "easy_vqa", "--split", "test")
         arguments += ("--out", str(out / "results" / f"{task}.json"), *extra.get(task, ()))
         arguments += ("--limit", "8") if quick else ()
@@ -67,13 +84,14 @@ def plan(out: Path, *, quick: bool = False) -> list[Step]:
     return steps
 
 
-def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False) -> Path:
+def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, branch: Branch = "discrete") -> Path:
     """Run the tour into `out` and return the report page.
 
     `programs` runs the arguments of `train.py` and of `unimodal` in this process and gives their exit codes.
     Raises ValueError where a step fails.
     """
     console = Console()
+    steps = plan(out, quick=quick, branch=branch)
     _clear(out)
     timings: list[dict[str, object]] = []
 
@@ -86,7 +104,7 @@ def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False) -> P
         timings.append({"step": title, "seconds": time.perf_counter() - started, "command": command})
         (out / "timings.json").write_text(json.dumps(timings, indent=2))
 
-    for step in plan(out, quick=quick):
+    for step in steps:
         timed(step.title, step.command, lambda step=step: programs[step.program](step.arguments))
     _keep_logs(out)
     timed("a mixed dialogue", "unimodal.load(...).generate(...)", lambda: write_dialogue(load(out / "model"), out))
@@ -139,14 +157,23 @@ def _tokenizer_arguments(out: Path, quick: bool) -> tuple[str, ...]:
     return arguments + (("--trainer.max_steps", "4", "--trainer.val_check_interval", "4") if quick else ())
 
 
-def _tokenize_arguments(out: Path, quick: bool) -> tuple[str, ...]:
+def _autoencoder_arguments(out: Path, quick: bool) -> tuple[str, ...]:
+    arguments = ("fit", "--config", str(_config("tokenizer/easy_vqa_kl.yaml")))
+    arguments += ("--trainer.default_root_dir", str(out / "autoencoder"))
+    arguments += ("--model.init_args.out", str(out / "autoencoder" / "image_autoencoder"))
+    return arguments + (("--trainer.max_steps", "4", "--trainer.val_check_interval", "4") if quick else ())
+
+
+def _tokenize_arguments(out: Path, quick: bool, flow: bool) -> tuple[str, ...]:
     arguments = ("tokenize", "--source", "easy_vqa", "--split", "train", "--option", f"dialogues={DIALOGUES}")
+    arguments += ("--option", f"edits={EDITS}") if flow else ()
     arguments += ("--image-tokenizer", str(out / "tokenizer" / "image_tokenizer"), "--out", str(out / "shards"))
+    arguments += ("--autoencoder", str(out / "autoencoder" / "image_autoencoder")) if flow else ()
     return arguments if quick else (*arguments, "--copies", "4", "--augment", "flip,place")
 
 
-def _decoder_arguments(out: Path, quick: bool) -> tuple[str, ...]:
-    arguments = ("fit", "--config", str(_config("run/demo.yaml")))
+def _decoder_arguments(out: Path, quick: bool, flow: bool) -> tuple[str, ...]:
+    arguments = ("fit", "--config", str(_config("run/easy_vqa_flow.yaml" if flow else "run/demo.yaml")))
     arguments += ("--trainer.default_root_dir", str(out / "training"), "--bundle.out", str(out / "model"))
     arguments += ("--data.init_args.shards", f"[{out / 'shards'}]")
     few = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "4", "--model.init_args.compile", "false")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ChameleonForCondit
 from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_pipeline, tiny_transformer
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, Pipeline
 from unimodal.interop.export import export_hf, to_chameleon, to_llama
-from unimodal.model.config import QKNormConfig
+from unimodal.model.config import FlowConfig, QKNormConfig
 
 LLAMA = {"qk_norm": None, "dim": 32, "num_heads": 4, "num_kv_heads": 2, "rope_theta": 500.0}
 CHAMELEONS: dict[str, dict[str, Any]] = {
@@ -113,6 +113,10 @@ def test_a_model_in_memory_computes_in_bfloat16_what_its_export_does(kind: str, 
     [
         ({"qk_norm": None, "norm_placement": "swin"}, "only norm_placement 'pre' exports"),
         ({"qk_norm": QKNormConfig(eps=1e-6)}, "eps of 1e-05, this model's is 1e-06"),
+        ({"qk_norm": QKNormConfig(kind="rms")}, "or an RMS QK-norm"),
+        ({"qk_norm": None, "qkv_bias": True}, "biases of queries, keys and values alone"),
+        ({"mixture": True}, "no class of transformers has a flow branch or a mixture"),
+        ({"flow": FlowConfig(latent_dim=4, side=2)}, "no class of transformers has a flow branch or a mixture"),
     ],
 )
 def test_what_neither_class_computes_is_refused_in_one_line_and_nothing_is_written(

@@ -276,7 +276,6 @@ REFUSALS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("head width", configured(head_dim=16), "head_dim is 16, ours is hidden_size / num_attention_heads = 8"),
     ("activation", configured(hidden_act="gelu"), "'gelu', ours is silu"),
     ("quantized", configured(quantization_config={"bits": 4}), "quantized"),
-    ("qwen3", configured(model_type="qwen3"), "its QK-norm is an RMSNorm"),
     ("other type", configured(model_type="gpt2"), "'gpt2' cannot be imported; llama and chameleon can"),
     ("no type", configured(model_type=None), "model type None"),
     ("odd field", configured(hidden_size="wide"), "is not a config of llama"),

@@ -18,7 +18,7 @@ from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizers_vq.quantizers import VQConfig
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
+from unimodal.generation.pipeline import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
 from unimodal.model.config import FlowConfig, TransformerConfig
 from unimodal.model.transformer import Transformer
 
@@ -107,14 +107,20 @@ def tiny_picture_folder(folder: Path, count: int = 24) -> Path:
     return folder
 
 
-def tiny_shards(folder: Path, count: int = 24) -> Path:
-    """Token shards of such a folder with both tokenizers beside them, through the code that users run."""
+def tiny_shards(folder: Path, count: int = 24, *, latents: bool = False) -> Path:
+    """Token shards of such a folder with both tokenizers beside them, through the code that users run.
+
+    With `latents`, those of a `tiny_autoencoder` and that autoencoder lie beside them too.
+    """
+    autoencoder = tiny_autoencoder() if latents else None
     pictures = tiny_picture_folder(folder.with_name(folder.name + "-pictures"), count)
     text, image, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), FailureLog()
     source = open_source("imagefolder", path=pictures, split="train", failures=failures)
-    tokenize(source, text, image, folder, failures, TokenizeConfig(documents_per_shard=16))
+    tokenize(source, text, image, folder, failures, TokenizeConfig(documents_per_shard=16), autoencoder=autoencoder)
     text.save(folder / TEXT_TOKENIZER)
     image.save(folder / IMAGE_TOKENIZER)
+    if autoencoder is not None:
+        autoencoder.save(folder / AUTOENCODER)
     return folder
 
 

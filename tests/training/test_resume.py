@@ -33,7 +33,7 @@ def train_to_the_end(arguments: list[str]) -> None:
 def train_and_kill(arguments: list[str], flag: Path) -> None:
     """SIGKILL once the run stands still at `KILLED_AFTER`, two steps past its last checkpoint."""
     standstill = "tests.oracles.tiny_training.Standstill"
-    extra = [f"--trainer.callbacks={standstill}", f"--trainer.callbacks.step={KILLED_AFTER}"]
+    extra = [f"--trainer.callbacks+={standstill}", f"--trainer.callbacks.step={KILLED_AFTER}"]
     process = start_training([*arguments, *extra, f"--trainer.callbacks.flag={flag}"])
     deadline = time.monotonic() + 120
     while not flag.exists() and process.poll() is None and time.monotonic() < deadline:

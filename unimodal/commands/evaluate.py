@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _sampling(options: argparse.Namespace) -> Sampling | None:
     """The task's own sampling with what the command line changes."""
-    names = ("temperature", "top_p", "top_k", "guidance", "seed")
+    names = ("temperature", "top_p", "top_k", "guidance", "image_guidance", "steps", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if not given or options.task not in TASK_SAMPLING:
         return None

@@ -32,6 +32,8 @@ SETTINGS = (
     "image_guidance",
     "guidance_schedule",
     "aspect_ratio",
+    "steps",
+    "solver",
 )
 
 

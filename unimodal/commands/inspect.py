@@ -77,6 +77,11 @@ def _bundle(folder: Path) -> int:
     table.add_row("context", f"{config.max_length} tokens")
     table.add_row("text ids", f"{space.text_size}")
     table.add_row("image codes", f"{space.codebook_size}, {_sizes(space.layout)}")
+    if config.flow is not None and model.autoencoder is not None:
+        sides = "two sets of weights" if config.mixture else "one set of weights"
+        about = f"{config.flow.side}x{config.flow.side} latents of {config.flow.latent_dim} channels, {sides}"
+        table.add_row("flow branch", about)
+        table.add_row("autoencoder", model.autoencoder.hash[:16])
     table.add_row("token space", space.fingerprint[:16])
     table.add_row("weights", model.sha256[:16])
     Console().print(table)

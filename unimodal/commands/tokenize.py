@@ -16,7 +16,7 @@ from data_pipelines.shards.reader import open_manifest
 from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
 from data_pipelines.tokenize import TokenizeConfig, layout_of, tokenize, train_text_tokenizer
-from tokenizers_vq.autoencoder import copy_autoencoder, open_autoencoder
+from tokenizers_vq.autoencoder import open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.text import TextTokenizer
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     text.save(options.out / TEXT_TOKENIZER)
     image.save(options.out / IMAGE_TOKENIZER)
     if autoencoder is not None:
-        copy_autoencoder(options.autoencoder, options.out / AUTOENCODER)
+        autoencoder.save(options.out / AUTOENCODER)
     total = len(source) * config.copies if hasattr(source, "__len__") else None
     with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
         whole = tokenize(source, text, image, options.out, failures, config, tell, autoencoder)

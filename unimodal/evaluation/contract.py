@@ -99,13 +99,18 @@ class DocumentSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are drawn; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing, guidance 1 is none."""
+    """How answers are drawn; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing, guidance 1 is none.
+
+    `image_guidance` weighs the prompt's pictures apart from its words; `steps` are those of a model with the flow branch.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     guidance: float = 1.0
     seed: int = 0
+    image_guidance: float | None = None
+    steps: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON and for `generate`."""
@@ -114,7 +119,9 @@ class Sampling:
     def recipe(self) -> dict[str, Any]:
         """As a results file tells it."""
         cuts = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        return {"sampling": cuts, "guidance": self.guidance, "seed": self.seed}
+        more = {"image_guidance": self.image_guidance, "steps": self.steps}
+        chosen = {name: value for name, value in more.items() if value is not None}
+        return {"sampling": cuts, "guidance": self.guidance, **chosen, "seed": self.seed}
 
 
 GREEDY = Sampling()

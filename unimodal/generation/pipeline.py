@@ -196,6 +196,9 @@ class Pipeline:
         the model does without any rules. `steps`, `solver` and the rest of `flow` say how a model with the flow branch
         draws. Raises ValueError for what makes no sense or what this model cannot do.
         """
+        drawing = _given(steps=steps, solver=solver)
+        if (drawing or flow is not None) and self.transformer.flow is None:
+            raise ValueError("steps, solver and flow are settings of the flow branch, and this model has none")
         if mode != "text" and self.image_tokenizer is None:
             raise ValueError(f"mode {mode!r} draws, but this model has no image tokenizer: use mode 'text'")
         room = self.token_space.layout.span + (
@@ -212,7 +215,7 @@ class Pipeline:
             image_size=None if aspect_ratio is None else self._size(aspect_ratio),
             grammar=rules,
             constrained=constrained,
-            flow=replace(flow or FlowSamplingConfig(), **_given(steps=steps, solver=solver)),
+            flow=replace(flow or FlowSamplingConfig(), **drawing),
         )
 
     @cached_property

@@ -24,7 +24,7 @@ from unimodal.generation.prompts import Answer
 from unimodal.generation.requests import Request
 
 GRAMMARS: dict[str, type[Any]] = {"json_schema": JSONSchema, "choices": Choices, "regex": Regex, "lark": Lark}
-SETTINGS = frozenset(inspect.signature(Pipeline.decode_config).parameters) - {"self", "grammar"}
+SETTINGS = frozenset(inspect.signature(Pipeline.decode_config).parameters) - {"self", "grammar", "flow"}
 ANSWERS = "answers.jsonl"
 
 

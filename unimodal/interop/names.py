@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from unimodal.model.config import TransformerConfig
+from unimodal.model.mixture import side_names
 
 Architecture = Literal["llama", "chameleon"]
 
@@ -38,6 +39,10 @@ CHAMELEON_NORM_EPS = 1e-5
 
 def architecture_of(config: TransformerConfig) -> Architecture:
     """The architecture of Hugging Face's that computes the same. Raises ValueError where there is none."""
+    if config.mixture or config.flow is not None:
+        raise ValueError("no class of transformers has a flow branch or a mixture: `write_bagel` writes BAGEL's layout")
+    if config.qkv_bias or (config.qk_norm is not None and config.qk_norm.kind != "layer"):
+        raise ValueError("neither Llama nor Chameleon has biases of queries, keys and values alone, or an RMS QK-norm")
     if config.qk_norm is None:
         if config.norm_placement != "pre":
             raise ValueError("Llama has its norms before each part: without QK-norm only norm_placement 'pre' exports")
@@ -57,3 +62,48 @@ def name_table(architecture: Architecture, num_layers: int) -> dict[str, str]:
         for ours, theirs in LAYERS[architecture].items()
     }
     return {**OUTSIDE, **layers}
+
+
+BAGEL_INSIDE = "language_model."
+BAGEL_SECOND = "_moe_gen"
+"""What BAGEL's modules of the generation side are called beyond those of the understanding side."""
+
+BAGEL_LAYER = {
+    **LLAMA_LAYER,
+    "attention.q_proj.bias": "self_attn.q_proj.bias",
+    "attention.k_proj.bias": "self_attn.k_proj.bias",
+    "attention.v_proj.bias": "self_attn.v_proj.bias",
+    "attention.q_norm.weight": "self_attn.q_norm.weight",
+    "attention.k_norm.weight": "self_attn.k_norm.weight",
+}
+BAGEL_FLOW = {"latent_in": "vae2llm", "velocity_out": "llm2vae", "time_in": "time_embedder.mlp.0"}
+BAGEL_FLOW["time_out"] = "time_embedder.mlp.2"
+
+BAGEL_PLACES = "latent_pos_embed.pos_embed"
+"""A table that both sides compute; some checkpoints store it all the same."""
+
+BAGEL_VISION = ("vit_model.", "connector.", "vit_pos_embed.")
+"""What sees pictures as pixels there, and has no counterpart here."""
+
+
+def bagel_table(num_layers: int) -> dict[str, str]:
+    """Our name of every weight of a mixture with a flow branch -> BAGEL's (arXiv 2505.14683, its public code)."""
+    layers = {
+        f"blocks.{layer}.{ours}": f"model.layers.{layer}.{theirs}"
+        for layer in range(num_layers)
+        for ours, theirs in BAGEL_LAYER.items()
+    }
+    table: dict[str, str] = {}
+    for ours, theirs in {**OUTSIDE, **layers}.items():
+        names = (BAGEL_INSIDE + theirs, BAGEL_INSIDE + _second(theirs))
+        table.update(zip(side_names(ours) or (ours,), names, strict=False))
+    for ours, theirs in BAGEL_FLOW.items():
+        table.update({f"flow.{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")})
+    return table
+
+
+def _second(name: str) -> str:
+    """The generation side's name: the suffix stands behind a projection, a norm, or the whole feed-forward part."""
+    path = name.split(".")
+    path[path.index("mlp") if "mlp" in path else -2] += BAGEL_SECOND
+    return ".".join(path)

@@ -86,10 +86,10 @@ def to_our_names(
     theirs = {name: x for name, x in theirs.items() if not name.endswith(COMPUTED)}
     if tied and EMBEDDING in theirs:
         theirs[HEAD] = _tied_head(theirs)
-    _check_names(set(theirs), set(table.values()), architecture)
+    check_names(set(theirs), set(table.values()), architecture)
     with torch.device("meta"):
         expected = Transformer(config).state_dict()
-    ours = {name: _fitted(theirs[table[name]], x.shape, table[name]) for name, x in expected.items()}
+    ours = {name: fitted(theirs[table[name]], x.shape, table[name]) for name, x in expected.items()}
     return RenamedWeights(ours, left_out)
 
 
@@ -100,14 +100,16 @@ def _tied_head(theirs: dict[str, Tensor]) -> Tensor:
     return embedding.clone()
 
 
-def _check_names(found: set[str], wanted: set[str], architecture: Architecture) -> None:
+def check_names(found: set[str], wanted: set[str], kind: str) -> None:
+    """Raise ValueError where weights of this kind of model are missing, or others are there."""
     if lost := wanted - found:
-        raise ValueError(f"the checkpoint lacks {len(lost)} weights of a {architecture}, the first is {min(lost)}")
+        raise ValueError(f"the checkpoint lacks {len(lost)} weights of a {kind}, the first is {min(lost)}")
     if strange := found - wanted:
-        raise ValueError(f"a {architecture} has not {len(strange)} of these weights, the first is {min(strange)}")
+        raise ValueError(f"a {kind} has not {len(strange)} of these weights, the first is {min(strange)}")
 
 
-def _fitted(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
+def fitted(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
+    """A weight that has this shape, or gets it. Raises ValueError for another shape and for what is no float."""
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{name} is of type {tensor.dtype}: save the weights in a floating-point type")
     if "_norm." in name and tensor.ndim == len(shape) == 2 and tensor.shape[1] == shape[1]:

@@ -36,6 +36,8 @@ class FlowTrainingConfig:
     time_channels: int = 256
     begin_with: Path | None = None
     freeze_understanding: bool = False
+    seed: int = 0
+    """Of the times and the noise."""
 
     def __post_init__(self) -> None:
         if self.weight < 0 or self.shift <= 0:

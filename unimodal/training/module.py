@@ -64,7 +64,7 @@ class TransformerModule(L.LightningModule):
         self.schedule = schedule or ScheduleConfig()
         self.transformer: Transformer | None = None
         self._features: Any = None
-        self._step_weight = torch.zeros(())
+        self._step_weight, self._batches_of_step = torch.zeros(()), 0
         self._random_state: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -102,7 +102,7 @@ class TransformerModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def losses(self, batch: PackedBatch, generator: torch.Generator | None = None) -> LossSums:
-        """Forward pass and sums of a batch; a generator draws the noise of the flow branch, torch's own if None."""
+        """Forward pass and sums of a batch; the generator draws the noise of the flow branch, torch's own if None."""
         assert self.transformer is not None
         if self.transformer.flow is None:
             mask = training_mask(batch.documents, batch.branches)
@@ -125,6 +125,14 @@ class TransformerModule(L.LightningModule):
         total = sums.text + sums.image + sums.z
         return total if sums.flow is None or self.flow is None else total + self.flow.weight * sums.flow.weighted
 
+    def _noise_of_batch(self) -> torch.Generator | None:
+        """Noise is a function of the batch's number in the run, however ranks and accumulation share the batches."""
+        if self.flow is None:
+            return None
+        rounds = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._batches_of_step
+        number = rounds * self.trainer.world_size + self.trainer.global_rank
+        return torch.Generator().manual_seed(self.flow.seed * 2**32 + number)
+
     def training_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The sum over this batch's tokens; `on_before_optimizer_step` divides by the step's weight.
 
@@ -133,7 +141,8 @@ class TransformerModule(L.LightningModule):
         del batch_index
         if self._random_state is not None:
             _set_random_state(self._random_state, self.device)
-        sums = self.losses(batch)
+        sums = self.losses(batch, self._noise_of_batch())
+        self._batches_of_step += 1
         self._random_state = _get_random_state(self.device)
         self._step_weight = self._step_weight.to(sums.weight.device) + sums.weight.detach()
         self._log("train", sums, batch)
@@ -146,7 +155,7 @@ class TransformerModule(L.LightningModule):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(weight)
             ranks = dist.get_world_size()
-        self._step_weight = torch.zeros(())
+        self._step_weight, self._batches_of_step = torch.zeros(()), 0
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         for gradient in gradients:
             gradient.mul_(ranks / max(float(weight), LEAST_WEIGHT))

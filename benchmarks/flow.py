@@ -1,0 +1,109 @@
+"""Does the flow branch cost discrete training anything while it is off?
+
+The same batches train the same weights twice, in turn: on the transformer as it is, and on one whose code knows nothing
+of latents, spans or slots. Medians of a step and every loss are compared; one JSON line goes to stdout, the rest to
+stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.train_step import SPACE, Data, Step, tell
+from unimodal.model.attention import Attention, Rotation
+from unimodal.model.block import PreNormBlock
+from unimodal.model.config import TransformerConfig
+from unimodal.model.kernels import attend
+from unimodal.model.masks import Mask, as_bias
+from unimodal.model.rope import rotate
+from unimodal.model.transformer import Transformer
+
+SLOWEST = 1.02
+"""Training may be this many times slower."""
+
+
+class PlainTransformer(Transformer):
+    """The discrete trunk and nothing else: Llama's layers with QK-norm, written out for training alone."""
+
+    def features(self, tokens: Tensor, positions: Tensor, mask: Mask) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(B, T) -> (B, T, D)."""
+        x = self.embedding(tokens)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        rotation, bias = self.rotary(positions, dtype), as_bias(mask, dtype)
+        for block in self.blocks:
+            assert isinstance(block, PreNormBlock)
+            x = x + block.dropout(_attention(block.attention, block.attention_norm(x), rotation, bias))
+            x = x + block.dropout(block.feed_forward(block.feed_forward_norm(x)))
+        return torch.nn.functional.rms_norm(x, self.norm.weight.shape, self.norm.weight, self.config.norm_eps)  # pyright: ignore
+
+
+def _attention(layer: Attention, x: Tensor, rotation: Rotation, bias: Mask) -> Tensor:
+    queries, keys, values = (
+        projection(x).unflatten(-1, (-1, layer.head_dim)) for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    queries, keys = rotate(layer.q_norm(queries), *rotation), rotate(layer.k_norm(keys), *rotation)
+    seen = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), bias)
+    return layer.o_proj(seen.transpose(1, 2).flatten(2))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 where the losses differ at all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"dim": 256, "layers": 6, "heads": 4, "kv-heads": 4, "hidden": 704, "length": 160, "rows": 24, "rounds": 30}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        vocab_size=SPACE.vocab_size,
+        dim=options.dim,
+        num_layers=options.layers,
+        num_heads=options.heads,
+        num_kv_heads=options.kv_heads,
+        hidden_dim=options.hidden,
+    )
+    plain = PlainTransformer(config)
+    model = Transformer(config)
+    model.load_state_dict(copy.deepcopy(plain.state_dict()))
+    steps = {"with": Step(model, compile=not options.eager), "without": Step(plain, compile=not options.eager)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, list[float]] = {name: [] for name in steps}
+    batches = Data.make(options.length, options.rows).batches
+    for number, batch in enumerate(itertools.islice(itertools.cycle(batches), options.rounds + 2)):
+        for name in sorted(steps, reverse=bool(number % 2)):
+            start = time.perf_counter()
+            losses[name].append(steps[name].run(batch))
+            if number >= 2:  # the first two compile
+                seconds[name].append(time.perf_counter() - start)
+    ours, theirs = statistics.median(seconds["with"]), statistics.median(seconds["without"])
+    difference = max(abs(a - b) for a, b in zip(losses["with"], losses["without"], strict=True))
+    tell(f"a step with the branch's code {ours:.4f} s, without {theirs:.4f} s; it may be {SLOWEST} times slower")
+    tell(f"largest difference of a loss over {len(losses['with'])} steps: {difference}")
+    line = {
+        "name": "discrete_unchanged",
+        "unit": "s",
+        "ours": ours,
+        "theirs": theirs,
+        "ratio": theirs / ours,
+        "runs": options.rounds,
+        "largest_loss_difference": difference,
+        "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    print(json.dumps(line))
+    return int(difference > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,212 @@
+"""BAGEL: weights in its published layout become a `Transformer` with a flow branch, and back.
+
+The layout (arXiv 2505.14683 and its public code) is one safetensors file beside `llm_config.json`. Of its public code
+the names of the language model, of `vae2llm`, `llm2vae` and of what is doubled under mixture-of-transformers are
+certain; those of `time_embedder.mlp.{0,2}`, of `latent_pos_embed.pos_embed` and of what lies below `vit_model.` and
+`connector.` were not checked against a published file. A name that differs is refused, never guessed at.
+
+Everything is in BAGEL's order here already: rotary positions pair channel i with i + W/2, time enters as cosines and
+then sines of t in [0, 1] with t = 1 as noise, a place's first half is its column, and a latent's place is
+row * side + column. Latents enter as patches (`latent_patches.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from math import isqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Qwen2Config
+
+from unimodal.interop.configs import BAGEL_CONFIG_FILE, completed, read_fields, rope_of, their_shape
+from unimodal.interop.fresh_folder import fresh_folder
+from unimodal.interop.names import BAGEL_PLACES, BAGEL_VISION, bagel_table
+from unimodal.interop.weights import check_names, fitted
+from unimodal.model.config import FlowConfig, QKNormConfig, TransformerConfig
+from unimodal.model.transformer import Transformer
+
+# Shapes: S side of the table of places, D model width.
+
+WEIGHTS_FILE = "ema.safetensors"
+NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+MIXTURE_LAYER = "Qwen2MoTDecoderLayer"
+
+
+class OpenedBagel(NamedTuple):
+    """A model on the CPU in evaluation mode, and the names of the tensors that have no counterpart here."""
+
+    transformer: Transformer
+    left_out: tuple[str, ...]
+
+
+def open_bagel(folder: Path, weights: str = WEIGHTS_FILE, side: int | None = None) -> OpenedBagel:
+    """Open BAGEL's language model with its flow branch; every tensor keeps its bits and its type.
+
+    weights: the safetensors file; no pickle is ever opened. side: the longest side of an image in latent patches
+    (`max_latent_size`, 64 in the published model), needed where the table of places is not stored.
+
+    What sees pixels (`vit_model`, `connector`, `vit_pos_embed`) is left out and named. Raises ValueError for a config
+    that our transformer cannot compute, for weights that are missing, unknown, of another shape or of several types,
+    and for a stored table of places that is not ours.
+    """
+    path = folder / weights
+    theirs = _read_config(folder)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            left_out = tuple(sorted(name for name in shapes if name.startswith(BAGEL_VISION)))
+            table = bagel_table(theirs.num_hidden_layers)
+            check_names(set(shapes) - {*left_out, BAGEL_PLACES}, set(table.values()), "BAGEL")
+            with torch.device("meta"):
+                transformer = Transformer(_our_config(theirs, shapes, side))
+            # a copy: CPU kernels sum in another order where a tensor begins at an odd address of the file
+            ours = {
+                name: fitted(file.get_tensor(table[name]), x.shape, table[name]).clone()
+                for name, x in transformer.state_dict().items()
+            }
+            if BAGEL_PLACES in shapes:
+                _check_places(transformer, file.get_tensor(BAGEL_PLACES))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
+    if len(kinds := {str(x.dtype) for x in ours.values()}) > 1:
+        raise ValueError(f"{path} holds weights of several types ({', '.join(sorted(kinds))}): save them in one")
+    transformer.load_state_dict(ours, assign=True)
+    return OpenedBagel(transformer.eval().requires_grad_(False), left_out)
+
+
+def _read_config(folder: Path) -> Qwen2Config:
+    """llm_config.json; a field that decides the function must be written, a default of their class is none of it."""
+    path = folder / BAGEL_CONFIG_FILE
+    written = read_fields(path, "give a folder in the layout that BAGEL was published in")
+    if written.get("model_type") != Qwen2Config.model_type:
+        raise ValueError(f"{path} is of model type {written.get('model_type')!r}, BAGEL's is 'qwen2'")
+    lost = [name for name in NEEDED if name not in written]
+    lost += [] if {"rope_theta", "rope_parameters"} & set(written) else ["rope_theta"]
+    if lost:
+        raise ValueError(f"{path} lacks {len(lost)} fields that are needed, the first is {lost[0]}")
+    whole = completed(Qwen2Config, written, path)
+    for reason, wrong in _differences(whole).items():
+        if wrong:
+            raise ValueError(f"this BAGEL cannot be opened: {reason}")
+    return whole
+
+
+def _differences(whole: Qwen2Config) -> dict[str, bool]:
+    """What our transformer cannot do -> whether the config asks for it.
+
+    Whether layers are doubled, queries normed and the head is tied is not asked: BAGEL's code sets these fields itself,
+    and the stored tensors tell.
+    """
+    kind, head_dim = rope_of(whole)["rope_type"], getattr(whole, "head_dim", None)
+    width = whole.hidden_size // whole.num_attention_heads
+    return {
+        f"its rotary positions are scaled ({kind}), ours are not": kind != "default",
+        "it looks through a sliding window, ours sees everything": bool(whole.use_sliding_window),
+        f"its activation is {whole.hidden_act!r}, ours is silu": whole.hidden_act != "silu",
+        f"head_dim is {head_dim}, ours is hidden_size / num_attention_heads = {width}": head_dim not in (None, width),
+    }
+
+
+def _our_config(theirs: Qwen2Config, shapes: dict[str, tuple[int, ...]], side: int | None) -> TransformerConfig:
+    flow = FlowConfig(
+        latent_dim=_columns(shapes, "vae2llm.weight"),
+        side=_side(shapes.get(BAGEL_PLACES), side),
+        time_channels=_columns(shapes, "time_embedder.mlp.0.weight"),
+    )
+    return TransformerConfig(
+        vocab_size=theirs.vocab_size,
+        dim=theirs.hidden_size,
+        num_layers=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        num_kv_heads=theirs.num_key_value_heads or theirs.num_attention_heads,
+        hidden_dim=theirs.intermediate_size,
+        max_length=theirs.max_position_embeddings,
+        rope_theta=float(rope_of(theirs)["rope_theta"]),
+        norm_eps=theirs.rms_norm_eps,
+        qk_norm=QKNormConfig(kind="rms", eps=theirs.rms_norm_eps),
+        qkv_bias=True,
+        mixture=True,
+        flow=flow,
+    )
+
+
+def _columns(shapes: dict[str, tuple[int, ...]], name: str) -> int:
+    if len(shapes[name]) != 2:
+        raise ValueError(f"{name} has shape {shapes[name]}, a projection has rows and columns")
+    return shapes[name][1]
+
+
+def _side(stored: tuple[int, ...] | None, given: int | None) -> int:
+    """Of the table of places (S * S, D). Another side would be another stride and move every place."""
+    if stored is None:
+        if given is None:
+            raise ValueError(f"{BAGEL_PLACES} is not stored: say the side of its table (64 in the published model)")
+        return given
+    side = isqrt(stored[0]) if stored else 0
+    if len(stored) != 2 or side**2 != stored[0]:
+        raise ValueError(f"{BAGEL_PLACES} has shape {stored}, which is not a table of side * side places")
+    if given not in (None, side):
+        raise ValueError(f"{BAGEL_PLACES} is a table of side {side}, not {given}: leave the side out")
+    return side
+
+
+def _check_places(transformer: Transformer, stored: Tensor) -> None:
+    """Ours is computed, not loaded; one step of the type it is stored in is rounding."""
+    assert transformer.flow is not None
+    stored = fitted(stored, transformer.flow.places.shape, BAGEL_PLACES)
+    step = max(torch.finfo(stored.dtype).eps, torch.finfo(torch.float32).eps)
+    apart = float((stored.double() - transformer.flow.places.double()).abs().max())
+    if not apart <= step:
+        raise ValueError(
+            f"{BAGEL_PLACES} differs by {apart:.2g} from the sines and cosines of its side, column first: "
+            "such places cannot be kept"
+        )
+
+
+def write_bagel(transformer: Transformer, folder: Path) -> None:
+    """The inverse of `open_bagel`: `ema.safetensors`, places among them, and `llm_config.json`; dropout is left out.
+
+    What sees pixels is not written: their class opens this without visual understanding. Raises ValueError for a model
+    that BAGEL's layout cannot hold, and where the folder is not empty.
+    """
+    config, flow = transformer.config, transformer.flow
+    same_norm = config.qk_norm == QKNormConfig(kind="rms", eps=config.norm_eps)
+    if flow is None or not (config.mixture and config.qkv_bias and same_norm):
+        raise ValueError(
+            "BAGEL has a mixture with a flow branch, biases of queries, keys and values, and an RMS QK-norm with the "
+            f"eps of its other norms; this model is {config}"
+        )
+    table = bagel_table(config.num_layers)
+    tensors = {table[name]: x.detach().cpu().contiguous() for name, x in transformer.state_dict().items()}
+    tensors[BAGEL_PLACES] = flow.places.to("cpu", flow.latent_in.weight.dtype)
+    with fresh_folder(folder) as unfinished:
+        save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
+        (unfinished / BAGEL_CONFIG_FILE).write_text(json.dumps(_their_config(config), indent=2))
+
+
+def _their_config(config: TransformerConfig) -> dict[str, Any]:
+    """In the words of the version of transformers that BAGEL's code is written for: rope_theta is a field."""
+    shape = {name: value for name, value in their_shape(config).items() if name != "rope_parameters"}
+    return {
+        "model_type": Qwen2Config.model_type,
+        **shape,
+        "rope_theta": config.rope_theta,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "layer_module": MIXTURE_LAYER,
+        "qk_norm": True,
+    }
