@@ -17,6 +17,7 @@ from data_pipelines.shards import ShardWriter, TokenDocument, TokenSegment, open
 from tests.oracles.tiny import (
     IMAGE_SIZE,
     tiny_bundle,
+    tiny_flow_pipeline,
     tiny_image_tokenizer,
     tiny_picture,
     tiny_picture_folder,
@@ -45,6 +46,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+TOKENIZE = "tokenize --source imagefolder --path {data} --image-tokenizer {codes} --out {new}"
 WRONG_USES = [
     ("", "required: command"),
     ("fly", "invalid choice: 'fly'"),
@@ -96,7 +98,7 @@ WRONG_USES = [
     ("generate --model {model} --prompt a --out {new} --stream --number 2", "--stream shows one answer"),
     (
         "generate --model {model} --prompt a --out {new} --steps 8",
-        "settings of the flow branch, and this model has none",
+        "flow branch, and this model has none",
     ),
     ("generate --model {model} --prompt a --out {new} --solver heun", "settings of the flow branch"),
     ("generate --model {flow} --prompt a --out {new} --steps 0", "number of steps"),
@@ -104,14 +106,8 @@ WRONG_USES = [
     ("generate --model {flow} --prompt a --out {new} --aspect-ratio 2", "no other size"),
     ("generate --model {flow} --prompt a --out {new} --choices a", "goes with mode 'text'"),
     ("generate --model {lost} --prompt a --out {new}", "no autoencoder folder"),
-    (
-        "tokenize --source imagefolder --path {data} --image-tokenizer {codes} --autoencoder {absent} --out {new}",
-        "absent",
-    ),
-    (
-        "tokenize --source imagefolder --path {data} --image-tokenizer {codes} --autoencoder {codes} --out {new}",
-        "codes",
-    ),
+    (TOKENIZE + " --autoencoder {absent}", "absent"),
+    (TOKENIZE + " --autoencoder {codes}", "codes"),
     ("demo --branch diffusion --out {new}", "discrete, flow"),
     ("generate --model {model} --image {absent} --out {new}", "is not a file"),
     ("generate --model {model} --image {noise} --out {new}", "cannot be read as an image"),

@@ -1,4 +1,4 @@
-"""docs/generation.md: its examples run, one after the other, on a model that never learned anything."""
+"""docs/generation.md and docs/flow.md: their examples run, on models that never learned anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracles.tiny import tiny_picture, tiny_pipeline
+from tests.oracles.tiny import tiny_flow_pipeline, tiny_picture, tiny_pipeline
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "generation.md").read_text()
@@ -34,3 +34,13 @@ def test_the_prompt_lines_of_the_page_are_answered(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     requests = [line.request(pipeline) for line in read_prompts(tmp_path / "prompts.jsonl")]
     assert len(pipeline.answers(requests)) == len(lines) == 4
+
+
+def test_the_examples_of_the_page_of_the_flow_branch_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_flow_pipeline(max_length=300).save(tmp_path / "runs/easy_vqa_flow/model")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "flow.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    names: dict[str, object] = {}
+    exec(compile(blocks[0], "flow.md", "exec"), names)
+    assert {"picture", "edited", "answer"} <= set(names)

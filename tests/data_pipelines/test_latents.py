@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.batch import PackedLatents, collate
+from data_pipelines.batch import PackedBatch, PackedLatents, collate
 from data_pipelines.shards.format import DamagedShard, TokenDocument, TokenSegment
 from data_pipelines.shards.reader import open_manifest, read_shard
 from data_pipelines.shards.writer import ShardWriter
 from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, outline, render
-from tests.oracles.tiny import tiny_space
+from tests.oracles.tiny import tiny_space, tiny_transformer
+from unimodal.model.config import FlowConfig
+from unimodal.model.flow import latent_tokens
+from unimodal.model.masks import dense_mask
 
 SPACE = tiny_space()
 BOS, EOS, BOI, EOI, SEP, NULL, PAD = (
@@ -208,3 +211,34 @@ def test_an_outline_knows_its_weight_and_its_noised_latents_before_it_is_built()
         assert planned.weight == pytest.approx(float(batch.loss_weights.sum()))
         noised = 0 if batch.latents is None else int((batch.latents.weights > 0).sum())
         assert planned.noised_latents == noised
+
+
+def test_documents_packed_in_a_row_have_the_outputs_of_documents_alone() -> None:
+    """Through the whole model, latents and all: no document sees another, and positions are its own."""
+    config = FlowConfig(latent_dim=5, side=3, time_channels=8)
+    model = tiny_transformer(SPACE.vocab_size, flow=config, mixture=True)
+    edit = document(image("image", 1), text("request", 8), image("answer", 2), layout="dialogue", task="edit")
+    question = document(image("image"), text("question", 8), text("answer", 9), text("question", 9), text("answer", 8))
+    asked = dataclasses.replace(TOLD, image_first=1.0)
+    drawing = document(image("image", 3), text("caption", 8))
+    chosen = ((edit, TOLD), (question, asked), (drawing, TOLD), (edit, TOLD))
+    sequences = [render(one, SPACE, told, Random(0)) for one, told in chosen]
+
+    def features(batch: PackedBatch) -> torch.Tensor:
+        packed = batch.latents
+        spans = None if packed is None else packed.spans
+        media = None
+        if packed is not None:
+            standing = packed.cells[..., 0] >= 0
+            times = torch.where(packed.spans[standing] < 0, 0.7, 0.0).double()
+            places = packed.cells[standing] @ torch.tensor([3, 1])
+            media = latent_tokens(standing, packed.values[standing].double(), times, places)
+        mask = dense_mask(batch.documents, batch.branches, spans)
+        return model.features(batch.tokens, batch.positions, mask, media=media)[0]
+
+    together = features(collate([sequences], sum(map(len, sequences)) + 3, SPACE))
+    start = 0
+    for sequence in sequences:
+        alone = features(collate([[sequence]], len(sequence), SPACE))
+        torch.testing.assert_close(together[start : start + len(sequence)], alone, rtol=1e-11, atol=1e-11)
+        start += len(sequence)

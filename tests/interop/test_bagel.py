@@ -27,7 +27,7 @@ from unimodal.model.masks import as_bias, dense_mask
 from unimodal.model.mixture import GENERATION, UNDERSTANDING
 
 LENGTH = 14
-CLOSE = {"rtol": 1e-11, "atol": 1e-11}
+CLOSE = 1e-11
 PLACES = "latent_pos_embed.pos_embed"
 
 
@@ -86,7 +86,7 @@ def test_a_layer_is_the_slow_reference_for_random_routings(layer: int, tensors: 
         block, bias = transformer.blocks[layer], as_bias(row.mask, x.dtype)
         found = block(x[None], rotation, bias, None, positions, row.media)[0]
         expected = bagel.layer_slowly(tensors, layer, x, row.positions, row.seen, row.is_latent)
-        torch.testing.assert_close(found, expected, **CLOSE)
+        torch.testing.assert_close(found, expected, rtol=CLOSE, atol=CLOSE)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -101,7 +101,7 @@ def test_the_model_answers_as_the_slow_reference_from_ids_and_latents_to_logits_
     expected = bagel.answers_slowly(tensors, row.embedded(tensors), row.positions, row.seen, row.is_latent)
     for token, is_latent in enumerate(row.is_latent):
         answer = transformer.flow.velocity if is_latent else transformer.head
-        torch.testing.assert_close(answer(features[token]), expected[token], **CLOSE)
+        torch.testing.assert_close(answer(features[token]), expected[token], rtol=CLOSE, atol=CLOSE)
 
 
 def test_text_alone_gives_the_logits_of_a_qwen_with_the_same_norms_and_biases(

@@ -101,7 +101,7 @@ class DocumentSource(Protocol):
 class Sampling:
     """How answers are drawn; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing, guidance 1 is none.
 
-    `image_guidance` weighs the prompt's pictures apart from its words; `steps` are those of a model with the flow branch.
+    `image_guidance` weighs the prompt's pictures apart from its words; `steps` are those of the flow branch.
     """
 
     temperature: float = 0.0

@@ -47,7 +47,10 @@ class _Row:
 
 
 class FlowEngine(Engine):
-    """Decodes requests with one transformer that has a flow branch; answers in text alone go to `text`."""
+    """Decodes requests with one transformer that has a flow branch; answers in text alone go to `text`.
+
+    A picture is drawn as a whole, so none comes out malformed, whether rules are on (`constrained`) or off.
+    """
 
     def __init__(self, transformer: Transformer, space: TokenSpace, text: Engine, grid: tuple[int, int], read: Read):
         """grid: rows and columns of latents of a picture."""
@@ -72,8 +75,8 @@ class FlowEngine(Engine):
     def _check(self, request: Request) -> None:
         request.check(self.space, self.transformer.config.max_length)
         config = request.config
-        if config.mode != "text" and (config.grammar is not None or not config.constrained):
-            raise ValueError("with the flow branch a grammar, or none of the rules, goes with mode 'text' alone")
+        if config.mode != "text" and config.grammar is not None:
+            raise ValueError("with the flow branch a grammar goes with mode 'text' alone")
         if config.image_size is not None:
             raise ValueError(f"this model draws {self.grid[0]}x{self.grid[1]} latents and no other size")
 

@@ -45,6 +45,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {
         "Model: text loss, nats a token": ("train/loss_text", "val/loss_text"),
         "Model: image loss, nats a code": ("train/loss_image", "val/loss_image"),
+        "Model: flow loss, squared error of the velocity": ("train/loss_flow", "val/loss_flow"),
     },
 }
 EDIT_IMAGES = ("shown", "drawn", "known")
