@@ -60,7 +60,7 @@ def test_dense_and_block_masks_are_the_predicate() -> None:
 
 
 def test_the_example_of_bagels_layout() -> None:
-    """Lengths 3 causal, 4 noise, 2 full, 3 full, 2 causal: the rows that shared/TECHNIQUES lists for it."""
+    """Lengths 3 causal, 4 noise, 2 full, 3 full, 2 causal: row by row, written out."""
     spans = torch.tensor([[0] * 3 + [-1] * 4 + [2] * 2 + [3] * 3 + [0] * 2])
     mask = dense_mask(torch.zeros_like(spans), None, spans)[0, 0].int()
     rows = ["".join(map(str, row)) for row in mask.tolist()]
