@@ -229,10 +229,12 @@ class TokenDataModule(L.LightningDataModule):
         return Documents(shards, chosen)
 
     def _check_autoencoder(self, manifest: Manifest, address: str) -> None:
-        if self.templates.latents is not None and manifest.autoencoder is None:
+        if self.templates.latents is None:
+            return
+        if manifest.autoencoder is None:
             raise ValueError(f"{address} holds no latents to train the flow branch on: tokenize with --autoencoder")
         if self.totals and manifest.autoencoder != self.autoencoder:
-            raise ValueError(f"{self.shards[0]} and {address} hold latents of different autoencoders, or one of none")
+            raise ValueError(f"{self.shards[0]} and {address} hold latents of different autoencoders")
         self.autoencoder = manifest.autoencoder
 
     def _second_stage_round(self) -> float:

@@ -153,6 +153,8 @@ class RawDataModule(TokenDataModule):
         del stage
         if self.train_sources:
             return
+        if self.templates.latents is not None:
+            raise ValueError("the flow branch trains on shards with latents: tokenize with --autoencoder beforehand")
         image = ImageTokenizer.open(self.tokenizers / "image_tokenizer")
         text = TextTokenizer.open(self.tokenizers / "text_tokenizer")
         failures = FailureLog(limit=self.max_bad)

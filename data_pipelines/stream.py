@@ -81,7 +81,8 @@ class PackedStream(IterableDataset[PackedBatch]):
         self._plan = Plan(sources, space, templates, config, mixture, second_stage_round * rows)
         self.rounds_per_step = rounds_per_step
         self._rounds = 0
-        self._latent_weight = 0.0
+        self._latent_weight: float | None = None
+        """Of a noised latent in the step that goes on; None until a round of it was weighed."""
 
     @property
     def report(self) -> StreamReport:
@@ -91,7 +92,8 @@ class PackedStream(IterableDataset[PackedBatch]):
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands."""
         workers = _worker()[1]
-        return {"ranks": self.world_size, "workers": workers, "rounds": self._rounds, **self._plan.state()}
+        place = {"ranks": self.world_size, "workers": workers, "rounds": self._rounds}
+        return {**place, "latent_weight": self._latent_weight, **self._plan.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved position. Raises ValueError under a number of ranks and workers that cannot."""
@@ -102,6 +104,7 @@ class PackedStream(IterableDataset[PackedBatch]):
                 f"with {now[0]} of {now[1]}, because each process stands at a place of its own; take the same numbers"
             )
         self._rounds = state["rounds"]
+        self._latent_weight = state.get("latent_weight") if was == now else None
         self._plan.go_on(state)
 
     def __len__(self) -> int:
@@ -112,8 +115,10 @@ class PackedStream(IterableDataset[PackedBatch]):
         rows = self.config.rows
         while True:
             epochs = [turn.epoch for turn in self._plan.mixture.turns]
-            if self._rounds % self.rounds_per_step == 0:
-                self._latent_weight = self._weigh(self._plan.peek(self.rounds_per_step * self.world_size * rows))
+            place = self._rounds % self.rounds_per_step
+            if place == 0 or self._latent_weight is None:
+                rest = self.rounds_per_step - place
+                self._latent_weight = self._weigh(self._plan.peek(rest * self.world_size * rows))
             if not (given := self._plan.take(self.world_size * rows)):
                 return
             self._rounds += 1

@@ -36,16 +36,18 @@ from tokenizers_vq.token_space import TokenSpace
 class LatentTemplateConfig:
     """How pictures are told to the flow branch (docs/flow.md).
 
-    A drawn picture is a noised copy in latents; where anything follows it, a clean copy and its codes come next, for
-    that to see. A shown picture is its codes, behind a clean copy if a drawing follows. `drop_clean` and `drop_codes`
-    of the edits lose one of them, which guidance by the picture needs.
+    A drawn picture is a noised copy in latents; a clean copy and its codes come next where anything follows. A shown
+    picture is a clean copy and its codes, but for questions and captions the codes alone. So that a model learns to go
+    on in either case, `whole` of the drawings are seen again and ended, `whole` of the questions have the clean copy.
+    `drop_clean` and `drop_codes` of the edits lose one of the two, so that neither is leant on alone.
     """
 
     drop_clean: float = 0.1
     drop_codes: float = 0.3
+    whole: float = 0.1
 
     def __post_init__(self) -> None:
-        if not all(0 <= share <= 1 for share in (self.drop_clean, self.drop_codes)):
+        if not all(0 <= share <= 1 for share in (self.drop_clean, self.drop_codes, self.whole)):
             raise ValueError(f"shares lie between 0 and 1, got {self}")
 
 
@@ -264,25 +266,27 @@ def _copy(segment: TokenSegment, space: TokenSpace, weight: float, *, noised: bo
 
 
 def _tell(
-    segment: TokenSegment, rest: Sequence[TokenSegment], space: TokenSpace, config: TemplateConfig, weight: float
+    segment: TokenSegment, space: TokenSpace, config: TemplateConfig, weight: float, *, seen: bool
 ) -> tuple[Run, ...]:
-    """A segment of role `answer` or another, and of a picture what the `rest` of its document needs."""
+    """A segment of role `answer` or another; with the flow branch, of a picture what is `seen` by what follows."""
     if segment.kind == "text" or config.latents is None:
         return _runs(segment, space, weight)
     drawn = segment.role == "answer"
-    codes = _runs(segment, space, 0.0 if drawn else weight)
-    drawing_follows = any(other.kind == "image" and other.role == "answer" for other in rest)
-    clean = (_copy(segment, space, 0.0, noised=False),) if drawing_follows else ()
-    if not drawn:
-        return (*clean, *codes)
-    noised = _copy(segment, space, 1.0, noised=True)
-    return (noised, *clean, *codes) if rest else (noised,)
+    noised = (_copy(segment, space, weight, noised=True),) if drawn else ()
+    clean = (_copy(segment, space, 0.0, noised=False),) if seen else ()
+    codes = _runs(segment, space, 0.0 if drawn else weight) if seen or not drawn else ()
+    return (*noised, *clean, *codes)
 
 
-def _end(last: TokenSegment, space: TokenSpace, config: TemplateConfig) -> tuple[Run, ...]:
+def _end(last: TokenSegment, space: TokenSpace, config: TemplateConfig, *, seen: bool) -> tuple[Run, ...]:
     """<eos>, unless it would stand behind a noised copy, from which nothing can tell that it comes."""
-    behind_noise = config.latents is not None and last.kind == "image" and last.role == "answer"
+    behind_noise = config.latents is not None and last.kind == "image" and last.role == "answer" and not seen
     return () if behind_noise else (_one(space.specials.eos, 1.0),)
+
+
+def _whole(config: TemplateConfig, random: Random) -> bool:
+    """Whether a document is told in the longer of two forms; no random number is drawn without the flow branch."""
+    return config.latents is not None and random.random() < config.latents.whole
 
 
 def _image_first(
@@ -294,8 +298,9 @@ def _image_first(
 ) -> Outline:
     specials = space.specials
     trunk = [_one(specials.bos, 0)]
+    seen = _whole(config, random)
     for image in images:
-        trunk += _runs(image, space, config.shown_image_weight)
+        trunk += _tell(replace(image, role="image"), space, config, config.shown_image_weight, seen=seen)
     branches = [[segment] for segment in segments if segment.role == "caption"] + _pairs(segments)
     if len(branches) > config.max_branches:
         branches = random.sample(branches, config.max_branches)
@@ -325,9 +330,9 @@ def _text_first(
         prompt = _runs(random.choice(captions), space, config.prompt_weight)
     else:
         prompt = (_one(specials.null, 0),)
-    image = replace(image, role="answer")
-    drawn = _tell(image, (), space, config, config.drawn_image_weight)
-    block = (*prompt, _one(specials.sep, 0), *drawn, *_end(image, space, config))
+    image, seen = replace(image, role="answer"), _whole(config, random)
+    drawn = _tell(image, space, config, config.drawn_image_weight, seen=seen)
+    block = (*prompt, _one(specials.sep, 0), *drawn, *_end(image, space, config, seen=seen))
     return Outline((_one(specials.bos, 0),), (block,))
 
 
@@ -344,8 +349,9 @@ def _dialogue(segments: Sequence[TokenSegment], space: TokenSpace, config: Templ
             exchanges[-1].append(_one(specials.eos, 1.0))
             exchanges.append([])
         answering = is_answer
-        exchanges[-1] += _tell(segment, segments[number:], space, config, _turn_weight(segment, config))
-    exchanges[-1] += _end(segments[-1], space, config)
+        seen = not is_answer or number < len(segments)
+        exchanges[-1] += _tell(segment, space, config, _turn_weight(segment, config), seen=seen)
+    exchanges[-1] += _end(segments[-1], space, config, seen=False)
     return Outline((_one(specials.bos, 0),), tuple(map(tuple, exchanges)))
 
 
@@ -359,13 +365,15 @@ def _edit(segments: Sequence[TokenSegment], space: TokenSpace, config: TemplateC
         prompt, null = [], (_one(specials.null, 0),)
     elif random.random() < config.drop_prompt:
         prompt, null = [segment for segment in prompt if segment.kind == "image"], (_one(specials.null, 0),)
-    asked, drawn = (
-        [run for segment in part for run in _tell(segment, rest, space, config, _turn_weight(segment, config))]
-        for part, rest in ((prompt, answers), (answers, ()))
-    )
+    asked = [run for s in prompt for run in _tell(s, space, config, _turn_weight(s, config), seen=True)]
     if config.latents is not None:
         asked = _lose_a_copy(asked, config.latents, random)
-    block = (*null, *asked, _one(specials.sep, 0), *drawn, *_end(answers[-1], space, config))
+    seen = _whole(config, random)
+    drawn: list[Run] = []
+    for number, segment in enumerate(answers, start=1):
+        follows = number < len(answers) or seen
+        drawn += _tell(segment, space, config, _turn_weight(segment, config), seen=follows)
+    block = (*null, *asked, _one(specials.sep, 0), *drawn, *_end(answers[-1], space, config, seen=seen))
     return Outline((_one(specials.bos, 0),), (block,))
 
 
@@ -390,7 +398,8 @@ def _in_order(segments: Sequence[TokenSegment], space: TokenSpace, config: Templ
     weights = {"text": 1.0, "image": config.drawn_image_weight}
     learnt = [replace(segment, role="answer") for segment in segments]
     *blocks, last = [
-        _tell(segment, learnt[number:], space, config, weights[segment.kind])
+        _tell(segment, space, config, weights[segment.kind], seen=number < len(learnt))
         for number, segment in enumerate(learnt, start=1)
     ]
-    return Outline((_one(space.specials.bos, 0),), (*blocks, (*last, *_end(learnt[-1], space, config))))
+    end = _end(learnt[-1], space, config, seen=False)
+    return Outline((_one(space.specials.bos, 0),), (*blocks, (*last, *end)))

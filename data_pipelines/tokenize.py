@@ -97,14 +97,17 @@ def tokenize(
     config: TokenizeConfig,
     progress: Progress = lambda done: None,
     autoencoder: LatentAutoencoder | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> bool:
     """Write the shards of a source; True once the folder is whole, False while other ranks have shards to make.
 
     With an autoencoder, the latents of every picture lie beside its codes. What an earlier, interrupted call left in
-    the folder is kept. `progress` is told the number of documents done each
-    time. Raises ValueError for a folder that is whole already or was begun with other settings.
+    the folder is kept. `progress` is told the number of documents done each time, and `begun` is called once the folder
+    is known to be this job's. Raises ValueError for a folder that is whole already or was begun with other settings.
     """
     check_unwritten(out)
+    if autoencoder is not None and config.aspect_ratio != 1:
+        raise ValueError("the flow branch draws squares alone: give an autoencoder or an aspect ratio, not both")
     space = make_token_space(text, image, layout_of(image, config.aspect_ratio))
     policy = ImagePolicy.of(image, space.layout)
     encoder = Encoder(
@@ -127,6 +130,7 @@ def tokenize(
     )
     stated = {**described, "token space": empty.fingerprint, "image policy": empty.image_policy}
     parts = Parts(out, stated | ({"autoencoder": empty.autoencoder} if autoencoder else {}))
+    begun()
     job = _Job(source, encoder, parts, failures, config, progress)
     job.run()
     return job.merge(empty)

@@ -68,7 +68,7 @@ def _check_transformer(module: TransformerModule, data: Any) -> None:
     assert isinstance(data, TokenDataModule)
     assert data.stream.length <= module.shape["max_length"]
     with torch.device("meta"):
-        branch = module.flow.shape({"latent_dim": 16, "grid": 8}) if module.flow else {}
+        branch = module.flow.shape({"latent_dim": 16, "grid": 8, "hash": ""}) if module.flow else {}
         transformer = Transformer(TransformerConfig(vocab_size=VOCABULARY, **module.shape, **branch))
     assert (module.flow is None) == (data.templates.latents is None)
     groups = build_optimizer(transformer, module.optimizer_config).param_groups

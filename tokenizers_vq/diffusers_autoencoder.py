@@ -50,6 +50,7 @@ class DiffusersAutoencoder(LatentAutoencoder):
     def hash(self) -> str:
         """SHA-256 over config and weights, statistics among them; the version that wrote the config does not count."""
         config = {name: value for name, value in self.network.config.items() if not name.startswith("_")}
+        config.pop("sample_size", None)  # the image size stands for it
         return content_hash({**config, "image_size": self.image_size}, self.state_dict())
 
     def save(self, folder: Path) -> None:

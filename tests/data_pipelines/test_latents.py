@@ -26,7 +26,7 @@ BOS, EOS, BOI, EOI, SEP, NULL, PAD = (
     getattr(SPACE.specials, name) for name in ("bos", "eos", "boi", "eoi", "sep", "null", "pad")
 )
 CODES = [16, 17, 18, 19]
-KEPT = LatentTemplateConfig(drop_clean=0.0, drop_codes=0.0)
+KEPT = LatentTemplateConfig(drop_clean=0.0, drop_codes=0.0, whole=0.0)
 TOLD = TemplateConfig(image_first=0.0, drop_prompt=0.0, drop_image=0.0, shown_image_weight=0.2, latents=KEPT)
 
 
@@ -146,7 +146,7 @@ def test_a_dialogue_goes_on_from_a_clean_copy_at_the_position_of_the_noised_one(
     )
     ids, spans, positions, _ = told(one)
     first = [BOS, 8, SEP, *COPY, *COPY, *PICTURE, EOS]
-    second = [9, SEP, *COPY, *PICTURE, EOS]
+    second = [9, SEP, *COPY, *COPY, *PICTURE, EOS]
     assert ids == [*first, *second, 8, SEP, 9, EOS]
     assert spans[3:11] == [-1] * 8 and spans[11:19] == [2] * 8
     assert positions[3:19] == [3] * 16 and positions[19] == 4
@@ -154,9 +154,28 @@ def test_a_dialogue_goes_on_from_a_clean_copy_at_the_position_of_the_noised_one(
     assert spans[noised : noised + 8] == [-3] * 8 and positions[noised + 8] == positions[noised]
 
 
+def test_in_the_longer_form_a_drawing_is_seen_and_ended_and_a_question_has_the_clean_copy() -> None:
+    """What decoding leaves in the context, whatever the model goes on with."""
+    whole = dataclasses.replace(TOLD, latents=dataclasses.replace(KEPT, whole=1.0))
+    ids, spans, _, weights = told(document(image("image"), text("caption", 8)), whole)
+    assert ids == [BOS, 8, SEP, *COPY, *COPY, *PICTURE, EOS]
+    assert spans[3:11] == [-1] * 8 and spans[11:19] == [2] * 8 and weights[-1] == 1
+    asked = document(image("image"), text("question", 8), text("answer", 9))
+    ids, spans, _, _ = told(asked, dataclasses.replace(whole, image_first=1.0))
+    assert ids == [BOS, *COPY, *PICTURE, 8, SEP, 9, EOS] and spans[1:9] == [1] * 8
+    edit = document(image("image", 1), text("request", 8), image("answer", 2), layout="dialogue", task="edit")
+    assert told(edit, whole)[0] == [BOS, *COPY, *PICTURE, 8, SEP, *COPY, *COPY, *PICTURE, EOS]
+
+
+def test_what_follows_a_drawn_picture_sees_the_same_whether_it_is_text_or_another_picture() -> None:
+    for then in (text("answer", 9), image("answer")):
+        one = document(text("request", 8), image("answer"), text("request", 9), then, layout="dialogue")
+        assert told(one)[0][: 4 + 8 + 8 + 6] == [BOS, 8, SEP, *COPY, *COPY, *PICTURE, EOS]
+
+
 def test_conditions_of_edits_are_dropped_and_never_both() -> None:
     one = document(image("image", 1), text("request", 8), image("answer", 2), layout="dialogue", task="edit")
-    config = dataclasses.replace(TOLD, latents=LatentTemplateConfig(drop_clean=0.3, drop_codes=0.5))
+    config = dataclasses.replace(TOLD, latents=LatentTemplateConfig(drop_clean=0.3, drop_codes=0.5, whole=0.0))
     forms = {tuple(render(one, SPACE, config, Random(seed)).ids.tolist()) for seed in range(60)}
     both, clean, codes = [*COPY, *PICTURE], COPY, PICTURE
     assert forms == {(BOS, *shown, 8, SEP, *COPY) for shown in map(tuple, (both, clean, codes))}

@@ -65,10 +65,66 @@ def test_an_image_is_what_the_discrete_branch_gives_to_whoever_asks(pipeline: Pi
         assert space.read_image(answer.ids, 0) is not None
 
 
+def test_what_was_drawn_stands_in_the_context_as_a_clean_copy_and_codes(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contexts that the engine reads while a dialogue goes on, against what training tells."""
+    read: list[list[Context]] = []
+    real = ContextCache.__init__
+
+    def kept(self: ContextCache, model: Any, space: Any, contexts: Any, room: int) -> None:
+        read.append([Context(runs=list(context.runs)) for context in contexts])
+        real(self, model, space, contexts, room)
+
+    monkeypatch.setattr(ContextCache, "__init__", kept)
+    space, specials = pipeline.token_space, pipeline.token_space.specials
+    config = pipeline.decode_config("mixed", max_new_tokens=60, flow=FEW)
+    drawn = 0
+    for seed in range(8):
+        read.clear()
+        (request,) = pipeline.requests(["a red circle"], config, seed)
+        (decoded,) = pipeline.engine.decode([request])
+        if not decoded.pictures or len(read) < 3:
+            continue
+        drawn += 1
+        before, after = read[1][0], read[2][0]
+        clean, codes = after.runs[len(before.runs) :]
+        start = decoded.ids.index(specials.boi)
+        assert codes.ids.tolist() == decoded.ids[start : start + space.layout.span]
+        assert clean.latents is not None and not clean.noised
+        pixels, _ = pipeline._read(torch.from_numpy(clean.latents)[None])
+        torch.testing.assert_close(pixels[0], decoded.pictures[0])
+    assert drawn, "no seed draws and goes on"
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_guided_step_weighs_the_velocities_of_the_three_contexts(pipeline: Pipeline, schedule: Any) -> None:
+    """One Euler step from each row's own noise, with velocities computed without cache or batch."""
+    flow = FlowSamplingConfig(steps=1)
+    config = pipeline.decode_config("image", guidance=3.0, image_guidance=1.7, guidance_schedule=schedule, flow=flow)
+    (request,) = pipeline.requests([PROMPTS[1]], config, 5)
+    context = read_prompt(request.prompt, request.latents, pipeline.token_space)
+    with torch.inference_mode():
+        noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
+        full, image, null = (
+            whole_velocity(pipeline, one, noise, 1.0)
+            for one in (
+                context,
+                without_words(context, pipeline.token_space, pictures=True),
+                without_words(context, pipeline.token_space, pictures=False),
+            )
+        )
+        text_scale, image_scale = (3.0, 1.7) if schedule == "constant" else (1.0, 1.0)
+        expected = noise - (null + image_scale * (image - null) + text_scale * (full - image))
+        pixels, _ = pipeline._read(expected.view(1, 2, 2, 3))
+        (decoded,) = pipeline.engine.decode([request])
+    torch.testing.assert_close(decoded.pictures[0], pixels[0], rtol=1e-3, atol=1e-3)
+
+
 def test_scales_of_one_are_no_guidance(pipeline: Pipeline) -> None:
     plain, *ones = (
         pipeline.generate(PROMPTS[:2], mode="image", flow=FEW, **scales)
-        for scales in ({}, {"guidance": 1.0, "image_guidance": 1.0}, {"guidance": 1.0})
+        for scales in ({}, {"guidance": 1.0, "image_guidance": 1.0}, {"guidance": 1.0 + 1e-9, "image_guidance": 1.0})
     )
     assert all(pixels(one) == pixels(plain) for one in ones)
     guided = pipeline.generate(PROMPTS[:2], mode="image", flow=FEW, guidance=4.0)
@@ -153,12 +209,33 @@ def test_a_dialogue_goes_on_with_what_was_drawn(pipeline: Pipeline) -> None:
         assert said == "".join(part for part in answer if isinstance(part, str))
 
 
-def test_an_image_that_does_not_fit_is_not_begun(pipeline: Pipeline) -> None:
+def test_an_image_that_does_not_fit_is_not_begun_and_the_answer_goes_on_in_text(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="an image and its end take"):
         pipeline.generate(["a"], mode="image", max_new_tokens=3)
-    for answer in pipeline.generate(PROMPTS, mode="mixed", flow=FEW, max_new_tokens=4, seed=3):
-        assert not any(isinstance(part, Image.Image) for part in answer)
-        assert answer.finish in ("end", "length", "no room for an image")
+    for seed in range(6):
+        for answer in pipeline.generate(PROMPTS, mode="mixed", flow=FEW, max_new_tokens=5, seed=seed):
+            assert not any(isinstance(part, Image.Image) for part in answer)
+            assert answer.finish == "end" or (answer.finish, len(answer.ids)) == ("length", 5)
+
+
+def test_pictures_of_a_prompt_count_with_their_latents_and_too_many_are_refused() -> None:
+    small = tiny_flow_pipeline(max_length=64)
+    pictures = [PICTURES[0]] * 4  # 4 x (6 + 6) tokens, and what parts them
+    (answer,) = small.generate([[*pictures, "a"]], mode="image", flow=FEW, max_new_tokens=8)
+    assert len(answer) == 1
+    for mode, more in (("image", 1), ("mixed", 2)):
+        with pytest.raises(ValueError, match="latents of its pictures among them, leaves no room"):
+            small.generate([[*pictures, *PICTURES[:more], "a"]], mode=mode, flow=FEW, max_new_tokens=8)
+    most = small.transformer.config.max_length
+    (request,) = small.requests([[*pictures, "a"]], small.decode_config("mixed", max_new_tokens=60, flow=FEW))
+    (decoded,) = small.engine.decode([request])
+    context = read_prompt(request.prompt, request.latents, small.token_space)
+    assert len(context) + len(decoded.ids) <= most
+
+
+def test_wrong_requests_are_refused_before_anything_is_streamed(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="goes with mode 'text'"):
+        pipeline.generate(["a"], mode="mixed", grammar=["yes", "no"], stream=True)
 
 
 @pytest.mark.parametrize(
@@ -198,4 +275,8 @@ def test_a_bundle_without_its_autoencoder_or_with_another_is_refused(pipeline: P
         load(tmp_path / "model")
     tiny_autoencoder(latent_dim=5).save(tmp_path / "model" / "autoencoder")
     with pytest.raises(ValueError, match="2x2 latents of 5 channels, the model was trained on 2x2 of 3"):
+        load(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "autoencoder")
+    tiny_autoencoder(seed=1).save(tmp_path / "model" / "autoencoder")
+    with pytest.raises(ValueError, match="is not the autoencoder that the model was trained with"):
         load(tmp_path / "model")

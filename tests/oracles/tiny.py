@@ -138,8 +138,9 @@ def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128) -> Pipeli
     """As `tiny_pipeline`, with a flow branch that draws 2x2 latents."""
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     space = make_token_space(text, image)
-    flow = FlowConfig(latent_dim=3, side=2, time_channels=8)
+    autoencoder = tiny_autoencoder()
+    flow = FlowConfig(latent_dim=3, side=2, time_channels=8, autoencoder=autoencoder.hash)
     transformer = tiny_transformer(
         space.vocab_size, dtype=torch.float32, max_length=max_length, mixture=mixture, flow=flow
     )
-    return Pipeline(transformer, space, text, image, autoencoder=tiny_autoencoder())
+    return Pipeline(transformer, space, text, image, autoencoder=autoencoder)

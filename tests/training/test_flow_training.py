@@ -84,12 +84,24 @@ def test_prediction_and_target_rows_are_in_one_order(shards: Path) -> None:
 
 
 def test_both_sign_conventions_have_the_same_loss(shards: Path) -> None:
-    """t = 1 the image and v = x_0 - noise: the same mixture, the negative target, the same squared error."""
+    """t = 1 the image and v = x_0 - noise, as Show-o2 has it: built anew from the same image and noise, a model that
+    answers in that convention has the loss of ours."""
     batch = batches(shards, 1)[0]
+    assert batch.latents is not None
     given = noise(batch.latents, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
-    velocity = torch.randn(given.target.shape)
-    other = given._replace(target=-given.target)
-    assert torch.equal(flow_sums(velocity, given).weighted, flow_sums(-velocity, other).weighted)
+    x0 = batch.latents.values[batch.latents.cells[..., 0] >= 0]
+    drawn = given.weights > 0
+    epsilon, theirs = x0 + given.target, 1 - given.media.times[:, None]
+    mixed = theirs * x0 + (1 - theirs) * epsilon
+    torch.testing.assert_close(mixed[drawn], given.media.latents[drawn])
+
+    def model(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """Some velocity in our convention."""
+        return torch.tanh(x) * (1 + time) + time.square()
+
+    ours = flow_sums(model(given.media.latents, given.media.times[:, None]), given)
+    loss = ((-model(mixed, 1 - theirs) - (x0 - epsilon)).square().mean(-1) * given.weights).sum()
+    torch.testing.assert_close(ours.weighted, loss)
 
 
 def test_noise_repeats_with_its_generator_and_times_follow_the_shift() -> None:
@@ -252,13 +264,105 @@ def test_a_flow_begins_with_a_dense_bundle_and_leaves_the_frozen_side_as_it_was(
     [
         ({"model__flow": "{weight: -1}"}, "weight of a flow"),
         ({"model__flow": "{mixture: false, freeze_understanding: true}"}, "needs a mixture"),
+        ({"model__flow": "{freeze_understanding: true}"}, "needs begin_with"),
+        ({"model__flow": "{seed: -1}"}, "seed of a flow"),
         ({"data__templates__latents": "{drop_clean: 2}"}, "shares lie between 0 and 1"),
+        ({"data__templates__latents": "null"}, "go together"),
+        ({"model__flow": "null"}, "go together"),
     ],
 )
 def test_wrong_settings_of_a_flow_are_one_line(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], reason: str
 ) -> None:
     assert reason in refusal(fit_arguments(shards, tmp_path, **{**FLOW, **options}), capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model__dim": 32}, "its dim is 16"),
+        ({"model__norm_placement": "swin"}, "its norm_placement is swin"),
+        ({"model__num_layers": 3}, "its num_layers is 3"),
+    ],
+)
+def test_a_bundle_of_another_shape_is_not_begun_with(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], reason: str
+) -> None:
+    """What differs is named, also where the weights would fit and the function would not."""
+    odd, plain = (
+        (options, {}) if "model__norm_placement" in options or "model__num_layers" in options else ({}, options)
+    )
+    run(fit_arguments(shards, tmp_path / "dense", trainer__max_steps=1, **odd))
+    flow = {"model__flow": f"{{begin_with: {tmp_path / 'dense' / 'model'}}}"}
+    assert reason in refusal(fit_arguments(shards, tmp_path / "flow", **{**FLOW, **flow, **plain}), capsys)
+
+
+def test_a_stream_restored_within_a_step_weighs_latents_as_the_unbroken_one(shards: Path) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from data_pipelines.stream import PackedStream
+
+    templates = TemplateConfig(latents=LatentTemplateConfig())
+    data = TokenDataModule([str(shards)], StreamConfig(length=48, rows=2), templates)
+    data.setup("fit")
+    space = data.space
+    assert space is not None
+
+    def loader() -> Any:
+        stream = PackedStream(data.train_sources, space, templates, data.stream, rounds_per_step=3)
+        return StatefulDataLoader(stream, batch_size=None)
+
+    def weights(given: Any) -> list[float]:
+        return [0.0 if b.latents is None else float(b.latents.weights.max()) for b in given]
+
+    for stop in (1, 2, 3):
+        unbroken = iter(before := loader())
+        for _ in range(stop):
+            next(unbroken)
+        state = before.state_dict()
+        expected = weights(next(unbroken) for _ in range(4))
+        resumed = loader()
+        resumed.load_state_dict(state)
+        again = iter(resumed)
+        assert weights(next(again) for _ in range(4)) == expected and max(expected) > 0
+
+
+def test_a_checkpoint_of_another_autoencoder_is_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=4, **FLOW)
+    run(arguments)
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["autoencoder"]["hash"] = "of another"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    assert "latents of another autoencoder" in refusal([*arguments, f"--ckpt_path={tmp_path / 'other.ckpt'}"], capsys)
+
+
+def test_predictions_read_the_latents(shards: Path, tmp_path: Path) -> None:
+    from unimodal.training.module import TransformerModule
+
+    run(fit_arguments(shards, tmp_path, trainer__max_steps=1, **FLOW))
+    batch = batches(shards, 1)[0]
+    module = TransformerModule(dim=16, flow=FlowTrainingConfig(), compile=False)
+    module.transformer = load(tmp_path / "model", packed=False).transformer
+    module._features = module.transformer.features
+    assert batch.latents is not None
+    moved = dataclasses.replace(batch.latents, values=batch.latents.values + 100)
+    before, after = (
+        module._read(b, torch.Generator().manual_seed(0))[0] for b in (batch, dataclasses.replace(batch, latents=moved))
+    )
+    assert not torch.equal(before, after)
+    assert module.predict_step(batch, 0).shape == batch.tokens.shape
+
+
+def test_a_discrete_run_mixes_shards_with_and_without_latents(shards: Path, tmp_path: Path) -> None:
+    plain = tiny_shards(tmp_path / "plain")
+    data = TokenDataModule([str(shards), str(plain)], StreamConfig(length=48, rows=2))
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).latents is None
+    flow = TokenDataModule([str(shards), str(plain)], data.stream, TemplateConfig(latents=LatentTemplateConfig()))
+    with pytest.raises(ValueError, match="holds no latents"):
+        flow.setup("fit")
 
 
 def test_shards_without_latents_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,7 +372,7 @@ def test_shards_without_latents_are_refused_in_one_line(tmp_path: Path, capsys: 
 
 
 def test_a_flow_config_says_its_shape() -> None:
-    shape = FlowTrainingConfig(time_channels=8).shape({"latent_dim": 3, "grid": 2})
-    assert shape == {"mixture": True, "flow": FlowConfig(latent_dim=3, side=2, time_channels=8)}
+    shape = FlowTrainingConfig(time_channels=8).shape({"latent_dim": 3, "grid": 2, "hash": "h"})
+    assert shape == {"mixture": True, "flow": FlowConfig(latent_dim=3, side=2, time_channels=8, autoencoder="h")}
     with pytest.raises(ValueError, match="hold none"):
         FlowTrainingConfig().shape(None)

@@ -48,13 +48,16 @@ def run(options: argparse.Namespace) -> int:
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)
     source = _source(options, failures)
-    text.save(options.out / TEXT_TOKENIZER)
-    image.save(options.out / IMAGE_TOKENIZER)
-    if autoencoder is not None:
-        autoencoder.save(options.out / AUTOENCODER)
+
+    def save_beside() -> None:
+        text.save(options.out / TEXT_TOKENIZER)
+        image.save(options.out / IMAGE_TOKENIZER)
+        if autoencoder is not None:
+            autoencoder.save(options.out / AUTOENCODER)
+
     total = len(source) * config.copies if hasattr(source, "__len__") else None
     with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
-        whole = tokenize(source, text, image, options.out, failures, config, tell, autoencoder)
+        whole = tokenize(source, text, image, options.out, failures, config, tell, autoencoder, save_beside)
     if whole:
         _print_summary(options.out, console)
     else:

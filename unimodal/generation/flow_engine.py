@@ -7,7 +7,7 @@ of the picture that was drawn. What is drawn is read again, as latents and as co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.flow_context import Context, ContextCache, read_prompt, without_words
 from unimodal.generation.flow_sampling import guide, integrate, time_grid
+from unimodal.generation.guidance import RowGuidance, scale_now
 from unimodal.generation.requests import Decoded, Finish, Request, Update
 from unimodal.generation.sampling import RowSampling, pick, row_uniforms
 from unimodal.generation.settings import check_number
@@ -37,6 +38,8 @@ class _Row:
     room: int
     uniforms: Tensor
     noise: torch.Generator
+    used: int
+    """Tokens of its context, those said since it was read among them."""
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
@@ -60,34 +63,53 @@ class FlowEngine(Engine):
     def stream(
         self, requests: Sequence[Request], *, rows: int = ROWS, check_every: int | None = None, pieces: bool = True
     ) -> Iterator[Update]:
-        """As `Engine.stream`; the ids of a picture come all at once, with the picture."""
+        """As `Engine.stream`; ids of answers that may draw come when a picture is due or the answer ends."""
         check_number("the batch size", rows, 1, 2**20, whole=True)
-        for request in requests:
-            self._check(request)
+        contexts = {number: self._checked(request) for number, request in enumerate(requests)}
         in_text = [number for number, request in enumerate(requests) if request.config.mode == "text"]
-        talks = [requests[number] for number in in_text]
-        for update in self.text.stream(talks, rows=rows, check_every=check_every, pieces=pieces):
-            yield Update(request=in_text[update.request], ids=update.ids, decoded=update.decoded)
-        others = [number for number in range(len(requests)) if requests[number].config.mode != "text"]
-        for start in range(0, len(others), rows):
-            yield from self._group([self._row(n, requests[n]) for n in others[start : start + rows]])
+        text = self.text.stream([requests[n] for n in in_text], rows=rows, check_every=check_every, pieces=pieces)
+        drawing = [self._row(number, requests[number], context) for number, context in contexts.items() if context]
+        return self._updates(text, in_text, [drawing[start : start + rows] for start in range(0, len(drawing), rows)])
 
-    def _check(self, request: Request) -> None:
-        request.check(self.space, self.transformer.config.max_length)
-        config = request.config
-        if config.mode != "text" and config.grammar is not None:
-            raise ValueError("with the flow branch a grammar goes with mode 'text' alone")
+    def _updates(self, text: Iterator[Update], numbers: list[int], groups: list[list[_Row]]) -> Iterator[Update]:
+        for update in text:
+            yield replace(update, request=numbers[update.request])
+        for group in groups:
+            yield from self._group(group)
+
+    def _checked(self, request: Request) -> Context | None:
+        """What a request that may draw begins with. Raises ValueError for one that cannot be answered."""
+        most, config = self.transformer.config.max_length, request.config
+        request.check(self.space, most)
         if config.image_size is not None:
             raise ValueError(f"this model draws {self.grid[0]}x{self.grid[1]} latents and no other size")
+        if config.mode == "text":
+            return None
+        if config.grammar is not None:
+            raise ValueError("with the flow branch a grammar goes with mode 'text' alone")
+        context = read_prompt(request.prompt, request.latents, self.space)
+        least = self._copy if config.mode == "image" else 1
+        if len(context) + least > most:
+            raise ValueError(
+                f"a prompt of {len(context)} tokens, latents of its pictures among them, leaves no room for an answer "
+                f"in a context of {most}"
+            )
+        return context
 
-    def _row(self, number: int, request: Request) -> _Row:
-        context = self.transformer.config.max_length
+    @property
+    def _copy(self) -> int:
+        """Tokens of a picture in latents."""
+        return self.grid[0] * self.grid[1] + 2
+
+    def _row(self, number: int, request: Request, context: Context) -> _Row:
+        room = request.room(self.transformer.config.max_length)
         return _Row(
             number=number,
             request=request,
-            context=read_prompt(request.prompt, request.latents, self.space),
-            room=request.room(context),
-            uniforms=row_uniforms([request.seed], request.config.max_new_tokens + 1)[0],
+            context=context,
+            room=room,
+            used=len(context),
+            uniforms=row_uniforms([request.seed], room + 1)[0],
             noise=torch.Generator().manual_seed(request.seed),
             due=request.config.mode == "image",
         )
@@ -109,10 +131,12 @@ class FlowEngine(Engine):
         room = max(row.room for row in rows) + 1
         cache = ContextCache(self.transformer, self.space, [row.context for row in rows], room)
         sampling = RowSampling.of([row.request.config.sampling for row in rows], cache.device)
-        allowed = self._allowed(cache.logits.shape[1]).to(cache.device)
+        text = self._text(cache.logits.shape[1]).to(cache.device)
         begun = [len(row.ids) for row in rows]
         while True:
             uniform = torch.stack([row.uniforms[row.said] for row in rows]).to(cache.device)
+            allowed = text.repeat(len(rows), 1)
+            allowed[:, self.space.specials.boi] = torch.tensor([self._fits(row) for row in rows], device=cache.device)
             tokens, log_probs = pick(cache.logits.masked_fill(~allowed, float("-inf")), uniform, sampling)
             for row, token, log_prob in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
                 if row.finish is None and not row.due:
@@ -131,30 +155,28 @@ class FlowEngine(Engine):
             return
         row.ids.append(token)
         row.log_probs.append(log_prob)
+        row.used += 1
         if token == specials.eos:
             row.finish = "end"
-        elif len(row.ids) >= row.room:
+        elif self._full(row):
             row.finish = "length"
 
+    def _full(self, row: _Row) -> bool:
+        return len(row.ids) >= row.room or row.used >= self.transformer.config.max_length
+
+    def _fits(self, row: _Row) -> bool:
+        """Whether the answer has room for a picture's codes, and the context for those and its clean copy."""
+        codes = self.space.layout.span
+        return len(row.ids) + codes <= row.room and row.used + codes + self._copy <= self.transformer.config.max_length
+
     def _draw(self, rows: Sequence[_Row]) -> None:
-        """A picture for each row whose room holds one."""
-        fitting = [row for row in rows if self._fits(row)]
-        for row in rows:
-            if row not in fitting:
-                row.finish = "no room for an image"
-        # the settings of a batch's solver are one; rows of others are drawn after them
-        for config in dict.fromkeys(row.request.config.flow for row in fitting):
-            alike = [row for row in fitting if row.request.config.flow == config]
+        """A picture for each row. The settings of a solver are those of a batch: rows of others come after them."""
+        for config in dict.fromkeys(row.request.config.flow for row in rows):
+            alike = [row for row in rows if row.request.config.flow == config]
             latents = self._latents(alike)
             pictures, bodies = self.read(latents)
             for row, own, pixels, body in zip(alike, latents, pictures, bodies, strict=True):
                 self._drawn(row, own, pixels, body)
-
-    def _fits(self, row: _Row) -> bool:
-        """Whether the answer has room for its codes, and the context for the copy that is drawn."""
-        codes = self.space.layout.span
-        latents = self.grid[0] * self.grid[1] + 2
-        return len(row.ids) + codes <= row.room and len(row.context) + latents <= self.transformer.config.max_length
 
     def _drawn(self, row: _Row, latents: Tensor, pixels: Tensor, body: list[int]) -> None:
         specials = self.space.specials
@@ -164,9 +186,10 @@ class FlowEngine(Engine):
         row.log_probs += [0.0] * len(ids)
         row.pictures.append(pixels)
         row.context.show(body, latents, self.space)
+        row.used = len(row.context)
         if row.request.config.mode == "image":
             row.finish = "end"
-        elif len(row.ids) >= row.room or len(row.context) >= self.transformer.config.max_length:
+        elif self._full(row):
             row.finish = "length"
 
     def _latents(self, rows: Sequence[_Row]) -> Tensor:
@@ -180,10 +203,7 @@ class FlowEngine(Engine):
         contexts += [without_words(rows[index].context, self.space, pictures=False) for index in guided]
         contexts += [without_words(rows[index].context, self.space, pictures=True) for index in by_image]
         cache = ContextCache(self.transformer, self.space, contexts, count + 2)
-        scales = [row.request.config.guidance for row in rows]
-        scale = torch.tensor([one.scale for one in scales], device=cache.device)
-        images = [one.scale if one.image_scale is None else one.image_scale for one in scales]
-        image_scale = torch.tensor(images, device=cache.device)
+        scales = RowGuidance.of([row.request.config.guidance for row in rows], cache.device)
         null_of = torch.tensor(guided, dtype=torch.int64, device=cache.device)
         image_of = torch.tensor(by_image, dtype=torch.int64, device=cache.device)
 
@@ -196,7 +216,9 @@ class FlowEngine(Engine):
                 return plain
             nulls = plain.index_copy(0, null_of, null)
             with_pictures = nulls.index_copy(0, image_of, image)
-            changed = guide(plain, with_pictures, nulls, scale, image_scale, config)
+            done = torch.full((len(rows),), 1 - time, device=cache.device)
+            of_text, of_images = (scale_now(scale, scales, done) for scale in (scales.scale, scales.image_scale))
+            changed = guide(plain, with_pictures, nulls, of_text, of_images, config)
             return plain.index_copy(0, null_of, changed[null_of])
 
         shape = (count, flow.config.latent_dim)
@@ -204,12 +226,12 @@ class FlowEngine(Engine):
         drawn = integrate(velocity, noise, time_grid(config.steps, config.shift), config.solver)
         return drawn.unflatten(1, self.grid)
 
-    def _allowed(self, vocabulary: int) -> Tensor:
-        """(V,) bool: text, eos and the beginning of a picture."""
+    def _text(self, vocabulary: int) -> Tensor:
+        """(V,) bool: text and eos."""
         specials = self.space.specials
         allowed = torch.zeros(vocabulary, dtype=torch.bool)
         allowed[: self.space.text_size] = True
-        forbidden = (specials.pad, specials.bos, specials.eoi, specials.sep, specials.null)
+        forbidden = (specials.pad, specials.bos, specials.boi, specials.eoi, specials.sep, specials.null)
         allowed[list(forbidden)] = False
         return allowed
 

@@ -104,12 +104,13 @@ def guide(full: Tensor, image: Tensor, null: Tensor, rows: RowGuidance, progress
     """
     return (
         null
-        + _now(rows.image_scale, rows, progress) * (image - null)
-        + _now(rows.scale, rows, progress) * (full - image)
+        + scale_now(rows.image_scale, rows, progress)[:, None] * (image - null)
+        + scale_now(rows.scale, rows, progress)[:, None] * (full - image)
     )
 
 
-def _now(scale: Tensor, rows: RowGuidance, progress: Tensor) -> Tensor:
+def scale_now(scale: Tensor, rows: RowGuidance, progress: Tensor) -> Tensor:
+    """The scales (B,) that act once this share of the image (B,) is drawn."""
     linear, cosine = progress, (1 - torch.cos(math.pi * progress)) / 2
     weight = torch.where(rows.schedule == 1, linear, torch.where(rows.schedule == 2, cosine, 1.0))
-    return (1 + (scale - 1) * weight)[:, None]
+    return 1 + (scale - 1) * weight

@@ -316,6 +316,11 @@ def _autoencoder(folder: Path, transformer: Transformer) -> LatentAutoencoder | 
             f"{folder / AUTOENCODER} gives {found.grid}x{found.grid} latents of {found.latent_dim} channels, the model "
             f"was trained on {config.side}x{config.side} of {config.latent_dim}: it is another autoencoder"
         )
+    if config.autoencoder not in ("", found.hash):
+        raise ValueError(
+            f"{folder / AUTOENCODER} is not the autoencoder that the model was trained with "
+            f"({found.hash[:12]} and {config.autoencoder[:12]})"
+        )
     return found.to(transformer.embedding.weight.device)
 
 

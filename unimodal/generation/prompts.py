@@ -82,13 +82,17 @@ class PromptCoder:
         drawn: the pictures (3, H, W) of each answer where the flow branch has drawn them.
         """
         spans = [split(answer, self.space) for answer in answers]
-        given = [to_image(pixels) for pictures in drawn for pixels in pictures]
-        images = [span for answer in spans for span in answer if isinstance(span, ImageSpan)]
-        pictures = iter(given or self.pictures(images))
-        return [
-            [next(pictures) if isinstance(span, ImageSpan) else self.text.decode(span) for span in answer]
-            for answer in spans
+        given = [list(pictures) for pictures in drawn] or [[] for _ in answers]
+        of_codes = [
+            [span for span in answer if isinstance(span, ImageSpan)] if not own else []
+            for answer, own in zip(spans, given, strict=True)
         ]
+        decoded = iter(self.pictures([span for answer in of_codes for span in answer]))
+        parts: list[list[Part]] = []
+        for answer, own in zip(spans, given, strict=True):
+            pictures = map(to_image, own) if own else decoded
+            parts.append([next(pictures) if isinstance(s, ImageSpan) else self.text.decode(s) for s in answer])
+        return parts
 
     def pictures(self, spans: Sequence[ImageSpan]) -> list[Image.Image]:
         """The pictures of image spans; spans of one size are decoded together."""

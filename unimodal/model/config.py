@@ -30,12 +30,13 @@ class FlowConfig:
     """BAGEL's branch: images as continuous latents of an autoencoder, drawn by flow matching (arXiv 2505.14683).
 
     `latent_dim` channels a latent; at most `side` latents along each side of an image. `time_channels` sines and
-    cosines tell the time.
+    cosines tell the time. `autoencoder` is the hash of the one whose latents were trained on, empty if unknown.
     """
 
     latent_dim: int
     side: int
     time_channels: int = 256
+    autoencoder: str = ""
 
     def __post_init__(self) -> None:
         if min(self.latent_dim, self.side) < 1 or self.time_channels < 2 or self.time_channels % 2:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_pipelines.batch import PackedLatents
 from unimodal.model.checkpoint import open_transformer
-from unimodal.model.config import FlowConfig
+from unimodal.model.config import FlowConfig, TransformerConfig
 from unimodal.model.flow import LatentTokens, latent_tokens, logit_normal_times, noised
 from unimodal.model.mixture import freeze, from_dense, is_understanding
 from unimodal.model.transformer import Transformer
@@ -44,13 +44,20 @@ class FlowTrainingConfig:
             raise ValueError(f"the weight of a flow is at least 0 and its shift above 0, got {self}")
         if self.freeze_understanding and not self.mixture:
             raise ValueError("freeze_understanding needs a mixture: otherwise latents have no weights of their own")
+        if self.freeze_understanding and self.begin_with is None:
+            raise ValueError("freeze_understanding needs begin_with: nothing is to be kept of random weights")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"the seed of a flow lies in [0, 2^31), got {self.seed}")
 
     def shape(self, autoencoder: dict[str, Any] | None) -> dict[str, Any]:
         """What it adds to the config of a transformer. Raises ValueError where the data holds no latents."""
         if autoencoder is None:
             raise ValueError("a flow trains on latents, and these shards hold none: tokenize with --autoencoder")
         flow = FlowConfig(
-            latent_dim=autoencoder["latent_dim"], side=autoencoder["grid"], time_channels=self.time_channels
+            latent_dim=autoencoder["latent_dim"],
+            side=autoencoder["grid"],
+            time_channels=self.time_channels,
+            autoencoder=autoencoder["hash"],
         )
         return {"mixture": self.mixture, "flow": flow}
 
@@ -62,11 +69,23 @@ def begin(transformer: Transformer, config: FlowTrainingConfig, fingerprint: str
         if space.fingerprint != fingerprint:
             raise ValueError(f"{config.begin_with} has another token space than the data: it cannot be begun with")
         state = dense.state_dict()
-        missing, unexpected = transformer.load_state_dict(from_dense(state) if config.mixture else state, strict=False)
-        if unexpected or any(not name.startswith("flow.") for name in missing):
-            raise ValueError(f"{config.begin_with} has another shape than this model, beginning with {missing[:1]}")
+        _check_same_shape(dense.config, transformer.config, config.begin_with)
+        transformer.load_state_dict(from_dense(state) if config.mixture else state, strict=False)
     if config.freeze_understanding:
         freeze(transformer, is_understanding)
+
+
+FREE = ("mixture", "flow", "dropout", "max_length")
+"""What may differ between a dense model and one that begins with its weights."""
+
+
+def _check_same_shape(dense: TransformerConfig, own: TransformerConfig, folder: Path) -> None:
+    if dense.mixture or dense.flow is not None:
+        raise ValueError(f"{folder} has a flow branch already: begin with a dense bundle, or go on from its checkpoint")
+    for name, value in own.to_dict().items():
+        found = dense.to_dict()[name]
+        if name not in FREE and found != value:
+            raise ValueError(f"{folder} cannot be begun with: its {name} is {found}, this model's {value}")
 
 
 class Noised(NamedTuple):

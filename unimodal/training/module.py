@@ -18,7 +18,7 @@ from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.compiling import compiled
-from unimodal.training.flow import FlowTrainingConfig, begin, flow_sums, noise
+from unimodal.training.flow import FlowTrainingConfig, Noised, begin, flow_sums, noise
 from unimodal.training.losses import LossSums, next_token_losses
 from unimodal.training.optim import MuonConfig, OptimizerConfig, build_optimizer
 from unimodal.training.schedule import ScheduleConfig
@@ -70,6 +70,8 @@ class TransformerModule(L.LightningModule):
     def configure_model(self) -> None:
         """Build the transformer once the data has told the size of the vocabulary."""
         if self.transformer is None:
+            if (self.flow is None) != (self.data.templates.latents is None):
+                raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
             branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
             config = TransformerConfig(vocab_size=self.space.vocab_size, **self.shape, **branch)
             self.transformer = Transformer(config)
@@ -104,22 +106,24 @@ class TransformerModule(L.LightningModule):
     def losses(self, batch: PackedBatch, generator: torch.Generator | None = None) -> LossSums:
         """Forward pass and sums of a batch; the generator draws the noise of the flow branch, torch's own if None."""
         assert self.transformer is not None
-        if self.transformer.flow is None:
+        features, given = self._read(batch, generator)
+        sums = next_token_losses(
+            features, self.transformer.head, batch.targets, batch.loss_weights, batch.modality, self.z_weight
+        )
+        if given is None or self.transformer.flow is None:
+            return sums
+        velocity = self.transformer.flow.velocity(features.flatten(0, 1)[given.media.index])
+        return sums._replace(flow=flow_sums(velocity, given))
+
+    def _read(self, batch: PackedBatch, generator: torch.Generator | None = None) -> tuple[Tensor, Noised | None]:
+        """Features (B, T, D) before the head, and with the flow branch what entered it."""
+        if self.flow is None or self.transformer is None or self.transformer.flow is None:
             mask = training_mask(batch.documents, batch.branches)
-            return self._token_losses(self._features(batch.tokens, batch.positions, mask), batch)
-        assert self.flow is not None
+            return self._features(batch.tokens, batch.positions, mask), None
         branch, spans = self.transformer.flow, batch.latents and batch.latents.spans
         given = noise(batch.latents, branch.config, self.flow.shift, batch.tokens, generator)
         mask = training_mask(batch.documents, batch.branches, spans)
-        features = self._features(batch.tokens, batch.positions, mask, media=given.media)
-        flow = flow_sums(branch.velocity(features.flatten(0, 1)[given.media.index]), given)
-        return self._token_losses(features, batch)._replace(flow=flow)
-
-    def _token_losses(self, features: Tensor, batch: PackedBatch) -> LossSums:
-        assert self.transformer is not None
-        return next_token_losses(
-            features, self.transformer.head, batch.targets, batch.loss_weights, batch.modality, self.z_weight
-        )
+        return self._features(batch.tokens, batch.positions, mask, media=given.media), given
 
     def _total(self, sums: LossSums) -> Tensor:
         total = sums.text + sums.image + sums.z
@@ -180,10 +184,9 @@ class TransformerModule(L.LightningModule):
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""
-        del batch_index
         assert self.transformer is not None
-        mask = training_mask(batch.documents, batch.branches)
-        return self.transformer(batch.tokens, batch.positions, mask).argmax(-1)
+        features, _ = self._read(batch, torch.Generator().manual_seed(batch_index))
+        return self.transformer.head(features).argmax(-1)
 
     def _log(self, stage: str, sums: LossSums, batch: PackedBatch) -> None:
         values = {
@@ -208,11 +211,14 @@ class TransformerModule(L.LightningModule):
         """Random state and token space travel with the weights."""
         checkpoint["random_state"] = self._random_state
         checkpoint["token_space"] = self.space.to_dict()
+        checkpoint["autoencoder"] = self.data.autoencoder if self.flow else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the same random numbers; refuse another token space."""
         saved = TokenSpace.from_dict(checkpoint["token_space"])
         saved.check_same(self.space, "the checkpoint", "the data")
+        if self.flow is not None and checkpoint.get("autoencoder") != self.data.autoencoder:
+            raise ValueError("the checkpoint was trained on latents of another autoencoder than the data's")
         self._random_state = checkpoint["random_state"]
 
 
