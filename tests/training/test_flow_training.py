@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(shards: Path, count: int) -> list[PackedBatch]:
-    templates = TemplateConfig(latents=LatentTemplateConfig())
+    templates = TemplateConfig(image_first=0.2, latents=LatentTemplateConfig())
     data = TokenDataModule([str(shards)], StreamConfig(length=48, rows=4), templates)
     data.setup("fit")
     stream = iter(data.train_dataloader())
@@ -218,7 +218,7 @@ def test_a_killed_run_with_averaged_weights_goes_on_exactly(shards: Path, tmp_pa
     train_to_the_end([*broken, "--ckpt_path=last"])
     for metric in ("train/loss", "train/loss_flow", "train/grad_norm"):
         expected, found = logged(tmp_path / "unbroken", metric), logged(tmp_path / "broken", metric, version=1)
-        assert len(set(expected.values())) == STEPS
+        assert len(set(expected.values())) == STEPS or (metric == "train/loss_flow" and len(expected) == STEPS)
         assert found == {step: expected[step] for step in range(LAST_SAVED, STEPS)}
     ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("unbroken", "broken"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -267,8 +267,6 @@ def test_a_flow_begins_with_a_dense_bundle_and_leaves_the_frozen_side_as_it_was(
         ({"model__flow": "{freeze_understanding: true}"}, "needs begin_with"),
         ({"model__flow": "{seed: -1}"}, "seed of a flow"),
         ({"data__templates__latents": "{drop_clean: 2}"}, "shares lie between 0 and 1"),
-        ({"data__templates__latents": "null"}, "go together"),
-        ({"model__flow": "null"}, "go together"),
     ],
 )
 def test_wrong_settings_of_a_flow_are_one_line(
@@ -363,6 +361,13 @@ def test_a_discrete_run_mixes_shards_with_and_without_latents(shards: Path, tmp_
     flow = TokenDataModule([str(shards), str(plain)], data.stream, TemplateConfig(latents=LatentTemplateConfig()))
     with pytest.raises(ValueError, match="holds no latents"):
         flow.setup("fit")
+
+
+@pytest.mark.parametrize("half", sorted(FLOW))
+def test_a_flow_and_its_templates_go_together(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], half: str
+) -> None:
+    assert "go together" in refusal(fit_arguments(shards, tmp_path, **{half: FLOW[half]}), capsys)
 
 
 def test_shards_without_latents_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
