@@ -134,6 +134,15 @@ def test_places_are_sines_and_cosines_with_the_column_first() -> None:
     assert entry == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_shorter_longest_period_parts_neighbours_better() -> None:
+    """On a small image BAGEL's periods leave neighbouring places nearly alike."""
+    ours, theirs = sincos_places(8, 192, 10.0), sincos_places(8, 192)
+    far = [float((table[0] - table[1]).norm()) for table in (ours, theirs)]
+    assert far[0] > 1.5 * far[1]
+    table = FlowBranch(FlowConfig(latent_dim=4, side=8, place_period=10.0), 192).places
+    assert torch.equal(table, ours)
+
+
 def test_times_enter_as_cosines_and_sines_of_the_unscaled_time() -> None:
     waves = sinusoids(torch.tensor([0.25]), 8)[0].tolist()
     frequencies = [10_000 ** (-k / 4) for k in range(4)]

@@ -37,7 +37,7 @@ class FlowSamplingConfig:
 
     steps: int = 24
     solver: Solver = "euler"
-    shift: float = 1.0
+    shift: float = 3.0
     guidance_from: float = 0.0
     guidance_to: float = 1.0
     renorm: Renorm = "none"

@@ -28,6 +28,7 @@ from unimodal.interop.fresh_folder import fresh_folder
 from unimodal.interop.names import BAGEL_PLACES, BAGEL_VISION, bagel_table
 from unimodal.interop.weights import check_names, fitted
 from unimodal.model.config import FlowConfig, QKNormConfig, TransformerConfig
+from unimodal.model.flow import LONGEST_PERIOD
 from unimodal.model.transformer import Transformer
 
 # Shapes: S side of the table of places, D model width.
@@ -185,10 +186,11 @@ def write_bagel(transformer: Transformer, folder: Path) -> None:
     """
     config, flow = transformer.config, transformer.flow
     same_norm = config.qk_norm == QKNormConfig(kind="rms", eps=config.norm_eps)
-    if flow is None or not (config.mixture and config.qkv_bias and same_norm):
+    places = None if flow is None else flow.config.place_period
+    if flow is None or not (config.mixture and config.qkv_bias and same_norm and places == LONGEST_PERIOD):
         raise ValueError(
-            "BAGEL has a mixture with a flow branch, biases of queries, keys and values, and an RMS QK-norm with the "
-            f"eps of its other norms; this model is {config}"
+            "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
+            f"of its other norms, and places with periods up to {LONGEST_PERIOD:g}; this model is {config}"
         )
     table = bagel_table(config.num_layers)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in transformer.state_dict().items()}

@@ -30,15 +30,20 @@ class FlowConfig:
     """BAGEL's branch: images as continuous latents of an autoencoder, drawn by flow matching (arXiv 2505.14683).
 
     `latent_dim` channels a latent; at most `side` latents along each side of an image. `time_channels` sines and
-    cosines tell the time. `autoencoder` is the hash of the one whose latents were trained on, empty if unknown.
+    cosines tell the time. `place_period`, over 2 pi, is the longest of those that tell the place: with BAGEL's 10,000
+    most of them hardly change over a small image. `autoencoder` is the hash of the one whose latents were trained on,
+    or empty.
     """
 
     latent_dim: int
     side: int
     time_channels: int = 256
+    place_period: float = 10_000.0
     autoencoder: str = ""
 
     def __post_init__(self) -> None:
+        if self.place_period <= 1:
+            raise ValueError(f"the longest period of places is above 1, got {self.place_period}")
         if min(self.latent_dim, self.side) < 1 or self.time_channels < 2 or self.time_channels % 2:
             raise ValueError(f"a flow needs latents, places and an even number of time channels, got {self}")
 

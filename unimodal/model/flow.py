@@ -58,7 +58,7 @@ class FlowBranch(nn.Module):
         self.time_in = nn.Linear(config.time_channels, dim)
         self.time_out = nn.Linear(dim, dim)
         self.velocity_out = nn.Linear(dim, config.latent_dim)
-        self.register_buffer("places", sincos_places(config.side, dim), persistent=False)
+        self.register_buffer("places", sincos_places(config.side, dim, config.place_period), persistent=False)
 
     def reset_parameters(self) -> None:
         """The first velocity is zero, so that the first loss is E|noise - x_0|^2."""
@@ -94,13 +94,13 @@ def sinusoids(times: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def sincos_places(side: int, dim: int) -> Tensor:
+def sincos_places(side: int, dim: int, period: float = LONGEST_PERIOD) -> Tensor:
     """(side * side, dim): two-dimensional sines and cosines, the first half for the column (MAE, arXiv 2111.06377).
 
     Always on the CPU: a table that is made, not loaded, must not be lost where a model is built without storage.
     """
     quarter = dim // 4
-    frequencies = LONGEST_PERIOD ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    frequencies = period ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
     angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
     of_columns = waves.repeat(side, 1)

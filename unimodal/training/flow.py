@@ -26,14 +26,16 @@ class FlowTrainingConfig:
 
     `weight` is that of the squared error beside cross-entropy, both means over a step's tokens (BAGEL: CE to MSE 0.25
     to 1). Times are the sigmoid of a standard normal, moved towards noise by `shift` (1 is not at all), one for each
-    noised picture. `mixture` gives latents weights of their own in every layer. `begin_with` is the bundle of a dense
-    model whose weights both sides begin with; `freeze_understanding` trains the side of the latents alone.
+    noised picture. `mixture` gives latents weights of their own in every layer; `time_channels` and `place_period` are
+    FlowConfig's. `begin_with` is the bundle of a dense model whose weights both sides begin with;
+    `freeze_understanding` trains the side of the latents alone.
     """
 
     weight: float = 1.0
     shift: float = 1.0
     mixture: bool = True
     time_channels: int = 256
+    place_period: float = 10_000.0
     begin_with: Path | None = None
     freeze_understanding: bool = False
     seed: int = 0
@@ -57,6 +59,7 @@ class FlowTrainingConfig:
             latent_dim=autoencoder["latent_dim"],
             side=autoencoder["grid"],
             time_channels=self.time_channels,
+            place_period=self.place_period,
             autoencoder=autoencoder["hash"],
         )
         return {"mixture": self.mixture, "flow": flow}
