@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.templates import Rendered
+from data_pipelines.outline import Rendered
 from tokenizers_vq.token_space import Modality, TokenSpace
 
 # Shapes: B rows, T tokens of a row.

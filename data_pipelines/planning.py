@@ -9,9 +9,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 from data_pipelines.mixture import Mixture, MixtureConfig
+from data_pipelines.outline import Outline
 from data_pipelines.packing import best_fit, hold_back
 from data_pipelines.shards.documents import Documents
-from data_pipelines.templates import Outline, TemplateConfig, outline
+from data_pipelines.templates import TemplateConfig, outline
 from tokenizers_vq.token_space import TokenSpace
 
 LONGER = "longer than a row, with an image or a question that does not fit"

@@ -10,10 +10,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from data_pipelines.batch import PackedBatch, collate, weight_of_latents
 from data_pipelines.mixture import MixtureConfig
+from data_pipelines.outline import Outline, Rendered
 from data_pipelines.planning import Plan, StreamConfig, StreamReport
 from data_pipelines.shards.documents import Documents
 from data_pipelines.shards.format import TokenDocument
-from data_pipelines.templates import Outline, Rendered, TemplateConfig
+from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import TokenSpace
 
 log = logging.getLogger(__name__)

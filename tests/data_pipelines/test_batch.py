@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.templates import Rendered
+from data_pipelines.outline import Rendered
 from tests.oracles.pictures import GRID_SPACE, SPACE
 from tokenizers_vq.token_space import TokenSpace
 

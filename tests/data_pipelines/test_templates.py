@@ -8,8 +8,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from data_pipelines.outline import Rendered
 from data_pipelines.shards import TokenDocument, TokenSegment
-from data_pipelines.templates import Rendered, TemplateConfig, outline, render
+from data_pipelines.templates import TemplateConfig, outline, render
 from tests.oracles.pictures import SPACE, image, text
 from tokenizers_vq.text import TextTokenizer
 

@@ -165,7 +165,7 @@ def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, 
     import numpy as np
 
     from data_pipelines.batch import collate
-    from data_pipelines.templates import Outline, Run
+    from data_pipelines.outline import Outline, Run
     from unimodal.model.flow import latent_tokens
 
     model, space = pipeline.transformer, pipeline.token_space

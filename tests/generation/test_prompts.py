@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipelines.outline import Rendered
 from data_pipelines.shards.format import TokenDocument, TokenSegment
-from data_pipelines.templates import Rendered, TemplateConfig, render
+from data_pipelines.templates import TemplateConfig, render
 from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_pipeline
 from tokenizers_vq.token_space import SPECIAL_STRINGS
 from unimodal.generation.guidance import GuidanceConfig, contexts

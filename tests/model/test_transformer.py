@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.templates import Outline, Rendered, Run
+from data_pipelines.outline import Outline, Rendered, Run
 from tests.oracles.tiny import tiny_config, tiny_space, tiny_transformer
 from unimodal.model.config import QKNormConfig, TransformerConfig
 from unimodal.model.masks import dense_mask

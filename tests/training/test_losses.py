@@ -27,7 +27,7 @@ def fields() -> Fields:
 
 def one_by_one(fields: Fields, z_weight: float) -> dict[str, float]:
     features, head, targets, weights, modality = fields
-    sums = dict.fromkeys(LossSums._fields, 0.0)
+    sums = dict.fromkeys(LossSums._fields[:-1], 0.0)
     for row in range(2):
         for token in range(9):
             weight = float(weights[row, token])
@@ -44,7 +44,7 @@ def one_by_one(fields: Fields, z_weight: float) -> dict[str, float]:
 @pytest.mark.parametrize("z_weight", [0.0, 1e-5, 0.5])
 def test_sums_equal_those_of_a_loop_over_tokens(fields: Fields, z_weight: float) -> None:
     found = next_token_losses(*fields, z_weight)._asdict()
-    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+    assert {name: value.item() for name, value in found.items() if name != "flow"} == pytest.approx(
         one_by_one(fields, z_weight), rel=1e-5
     )
 
@@ -60,7 +60,7 @@ def test_tokens_without_a_weight_change_nothing_and_get_no_gradient(fields: Fiel
     changed = torch.where(ignored[..., None], 100.0, features.detach())
     other_targets = torch.where(ignored, (targets + 1) % VOCABULARY, targets)
     after = next_token_losses(changed, head, other_targets, weights, modality, 1e-3)
-    for one, other in zip(before, after, strict=True):
+    for one, other in zip(before[:-1], after[:-1], strict=True):
         assert one.item() == other.item()
 
 
@@ -68,7 +68,7 @@ def test_a_batch_without_any_weight_has_sums_of_zero_that_can_be_differentiated(
     features, head, targets, weights, modality = fields
     features.requires_grad_()
     sums = next_token_losses(features, head, targets, torch.zeros_like(weights), modality, 1e-3)
-    assert all(value.item() == 0 for value in sums)
+    assert all(value.item() == 0 for value in sums[:-1])
     (sums.text + sums.image + sums.z).backward()
 
 
@@ -76,5 +76,5 @@ def test_twice_the_weight_is_twice_the_sum(fields: Fields) -> None:
     features, head, targets, weights, modality = fields
     once = next_token_losses(features, head, targets, weights, modality, 0.1)
     twice = next_token_losses(features, head, targets, 2 * weights, modality, 0.1)
-    for one, other in zip(once, twice, strict=True):
+    for one, other in zip(once[:-1], twice[:-1], strict=True):
         assert other.item() == pytest.approx(2 * one.item(), rel=1e-6)

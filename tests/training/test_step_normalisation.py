@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.templates import Outline, Rendered, Run
+from data_pipelines.outline import Outline, Rendered, Run
+from data_pipelines.templates import TemplateConfig
 from tests.oracles.tiny import tiny_shards, tiny_space
 from tests.oracles.tiny_training import finish, fit_arguments, start_training
 from unimodal.model.masks import dense_mask
@@ -34,7 +35,7 @@ class FixedBatches(L.LightningDataModule):
 
     def __init__(self, batches: list[PackedBatch]) -> None:
         super().__init__()
-        self.batches, self.space = batches, SPACE
+        self.batches, self.space, self.templates = batches, SPACE, TemplateConfig()
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.batches, batch_size=None)  # pyright: ignore[reportArgumentType]

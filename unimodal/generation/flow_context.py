@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.templates import Outline, Run
+from data_pipelines.outline import Outline, Run
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.cache import KVCache
 from unimodal.model.flow import LatentTokens, image_places, latent_tokens

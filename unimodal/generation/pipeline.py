@@ -31,6 +31,7 @@ from unimodal.generation.guidance import GuidanceConfig, Schedule
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.settings import check_number
 from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_transformer
 from unimodal.model.packed import packed as pack
 from unimodal.model.transformer import Transformer
@@ -134,6 +135,7 @@ class Pipeline:
 
     def requests(self, prompts: Sequence[Prompt], config: DecodeConfig, seed: int = 0) -> list[Request]:
         """Requests to the engine; prompt i is sampled with seed + i."""
+        check_number("a seed", seed, -(2**63), 2**63 - 1, whole=True)
         both = zip(self.coder.encode(prompts), self.coder.latents(prompts), strict=True)
         return [
             Request(prompt=ids, config=config, seed=seed + number, latents=latents)
