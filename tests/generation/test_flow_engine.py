@@ -59,7 +59,8 @@ def test_a_batch_answers_as_each_prompt_alone(pipeline: Pipeline, mode: Any, gui
 def test_an_image_is_what_the_discrete_branch_gives_to_whoever_asks(pipeline: Pipeline) -> None:
     space, specials = pipeline.token_space, pipeline.token_space.specials
     for answer in pipeline.generate(PROMPTS, mode="image", flow=FEW):
-        assert len(answer) == 1 and isinstance(answer[0], Image.Image) and answer[0].size == (16, 16)
+        (picture,) = answer
+        assert isinstance(picture, Image.Image) and picture.size == (16, 16)
         assert answer.finish == "end" and len(answer.ids) == len(answer.log_probs) == space.layout.span
         assert answer.ids[0] == specials.boi and answer.ids[-1] == specials.eoi
         assert space.read_image(answer.ids, 0) is not None
@@ -122,10 +123,12 @@ def test_a_guided_step_weighs_the_velocities_of_the_three_contexts(pipeline: Pip
 
 
 def test_scales_of_one_are_no_guidance(pipeline: Pipeline) -> None:
-    plain, *ones = (
-        pipeline.generate(PROMPTS[:2], mode="image", flow=FEW, **scales)
-        for scales in ({}, {"guidance": 1.0, "image_guidance": 1.0}, {"guidance": 1.0 + 1e-9, "image_guidance": 1.0})
+    settings: tuple[dict[str, Any], ...] = (
+        {},
+        {"guidance": 1.0, "image_guidance": 1.0},
+        {"guidance": 1.0 + 1e-9, "image_guidance": 1.0},
     )
+    plain, *ones = (pipeline.generate(PROMPTS[:2], mode="image", flow=FEW, **scales) for scales in settings)
     assert all(pixels(one) == pixels(plain) for one in ones)
     guided = pipeline.generate(PROMPTS[:2], mode="image", flow=FEW, guidance=4.0)
     assert pixels(guided) != pixels(plain)
@@ -223,7 +226,8 @@ def test_pictures_of_a_prompt_count_with_their_latents_and_too_many_are_refused(
     pictures = [PICTURES[0]] * 4  # 4 x (6 + 6) tokens, and what parts them
     (answer,) = small.generate([[*pictures, "a"]], mode="image", flow=FEW, max_new_tokens=8)
     assert len(answer) == 1
-    for mode, more in (("image", 1), ("mixed", 2)):
+    modes: tuple[tuple[Any, int], ...] = (("image", 1), ("mixed", 2))
+    for mode, more in modes:
         with pytest.raises(ValueError, match="latents of its pictures among them, leaves no room"):
             small.generate([[*pictures, *PICTURES[:more], "a"]], mode=mode, flow=FEW, max_new_tokens=8)
     most = small.transformer.config.max_length

@@ -54,7 +54,8 @@ def uneven_batches(count: int) -> list[PackedBatch]:
 
 def joined(batches: list[PackedBatch]) -> PackedBatch:
     fields = [name for name in PackedBatch.__dataclass_fields__ if name != "latents"]
-    return PackedBatch(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in fields})
+    columns: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in fields}
+    return PackedBatch(**columns)
 
 
 def after_a_step(batches: list[PackedBatch], root: Path, **settings: Any) -> Transformer:
