@@ -7,26 +7,28 @@ another way each time); medians of compiled steps are compared. One JSON line go
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.train_step import SPACE, Data, Step, tell
 from unimodal.model.attention import Attention, Rotation
 from unimodal.model.block import PreNormBlock
-from unimodal.model.config import TransformerConfig
 from unimodal.model.kernels import attend
 from unimodal.model.masks import Mask, as_bias
 from unimodal.model.rope import rotate
 from unimodal.model.transformer import Transformer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not see its neighbours otherwise
+from benchmarks.train_step import Data, Step, config_of, sized_parser, tell
 
 EAGER_STEPS = 4
 SLOWEST = 1.02
@@ -59,23 +61,13 @@ def _attention(layer: Attention, x: Tensor, rotation: Rotation, bias: Mask) -> T
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 where the losses differ at all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"dim": 256, "layers": 6, "heads": 4, "kv-heads": 4, "hidden": 704, "length": 160, "rows": 24, "rounds": 30}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    sizes = {"dim": 256, "layers": 6, "heads": 4, "kv_heads": 4, "hidden": 704, "length": 160, "rows": 24, "rounds": 30}
+    parser = sized_parser(__doc__, **sizes)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    config = TransformerConfig(
-        vocab_size=SPACE.vocab_size,
-        dim=options.dim,
-        num_layers=options.layers,
-        num_heads=options.heads,
-        num_kv_heads=options.kv_heads,
-        hidden_dim=options.hidden,
-    )
-    plain = PlainTransformer(config)
-    model = Transformer(config)
+    config = config_of(options)
+    plain, model = PlainTransformer(config), Transformer(config)
     model.load_state_dict(copy.deepcopy(plain.state_dict()))
     batches = Data.make(options.length, options.rows).batches
     eager = [Step(copy.deepcopy(each), compile=False) for each in (model, plain)]

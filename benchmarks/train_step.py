@@ -221,12 +221,31 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def sized_parser(about: str | None, **sizes: int) -> argparse.ArgumentParser:
+    """A command line with an option for each size, and its default."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in sizes.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=int, default=default, metavar="N", help=f"default {default}")
+    return parser
+
+
+def config_of(options: argparse.Namespace) -> TransformerConfig:
+    """The transformer that the sizes ask for."""
+    return TransformerConfig(
+        vocab_size=SPACE.vocab_size,
+        dim=options.dim,
+        num_layers=options.layers,
+        num_heads=options.heads,
+        num_kv_heads=options.kv_heads,
+        hidden_dim=options.hidden,
+    )
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"dim": 512, "layers": 6, "heads": 4, "kv-heads": 4, "hidden": 1408, "length": 160, "rows": 51, "rounds": 5}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    sizes = {"dim": 512, "layers": 6, "heads": 4, "kv_heads": 4, "hidden": 1408, "length": 160, "rows": 51, "rounds": 5}
+    parser = sized_parser(__doc__, **sizes)
     parser.add_argument("--profile", action="store_true", help="print what an eager step's time goes to")
     return parser.parse_args(arguments)
 
@@ -235,15 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     options = parse(arguments)
     torch.manual_seed(0)
-    config = TransformerConfig(
-        vocab_size=SPACE.vocab_size,
-        dim=options.dim,
-        num_layers=options.layers,
-        num_heads=options.heads,
-        num_kv_heads=options.kv_heads,
-        hidden_dim=options.hidden,
-    )
-    model = Transformer(config)
+    model = Transformer(config_of(options))
     data = Data.make(options.length, options.rows)
     tell(f"{model.num_parameters():,} parameters without the embedding, {options.rows} rows of {options.length} tokens")
     line = report(measure(model, data, options.rounds), model, data, options)

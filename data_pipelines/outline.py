@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tokenizers_vq.token_space import TokenSpace
+
 # Shapes: T tokens of one sequence; R rows, K columns and C channels of a picture's latents.
 
 
@@ -47,6 +49,13 @@ class Run(NamedTuple):
     def advance(self) -> int:
         """Positions that are taken."""
         return len(self.ids) if self.latents is None else int(not self.noised)
+
+
+def copy_in_latents(latents: np.ndarray, space: TokenSpace, weight: float, *, noised: bool) -> Run:
+    """The run of a picture's latents (R, K, C); `weight` is that of boi."""
+    ids = np.full(latents.shape[0] * latents.shape[1] + 2, space.specials.pad)
+    ids[0], ids[-1] = space.specials.boi, space.specials.eoi
+    return Run(ids, weight, latents, noised)
 
 
 @dataclass(frozen=True)

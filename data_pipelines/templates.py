@@ -25,7 +25,7 @@ from random import Random
 
 import numpy as np
 
-from data_pipelines.outline import Outline, Rendered, Run
+from data_pipelines.outline import Outline, Rendered, Run, copy_in_latents
 from data_pipelines.shards.format import TokenDocument, TokenSegment
 from tokenizers_vq.token_space import TokenSpace
 
@@ -114,9 +114,7 @@ def _copy(segment: TokenSegment, space: TokenSpace, weight: float, *, noised: bo
     """A picture in latents. Raises ValueError where the shards hold none."""
     if segment.latents is None:
         raise ValueError("the flow branch trains on latents, and these shards hold none: tokenize with --autoencoder")
-    ids = np.full(segment.latents.shape[0] * segment.latents.shape[1] + 2, space.specials.pad)
-    ids[0], ids[-1] = space.specials.boi, space.specials.eoi
-    return Run(ids, weight, segment.latents, noised)
+    return copy_in_latents(segment.latents, space, weight, noised=noised)
 
 
 def _tell(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import data_path, decode, flow, train_step
+from tests.oracles.tiny_training import ROOT
 from tokenizers_vq.layout import FixedLayout
 
 SMALL = "--dim 64 --layers 1 --hidden 96 --rows 4 --rounds 1".split()
@@ -37,6 +41,13 @@ def test_the_training_step_is_measured_against_the_matmul_rate(capsys: pytest.Ca
     assert result["ratio"] == pytest.approx(result["ours"] / result["theirs"])
     assert 0 < result["ratio"] < 1
     assert "eager step" in printed.err and "compiled step" in printed.err and "without padding" in printed.err
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_a_benchmark_runs_as_a_file(script: Path) -> None:
+    """As `make bench` runs it, from any folder."""
+    done = subprocess.run([sys.executable, script, "--help"], cwd="/", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
 
 
 def test_the_flow_branch_leaves_discrete_training_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

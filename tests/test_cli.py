@@ -159,6 +159,7 @@ TRAINING_MISTAKES = [
     ("fit --model TransformerModule --data TokenDataModule --data.shards []", "at least one folder"),
     ("fit --model TransformerModule --data TokenDataModule --data.shards [{absent}] --ckpt_path {absent}", "absent"),
     ("fit --model ImageTokenizerModule --data ImageDataModule --data.source nowhere", "unknown source 'nowhere'"),
+    ("fit --model TransformerModule --data ImageDataModule", "trains on a TokenDataModule"),
     ("fit --trainer.max_stepps 3", "max_stepps"),
 ]
 

@@ -149,7 +149,7 @@ def _export_hf(options: argparse.Namespace) -> int:
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
-    about = "discrete draws code by code, flow draws latents and edits (25 minutes instead of 13)"
+    about = "discrete draws code by code, flow draws latents and edits, which takes longer"
     parser.add_argument("--branch", default="discrete", help=about)
 
 

@@ -152,7 +152,7 @@ def test_times_enter_as_cosines_and_sines_of_the_unscaled_time() -> None:
 
 def test_an_image_has_the_places_of_its_rows_and_columns_and_too_large_a_one_is_refused() -> None:
     assert image_places(2, 3, 5).tolist() == [0, 1, 2, 5, 6, 7]
-    with pytest.raises(ValueError, match="6x3 latents is larger than the model's table of 5x5"):
+    with pytest.raises(ValueError, match="more than 5 latents along a side"):
         image_places(6, 3, 5)
 
 

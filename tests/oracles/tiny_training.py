@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from safetensors.torch import load_file
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,6 +106,15 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
         process.kill()
         output, _ = process.communicate()
     return output
+
+
+def weights_after(*runs: tuple[list[str], Path]) -> list[dict[str, Tensor]]:
+    """Train each (arguments, root) in a process of its own; the weights of the bundles they leave."""
+    for arguments, _ in runs:
+        process = start_training(arguments)
+        output = finish(process)
+        assert process.returncode == 0, output
+    return [load_file(root / "model" / "model.safetensors") for _, root in runs]
 
 
 def logged(root: Path, name: str, version: int = 0) -> dict[int, str]:

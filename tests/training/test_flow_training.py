@@ -17,7 +17,7 @@ from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.planning import StreamConfig
 from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, render
 from tests.oracles.tiny import tiny_shards, tiny_space
-from tests.oracles.tiny_training import finish, fit_arguments, logged, start_training
+from tests.oracles.tiny_training import fit_arguments, logged, weights_after
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
 from unimodal.generation.pipeline import load
 from unimodal.model.config import FlowConfig
@@ -200,11 +200,7 @@ def test_two_processes_train_the_flow_as_one_that_accumulates_their_batches(shar
     shared = {"trainer__max_steps": 2, **FLOW, **ADAMW}
     one = fit_arguments(shards, tmp_path / "one", trainer__accumulate_grad_batches=2, **shared)
     two = fit_arguments(shards, tmp_path / "two", trainer__devices=2, trainer__strategy="ddp", **shared)
-    for arguments in (one, two):
-        process = start_training(arguments)
-        output = finish(process)
-        assert process.returncode == 0, output
-    alone, together = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    alone, together = weights_after((one, tmp_path / "one"), (two, tmp_path / "two"))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 

@@ -10,7 +10,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -18,7 +17,7 @@ from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
 from data_pipelines.templates import TemplateConfig
 from tests.oracles.tiny import tiny_shards, tiny_space
-from tests.oracles.tiny_training import finish, fit_arguments, start_training
+from tests.oracles.tiny_training import fit_arguments, weights_after
 from unimodal.model.masks import dense_mask
 from unimodal.model.transformer import Transformer
 from unimodal.training.losses import next_token_losses
@@ -138,10 +137,6 @@ def test_two_processes_train_as_one_that_accumulates_their_batches(tmp_path: Pat
     two = fit_arguments(
         shards, tmp_path / "two", trainer__max_steps=2, trainer__devices=2, trainer__strategy="ddp", **adamw
     )
-    for arguments in (one, two):
-        process = start_training(arguments)
-        output = finish(process)
-        assert process.returncode == 0, output
-    alone, together = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    alone, together = weights_after((one, tmp_path / "one"), (two, tmp_path / "two"))
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.outline import Outline, Run
+from data_pipelines.outline import Outline, Run, copy_in_latents
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.cache import KVCache
-from unimodal.model.flow import LatentTokens, image_places, latent_tokens
+from unimodal.model.flow import LatentTokens, image_places, latent_tokens, places_of
 from unimodal.model.masks import dense_mask
 from unimodal.model.transformer import Transformer
 
@@ -47,8 +47,7 @@ class Context:
 def picture(body: Sequence[int], latents: Tensor, space: TokenSpace) -> list[Run]:
     """The runs of a picture that is to be seen."""
     boi, eoi = space.specials.boi, space.specials.eoi
-    filler = [space.specials.pad] * (latents.shape[0] * latents.shape[1])
-    clean = Run(np.array([boi, *filler, eoi]), 0.0, latents.cpu().numpy())
+    clean = copy_in_latents(latents.cpu().numpy(), space, 0.0, noised=False)
     return [clean, Run(np.array([boi, *body, eoi]), 0.0)]
 
 
@@ -150,9 +149,6 @@ def clean_latents(batch: PackedBatch, model: Transformer) -> LatentTokens | None
     if packed is None or model.flow is None:
         return None
     standing = packed.cells[..., 0] >= 0
-    cells, side = packed.cells[standing], model.flow.config.side
-    if int(cells.max()) >= side:
-        raise ValueError(f"a picture of more than {side} latents along a side does not fit this model's places")
+    places = places_of(packed.cells[standing], model.flow.config.side)
     latents = packed.values[standing].to(model.embedding.weight.dtype)
-    places = cells[:, 0] * side + cells[:, 1]
-    return latent_tokens(standing, latents, torch.zeros(len(cells), device=cells.device), places)
+    return latent_tokens(standing, latents, torch.zeros(len(places), device=places.device), places)

@@ -123,11 +123,17 @@ def noised(latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     return torch.lerp(latents, noise, times[:, None].to(latents.dtype))
 
 
-def image_places(rows: int, columns: int, side: int) -> Tensor:
-    """(rows * columns,) places of an image's latents in a table of this side. Raises ValueError where it is too large.
+def places_of(cells: Tensor, side: int) -> Tensor:
+    """cells (M, 2), row and column in an image -> (M,) places in a table of this side.
 
-    The table's side is the stride, so a model must keep the side it was trained with.
+    The table's side is the stride, so a model must keep the side it was trained with. Raises ValueError for a cell that
+    the table does not have.
     """
-    if max(rows, columns) > side:
-        raise ValueError(f"an image of {rows}x{columns} latents is larger than the model's table of {side}x{side}")
-    return (torch.arange(rows)[:, None] * side + torch.arange(columns)).flatten()
+    if len(cells) and int(cells.max()) >= side:
+        raise ValueError(f"a picture of more than {side} latents along a side does not fit this model's places")
+    return cells[:, 0] * side + cells[:, 1]
+
+
+def image_places(rows: int, columns: int, side: int) -> Tensor:
+    """(rows * columns,) places of a whole image's latents, row by row."""
+    return places_of(torch.cartesian_prod(torch.arange(rows), torch.arange(columns)), side)

@@ -12,7 +12,7 @@ from torch import Tensor
 from data_pipelines.batch import PackedLatents
 from unimodal.model.checkpoint import open_transformer
 from unimodal.model.config import FlowConfig, TransformerConfig
-from unimodal.model.flow import LatentTokens, latent_tokens, logit_normal_times, noised
+from unimodal.model.flow import LatentTokens, latent_tokens, logit_normal_times, noised, places_of
 from unimodal.model.mixture import freeze, from_dense, is_understanding
 from unimodal.model.transformer import Transformer
 from unimodal.training.losses import FlowSums
@@ -118,18 +118,15 @@ def noise(
         nothing, no_latents = torch.zeros(0, device=device), torch.zeros(0, config.latent_dim, device=device)
         standing = torch.zeros_like(like, dtype=torch.bool)
         return Noised(latent_tokens(standing, no_latents, nothing, nothing.long()), no_latents, nothing)
-    side = config.side
     standing = packed.cells[..., 0] >= 0
     cells, latents, spans = packed.cells[standing], packed.values[standing], packed.spans[standing]
-    if len(cells) and int(cells.max()) >= side:
-        raise ValueError(f"a picture of more than {side} latents along a side does not fit this model's places")
     rows = standing.nonzero()[:, 0]
     most = int(spans.abs().max()) + 1
     times = logit_normal_times(len(like) * most, shift, generator).to(device)
     own = torch.where(spans < 0, times[rows * most + spans.abs()], 0.0)
     drawn = torch.randn(latents.shape, generator=generator).to(device)
     entering = torch.where((spans < 0)[:, None], noised(latents, drawn, own), latents)
-    media = latent_tokens(standing, entering, own, cells[:, 0] * side + cells[:, 1])
+    media = latent_tokens(standing, entering, own, places_of(cells, config.side))
     return Noised(media, drawn - latents, packed.weights[standing])
 
 

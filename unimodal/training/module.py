@@ -70,10 +70,11 @@ class TransformerModule(L.LightningModule):
     def configure_model(self) -> None:
         """Build the transformer once the data has told the size of the vocabulary."""
         if self.transformer is None:
+            vocab_size = self.space.vocab_size
             if (self.flow is None) != (self.data.templates.latents is None):
                 raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
             branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
-            config = TransformerConfig(vocab_size=self.space.vocab_size, **self.shape, **branch)
+            config = TransformerConfig(vocab_size=vocab_size, **self.shape, **branch)
             self.transformer = Transformer(config)
             if self.codebook_init is not None:
                 tokenizer = open_beside(self.data.folders[0])
@@ -90,7 +91,7 @@ class TransformerModule(L.LightningModule):
     @property
     def space(self) -> TokenSpace:
         """The token space of the data."""
-        space = getattr(self.trainer, "datamodule", None) and self.trainer.datamodule.space  # pyright: ignore
+        space = getattr(getattr(self.trainer, "datamodule", None), "space", None)
         if space is None:
             raise ValueError("this module trains on a TokenDataModule, which knows the token space")
         return space
