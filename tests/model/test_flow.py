@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -14,6 +15,7 @@ from unimodal.model.config import FlowConfig
 from unimodal.model.flow import (
     FlowBranch,
     LatentTokens,
+    axial_turns,
     image_places,
     latent_tokens,
     logit_normal_times,
@@ -23,6 +25,7 @@ from unimodal.model.flow import (
     sinusoids,
 )
 from unimodal.model.masks import allowed, block_mask, dense_mask
+from unimodal.model.rope import RotaryEmbedding, rotate
 from unimodal.model.transformer import Transformer
 
 LENGTH, CHANNELS = 24, 4
@@ -139,8 +142,49 @@ def test_a_shorter_longest_period_parts_neighbours_better() -> None:
     ours, theirs = sincos_places(8, 192, 10.0), sincos_places(8, 192)
     far = [float((table[0] - table[1]).norm()) for table in (ours, theirs)]
     assert far[0] > 1.5 * far[1]
-    table = FlowBranch(FlowConfig(latent_dim=4, side=8, place_period=10.0), 192).places
+    table = FlowBranch(FlowConfig(latent_dim=4, side=8, place_period=10.0), 192, 64).places
     assert torch.equal(table, ours)
+
+
+def test_axial_turns_make_attention_a_matter_of_how_far_apart_latents_lie() -> None:
+    """Columns turn the even pairs of channels and rows the odd; of places, a score keeps their difference."""
+    table = axial_turns(6, 8, 1.5)
+    assert table.shape == (36, 4)
+    frequencies = [1.5, 1.5 * 0.1**0.5]
+    row, column = 4, 2
+    expected = [cell * w for w in frequencies for cell in (column, row)]
+    assert table[row * 6 + column].tolist() == pytest.approx(expected, abs=1e-6)
+    query, key = torch.randn(2, 8, dtype=torch.float64)
+    rotary = RotaryEmbedding(8, 10_000.0)
+
+    def score(one: int, other: int) -> float:
+        turned = [
+            rotate(x[None, None, None], *rotary(torch.tensor([[5]]), torch.float64, table[place][None, None]))
+            for x, place in ((query, one), (key, other))
+        ]
+        return float((turned[0] * turned[1]).sum())
+
+    cell = lambda row, column: row * 6 + column  # noqa: E731
+    assert score(cell(1, 2), cell(2, 4)) == pytest.approx(score(cell(3, 1), cell(4, 3)), abs=1e-6)
+    assert abs(score(cell(1, 2), cell(2, 4)) - score(cell(1, 2), cell(2, 3))) > 1e-3
+    assert abs(score(cell(1, 2), cell(2, 4)) - score(cell(1, 2), cell(3, 3))) > 1e-3
+
+
+def test_only_latents_are_turned_and_only_where_the_config_says_so() -> None:
+    tokens, spans, media = one_row()
+    mask = dense_mask(torch.zeros_like(spans), None, spans)
+    seen = {}
+    for turn in (0.0, 1.5):
+        model = tiny_transformer(flow=replace(FLOW, axial_turn=turn), mixture=True)
+        assert model.flow is not None
+        turns = model.flow.turns(media, tokens.shape)
+        assert (turns is None) == (turn == 0)
+        if turns is not None:
+            assert not turns.flatten(0, 1)[media.others].any()
+            assert torch.equal(turns.flatten(0, 1)[media.index], model.flow.angles[media.places])
+        seen[turn] = model.features(tokens, mask=mask, media=media)
+    assert torch.equal(seen[0.0][0, :2], seen[1.5][0, :2]), "text before any latent"
+    assert (seen[0.0] - seen[1.5])[0, 2:5].abs().amax() > 1e-6
 
 
 def test_times_enter_as_cosines_and_sines_of_the_unscaled_time() -> None:
@@ -157,7 +201,7 @@ def test_an_image_has_the_places_of_its_rows_and_columns_and_too_large_a_one_is_
 
 
 def test_an_embedded_latent_is_the_sum_of_its_three_parts() -> None:
-    branch = FlowBranch(FLOW, 16).double()
+    branch = FlowBranch(FLOW, 16, 8).double()
     latents, times, places = torch.randn(3, CHANNELS).double(), torch.rand(3).double(), torch.tensor([0, 7, 35])
     media = latent_tokens(torch.ones(1, 3, dtype=torch.bool), latents, times, places)
     time = branch.time_out(torch.nn.functional.silu(branch.time_in(sinusoids(times, 8))))

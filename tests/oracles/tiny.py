@@ -139,7 +139,7 @@ def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128) -> Pipeli
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     space = make_token_space(text, image)
     autoencoder = tiny_autoencoder()
-    flow = FlowConfig(latent_dim=3, side=2, time_channels=8, autoencoder=autoencoder.hash)
+    flow = FlowConfig(latent_dim=3, side=2, time_channels=8, axial_turn=1.5, autoencoder=autoencoder.hash)
     transformer = tiny_transformer(
         space.vocab_size, dtype=torch.float32, max_length=max_length, mixture=mixture, flow=flow
     )

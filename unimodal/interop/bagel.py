@@ -186,11 +186,11 @@ def write_bagel(transformer: Transformer, folder: Path) -> None:
     """
     config, flow = transformer.config, transformer.flow
     same_norm = config.qk_norm == QKNormConfig(kind="rms", eps=config.norm_eps)
-    places = None if flow is None else flow.config.place_period
-    if flow is None or not (config.mixture and config.qkv_bias and same_norm and places == LONGEST_PERIOD):
+    same_places = flow is not None and (flow.config.place_period, flow.config.axial_turn) == (LONGEST_PERIOD, 0)
+    if flow is None or not (config.mixture and config.qkv_bias and same_norm and same_places):
         raise ValueError(
             "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
-            f"of its other norms, and places with periods up to {LONGEST_PERIOD:g}; this model is {config}"
+            f"of its other norms, and places with periods up to {LONGEST_PERIOD:g} and no turn; this model is {config}"
         )
     table = bagel_table(config.num_layers)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in transformer.state_dict().items()}

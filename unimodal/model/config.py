@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,19 +32,23 @@ class FlowConfig:
 
     `latent_dim` channels a latent; at most `side` latents along each side of an image. `time_channels` sines and
     cosines tell the time. `place_period`, over 2 pi, is the longest of those that tell the place: with BAGEL's 10,000
-    most of them hardly change over a small image. `autoencoder` is the hash of the one whose latents were trained on,
-    or empty.
+    most of them hardly change over a small image. `axial_turn` gives latents rotary positions in rows and columns
+    beside the one that an image has in the sequence: the fastest turn in radians from a latent to its neighbour, and 0,
+    as in BAGEL, for none. `autoencoder` is the hash of the one whose latents were trained on, or empty.
     """
 
     latent_dim: int
     side: int
     time_channels: int = 256
     place_period: float = 10_000.0
+    axial_turn: float = 0.0
     autoencoder: str = ""
 
     def __post_init__(self) -> None:
         if self.place_period <= 1:
             raise ValueError(f"the longest period of places is above 1, got {self.place_period}")
+        if not 0 <= self.axial_turn <= math.pi:
+            raise ValueError(f"latents are turned by 0 to pi from one to the next, got {self.axial_turn}")
         if min(self.latent_dim, self.side) < 1 or self.time_channels < 2 or self.time_channels % 2:
             raise ValueError(f"a flow needs latents, places and an even number of time channels, got {self}")
 
@@ -88,6 +93,8 @@ class TransformerConfig:
             raise ValueError("a mixture of transformers has its norms before each part: norm_placement 'pre'")
         if self.flow is not None and self.dim % 4:
             raise ValueError(f"places of latents need a width that 4 divides, got {self.dim}")
+        if self.flow is not None and self.flow.axial_turn and self.head_dim % 4:
+            raise ValueError(f"rows and columns turn pairs of channels in turn: a head of {self.head_dim} is odd")
 
     @property
     def head_dim(self) -> int:

@@ -4,7 +4,9 @@ BAGEL (arXiv 2505.14683) in one picture; t = 1 is noise:
 
     x_t = (1 - t) x_0 + t noise        token = in(x_t) + time(t) + place        velocity = out(trunk(tokens))
 
-The velocity is noise - x_0. Time enters here alone: no layer of the trunk is modulated by it.
+The velocity is noise - x_0. Time enters here alone: no layer of the trunk is modulated by it. What goes beyond BAGEL is
+`axial_turn`: with one rotary position for a whole image, which latents are neighbours can be told by the content of
+tokens alone, and small models take long to learn it.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ class FlowBranch(nn.Module):
     """Latents into the trunk, velocities out of it."""
 
     places: Tensor
+    angles: Tensor | None
 
-    def __init__(self, config: FlowConfig, dim: int) -> None:
+    def __init__(self, config: FlowConfig, dim: int, head_dim: int) -> None:
         super().__init__()
         self.config = config
         self.latent_in = nn.Linear(config.latent_dim, dim)
@@ -59,6 +62,8 @@ class FlowBranch(nn.Module):
         self.time_out = nn.Linear(dim, dim)
         self.velocity_out = nn.Linear(dim, config.latent_dim)
         self.register_buffer("places", sincos_places(config.side, dim, config.place_period), persistent=False)
+        angles = axial_turns(config.side, head_dim, config.axial_turn) if config.axial_turn else None
+        self.register_buffer("angles", angles, persistent=False)
 
     def reset_parameters(self) -> None:
         """The first velocity is zero, so that the first loss is E|noise - x_0|^2."""
@@ -73,6 +78,14 @@ class FlowBranch(nn.Module):
         waves = sinusoids(media.times, self.config.time_channels).to(media.latents.dtype)
         time = self.time_out(F.silu(self.time_in(waves)))
         return self.latent_in(media.latents) + time + self.places[media.places].to(media.latents.dtype)
+
+    def turns(self, media: LatentTokens, shape: torch.Size) -> Tensor | None:
+        """-> (B, T, W/2) what each token of this shape (B, T) is turned by beside its position; None for nothing."""
+        if self.angles is None:
+            return None
+        angles = self.angles[media.places]
+        still = angles.new_zeros(shape.numel(), angles.shape[-1])
+        return still.index_copy(0, media.index, angles).unflatten(0, shape)
 
     def velocity(self, features: Tensor) -> Tensor:
         """(M, D) after the last norm -> noise - x_0 (M, C)."""
@@ -106,6 +119,23 @@ def sincos_places(side: int, dim: int, period: float = LONGEST_PERIOD) -> Tensor
     of_columns = waves.repeat(side, 1)
     of_rows = waves.repeat_interleave(side, dim=0)
     return torch.cat([of_columns, of_rows], dim=-1).float()
+
+
+SLOWEST_TURN = 0.1
+"""Of the fastest."""
+
+
+def axial_turns(side: int, head_dim: int, fastest: float) -> Tensor:
+    """(side * side, head_dim / 2): angles by which a latent's column turns the even pairs of channels, its row the odd.
+
+    Rotary positions in two dimensions (EVA-02, arXiv 2303.11331; FiT, arXiv 2402.12376), from `fastest` radians between
+    neighbours down to a tenth of it.
+    """
+    pairs = head_dim // 4
+    frequencies = fastest * SLOWEST_TURN ** (torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
+    of_columns, of_rows = angles.repeat(side, 1), angles.repeat_interleave(side, dim=0)
+    return torch.stack([of_columns, of_rows], dim=-1).flatten(1).float()
 
 
 def shifted(times: Tensor, shift: float) -> Tensor:

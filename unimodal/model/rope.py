@@ -15,11 +15,15 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self.head_dim, self.theta = head_dim, theta
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions (B, T) -> cos, sin (B, T, 1, D/2), computed in at least float32 and returned in `dtype`."""
+    def forward(self, positions: Tensor, dtype: torch.dtype, turns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """positions (B, T) -> cos, sin (B, T, 1, D/2), computed in at least float32 and returned in `dtype`.
+
+        turns (B, T, D/2) are angles that come on top.
+        """
         precise = torch.promote_types(dtype, torch.float32)
         exponents = torch.arange(0, self.head_dim, 2, device=positions.device, dtype=precise) / self.head_dim
         angles = positions[..., None].to(precise) * self.theta**-exponents
+        angles = angles if turns is None else angles + turns
         return angles.cos().to(dtype).unsqueeze(2), angles.sin().to(dtype).unsqueeze(2)
 
 

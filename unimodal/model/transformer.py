@@ -39,7 +39,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.num_layers))
         self.norm = (MixtureNorm if config.mixture else LastNorm)(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        self.flow = FlowBranch(config.flow, config.dim) if config.flow else None
+        self.flow = FlowBranch(config.flow, config.dim, config.head_dim) if config.flow else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,7 +93,8 @@ class Transformer(nn.Module):
             mask = causal_mask(tokens.shape[1], tokens.device)
         x = self.embedding(tokens)
         dtype = _compute_dtype(x)
-        rotation, bias = self.rotary(positions, dtype), as_bias(mask, dtype)
+        turns = None if media is None else self._branch().turns(media, positions.shape)
+        rotation, bias = self.rotary(positions, dtype, turns), as_bias(mask, dtype)
         if media is not None:
             return self._joint(x, media, rotation, bias, cache, slots)
         for block in self.blocks:
@@ -110,13 +111,16 @@ class Transformer(nn.Module):
         slots: Tensor,
     ) -> Tensor:
         """The layers over tokens and latents together."""
-        if self.flow is None:
-            raise ValueError("this model has no flow branch: it takes token ids and no latents")
-        latents = self.flow.embed(media).to(x.dtype)
+        latents = self._branch().embed(media).to(x.dtype)
         x = x.flatten(0, 1).index_copy(0, media.index, latents).view(x.shape)
         for block in self.blocks:
             x = block(x, rotation, bias, cache, slots, media)
         return self.norm(x, media)
+
+    def _branch(self) -> FlowBranch:
+        if self.flow is None:
+            raise ValueError("this model has no flow branch: it takes token ids and no latents")
+        return self.flow
 
     def num_parameters(self, *, without_embedding: bool = True) -> int:
         """Parameters that take part in matrix products; the embedding table is a look-up."""

@@ -26,9 +26,9 @@ class FlowTrainingConfig:
 
     `weight` is that of the squared error beside cross-entropy, both means over a step's tokens (BAGEL: CE to MSE 0.25
     to 1). Times are the sigmoid of a standard normal, moved towards noise by `shift` (1 is not at all), one for each
-    noised picture. `mixture` gives latents weights of their own in every layer; `time_channels` and `place_period` are
-    FlowConfig's. `begin_with` is the bundle of a dense model whose weights both sides begin with;
-    `freeze_understanding` trains the side of the latents alone.
+    noised picture. `mixture` gives latents weights of their own in every layer; `time_channels`,
+    `place_period` and `axial_turn` are FlowConfig's. `begin_with` is the bundle of a dense model whose weights both
+    sides begin with; `freeze_understanding` trains the side of the latents alone.
     """
 
     weight: float = 1.0
@@ -36,6 +36,7 @@ class FlowTrainingConfig:
     mixture: bool = True
     time_channels: int = 256
     place_period: float = 10_000.0
+    axial_turn: float = 0.0
     begin_with: Path | None = None
     freeze_understanding: bool = False
     seed: int = 0
@@ -60,6 +61,7 @@ class FlowTrainingConfig:
             side=autoencoder["grid"],
             time_channels=self.time_channels,
             place_period=self.place_period,
+            axial_turn=self.axial_turn,
             autoencoder=autoencoder["hash"],
         )
         return {"mixture": self.mixture, "flow": flow}
