@@ -19,11 +19,13 @@ from tokenizers_vq.token_space import Modality, TokenSpace
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """Rows of whole documents; every field is (B, T), and `latents` holds those of pictures for the flow branch.
+    """Rows of whole documents; every field is (B, T), and `latents` and `patches` hold copies of pictures.
 
     `targets` are the next tokens, shifted inside each document and branch, `loss_weights` theirs (0 where there is
     no next token). `documents` number the documents of a row, -1 is padding. `positions` restart in every document.
     `modality` says what the target is. `branches` is 0 in a document's trunk; branch k sees the trunk and itself.
+    `spans`, where there are copies, is 0 for plain tokens; the tokens of a copy share a number of their row, below 0
+    where it is one in latents that is to be noised.
     """
 
     tokens: Tensor
@@ -33,7 +35,9 @@ class PackedBatch:
     documents: Tensor
     modality: Tensor
     branches: Tensor
+    spans: Tensor | None = None
     latents: PackedLatents | None = None
+    patches: PackedPatches | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch on another device."""
@@ -60,27 +64,35 @@ class PackedBatch:
 class PackedLatents:
     """Copies of pictures in latents that stand among the tokens of a PackedBatch.
 
-    `spans` (B, T) is 0 for plain tokens; the tokens of a copy share a number of their row, below 0 where the copy is
-    to be noised. `values` (B, T, C) and `cells` (B, T, 2), row and column in the picture, are those of the latent that
-    stands there; cells are -1 elsewhere. `weights` (B, T) are above 0 for noised latents alone: over all batches and
-    ranks of an optimizer step they sum to what its `loss_weights` do, so that both losses are means over the step.
+    `values` (B, T, C) and `cells` (B, T, 2), row and column in the picture, are those of the latent that stands there;
+    cells are -1 elsewhere. `weights` (B, T) are above 0 for noised latents alone: over all batches and ranks of an
+    optimizer step they sum to what its `loss_weights` do, so that both losses are means over the step.
     """
 
-    spans: Tensor
     weights: Tensor
     values: Tensor
     cells: Tensor
 
 
-Packed = TypeVar("Packed", PackedBatch, PackedLatents)
+@dataclass(frozen=True, kw_only=True)
+class PackedPatches:
+    """Copies of pictures in patches that a ViT sees: `values` uint8 (B, T, C) and `cells` (B, T, 2) as of latents."""
+
+    values: Tensor
+    cells: Tensor
+
+
+Packed = TypeVar("Packed", PackedBatch, PackedLatents, PackedPatches)
 
 
 def _mapped(packed: Packed, function: Callable[[Tensor], Tensor]) -> Packed:
     """Every tensor through a function."""
     values: dict[str, Any] = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
-    latents = values.pop("latents", None)
-    changed: dict[str, Any] = {name: function(value) for name, value in values.items()}
-    return type(packed)(**changed, **({} if latents is None else {"latents": _mapped(latents, function)}))
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, PackedLatents | PackedPatches)
+        changed[name] = None if value is None else _mapped(value, function) if nested else function(value)
+    return type(packed)(**changed)
 
 
 def collate(
@@ -117,7 +129,13 @@ def collate(
     columns |= _shifted(columns, weights, space)
     tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
     total = float(columns["loss_weights"].sum())
-    return PackedBatch(**tensors, latents=_latents(rows, shape, latent_weight, total))
+    spans = _spans(rows, shape)
+    return PackedBatch(
+        **tensors,
+        spans=None if spans is None else torch.from_numpy(spans),
+        latents=_latents(rows, spans, latent_weight, total),
+        patches=_patches(rows, shape),
+    )
 
 
 LEAST_WEIGHT = 1e-8
@@ -129,31 +147,63 @@ def weight_of_latents(tokens: float, latents: int) -> float:
     return max(tokens, LEAST_WEIGHT) / max(latents, 1)
 
 
-def _latents(
-    rows: Sequence[Sequence[Rendered]], shape: tuple[int, int], weight: float | None, total: float
-) -> PackedLatents | None:
-    """The copies in latents of all rows; None where there is none."""
-    width = next((values.shape[-1] for row in rows for one in row for _, values in one.copies), None)
-    if width is None:
+def _spans(rows: Sequence[Sequence[Rendered]], shape: tuple[int, int]) -> np.ndarray | None:
+    """(B, T), copies of a row numbered through; None where there is none."""
+    if all(sequence.spans is None for row in rows for sequence in row):
         return None
     spans = np.zeros(shape, dtype=np.int64)
-    values, cells = np.zeros((*shape, width), dtype=np.float32), np.full((*shape, 2), -1, dtype=np.int64)
     for index, row in enumerate(rows):
         start = used = 0
         for sequence in row:
             if sequence.spans is not None:
                 spans[index, start : start + len(sequence)] = sequence.spans + np.sign(sequence.spans) * used
-                used += len(sequence.copies)
-            for first, latents in sequence.copies:
-                place = slice(start + first, start + first + latents.shape[0] * latents.shape[1])
-                values[index, place] = latents.reshape(-1, width)
-                cells[index, place] = np.argwhere(np.ones(latents.shape[:2]))
+                used += len(sequence.copies) + len(sequence.patches)
             start += len(sequence)
+    return spans
+
+
+Copies = tuple[tuple[int, np.ndarray], ...]
+
+
+def _laid(
+    rows: Sequence[Sequence[Rendered]], shape: tuple[int, int], dtype: Any, copies: Callable[[Rendered], Copies]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values (B, T, C) and cells (B, T, 2) of the copies of one kind; None where there is none."""
+    width = next((values.shape[-1] for row in rows for one in row for _, values in copies(one)), None)
+    if width is None:
+        return None
+    laid, cells = np.zeros((*shape, width), dtype=dtype), np.full((*shape, 2), -1, dtype=np.int64)
+    for index, row in enumerate(rows):
+        start = 0
+        for sequence in row:
+            for first, values in copies(sequence):
+                place = slice(start + first, start + first + values.shape[0] * values.shape[1])
+                laid[index, place] = values.reshape(-1, width)
+                cells[index, place] = np.argwhere(np.ones(values.shape[:2]))
+            start += len(sequence)
+    return laid, cells
+
+
+def _latents(
+    rows: Sequence[Sequence[Rendered]], spans: np.ndarray | None, weight: float | None, total: float
+) -> PackedLatents | None:
+    found = None if spans is None else _laid(rows, spans.shape, np.float32, lambda sequence: sequence.copies)
+    if spans is None or found is None:
+        return None
+    values, cells = found
     noised = (spans < 0) & (cells[..., 0] >= 0)
     weight = weight_of_latents(total, int(noised.sum())) if weight is None else weight
-    arrays = {"spans": spans, "weights": noised.astype(np.float32) * np.float32(weight)}
-    arrays |= {"values": values, "cells": cells}
+    arrays = {"weights": noised.astype(np.float32) * np.float32(weight), "values": values, "cells": cells}
     return PackedLatents(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _patches(rows: Sequence[Sequence[Rendered]], shape: tuple[int, int]) -> PackedPatches | None:
+    found = _laid(rows, shape, np.uint8, lambda sequence: sequence.patches)
+    return (
+        None
+        if found is None
+        else PackedPatches(**dict(zip(("values", "cells"), map(torch.from_numpy, found), strict=True)))
+    )
 
 
 def _shifted(columns: dict[str, np.ndarray], weights: np.ndarray, space: TokenSpace) -> dict[str, np.ndarray]:

@@ -167,6 +167,8 @@ class TokenDataModule(L.LightningDataModule):
         self.space: TokenSpace | None = None
         self.autoencoder: dict[str, Any] | None = None
         """What the manifests say of the autoencoder whose latents lie beside the ids; None where there are none."""
+        self.patches: dict[str, int] | None = None
+        """What they say of the pixels that a ViT sees; None where there are none."""
         self.folders: list[Path] = []
         self.totals: list[FolderTotals] = []
         self.train_sources: list[Documents] = []
@@ -186,7 +188,7 @@ class TokenDataModule(L.LightningDataModule):
             if self.space is not None:
                 self.space.check_same(space, self.shards[0], address)
             self.space = space
-            self._check_autoencoder(manifest, address)
+            self._check_copies(manifest, address)
             self.totals.append(FolderTotals.of(address, manifest.shards))
             opened.append([Shard(folder, entry, space) for entry in manifest.shards])
         if self.space is None:
@@ -228,7 +230,13 @@ class TokenDataModule(L.LightningDataModule):
         chosen = [[i for i, key in enumerate(s.keys) if _held_out(key, share) == held_out] for s in shards]
         return Documents(shards, chosen)
 
-    def _check_autoencoder(self, manifest: Manifest, address: str) -> None:
+    @property
+    def vit_patch(self) -> int | None:
+        """Side of the patches through which pictures are seen; None where they are seen by their codes."""
+        return None if self.templates.latents is None else self.templates.latents.vit_patch
+
+    def _check_copies(self, manifest: Manifest, address: str) -> None:
+        """That the folder has the latents and pixels that the templates ask for, and the same as the others."""
         if self.templates.latents is None:
             return
         if manifest.autoencoder is None:
@@ -236,6 +244,17 @@ class TokenDataModule(L.LightningDataModule):
         if self.totals and manifest.autoencoder != self.autoencoder:
             raise ValueError(f"{self.shards[0]} and {address} hold latents of different autoencoders")
         self.autoencoder = manifest.autoencoder
+        if (patch := self.vit_patch) is None:
+            return
+        if manifest.patches is None or manifest.patches["patch"] != patch:
+            found = "none" if manifest.patches is None else f"those for patches of {manifest.patches['patch']}"
+            raise ValueError(
+                f"a ViT with patches of {patch} pixels is asked for, and {address} holds {found}: tokenize with "
+                f"--patch {patch}"
+            )
+        if self.totals and manifest.patches != self.patches:
+            raise ValueError(f"{self.shards[0]} and {address} hold pixels for a ViT by different policies")
+        self.patches = manifest.patches
 
     def _second_stage_round(self) -> float:
         if self.mixture is None or self.mixture.second_weights is None:

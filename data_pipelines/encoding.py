@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
-from data_pipelines.images import Augmentation, ImagePolicy, augment, stackable, to_tensor
+from data_pipelines.images import Augmentation, ImagePolicy, PatchPolicy, augment, stackable, to_tensor
 from data_pipelines.shards.format import TokenDocument, TokenSegment
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
@@ -25,8 +27,19 @@ Copy = tuple[Document, int]
 """A document, and which of its copies: 0 is the document as it is, the others have augmented pictures."""
 
 
-Encoded = tuple[np.ndarray, np.ndarray | None]
-"""A picture's ids between boi and eoi, and its latents (R, K, C) where there is an autoencoder."""
+class Picture(NamedTuple):
+    """`pixels` (3, H, W) in [-1, 1] for the tokenizers, and with a policy `seen` uint8 (H, W, 3) for a ViT."""
+
+    pixels: Tensor
+    seen: np.ndarray | None = None
+
+
+class Encoded(NamedTuple):
+    """A picture's ids between boi and eoi, its latents (R, K, C) where there is an autoencoder, and what a ViT sees."""
+
+    body: np.ndarray
+    latents: np.ndarray | None
+    seen: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +53,40 @@ class Encoder:
     augmentations: tuple[Augmentation, ...]
     seed: int
     autoencoder: LatentAutoencoder | None = None
+    patches: PatchPolicy | None = None
 
-    def read(self, item: Copy) -> list[Tensor] | DamagedSample:
-        """The document's pictures (3, H, W) in [-1, 1]; what is wrong with them is returned, not raised."""
+    def read(self, item: Copy) -> list[Picture] | DamagedSample:
+        """The document's pictures; what is wrong with them is returned, not raised."""
         document, copy = item
         alike = document.meta.get("task") == "edit"  # an answer is right for the shown picture as it was augmented
         try:
             return [
-                self._pixels(document.key, copy, 0 if alike else index, segment)
+                self._picture(document.key, copy, 0 if alike else index, segment)
                 for index, segment in enumerate(document.segments)
                 if isinstance(segment, ImageSegment)
             ]
         except DamagedSample as error:
             return error
 
-    def encode(self, batch: Sequence[Copy], pixels: Sequence[list[Tensor]]) -> list[TokenDocument]:
+    def encode(self, batch: Sequence[Copy], read: Sequence[list[Picture]]) -> list[TokenDocument]:
         """Documents with their pictures -> token documents."""
-        pictures = [picture for of_document in pixels for picture in of_document]
+        given = [picture for of_document in read for picture in of_document]
+        pictures = [picture.pixels for picture in given]
         bodies = image_bodies(pictures, self.image, self.space)
         latents = image_latents(pictures, self.autoencoder) if self.autoencoder else [None] * len(pictures)
-        images = iter(zip(bodies, latents, strict=True))
+        images = map(Encoded, bodies, latents, [picture.seen for picture in given])
         return [self._document(document, copy, images) for document, copy in batch]
 
-    def _pixels(self, key: str, copy: int, index: int, segment: ImageSegment) -> Tensor:
-        picture = self.policy.apply(segment.open(), segment.role)
-        if copy:
-            picture = augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}"))
-        return to_tensor(picture)
+    def _picture(self, key: str, copy: int, index: int, segment: ImageSegment) -> Picture:
+        opened = segment.open()
+
+        def varied(picture: Image.Image) -> Image.Image:
+            return (
+                augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}")) if copy else picture
+            )
+
+        seen = self.patches.apply(varied(opened)) if self.patches else None
+        return Picture(to_tensor(varied(self.policy.apply(opened, segment.role))), seen)
 
     def _document(self, document: Document, copy: int, images: Iterator[Encoded]) -> TokenDocument:
         segments = tuple(self._segment(segment, images) for segment in document.segments)
@@ -77,8 +97,8 @@ class Encoder:
         if isinstance(segment, TextSegment):
             ids = torch.tensor(self.text.encode(segment.text), dtype=torch.int64)
             return TokenSegment(kind="text", role=segment.role, ids=ids.numpy())
-        body, latents = next(images)
-        return TokenSegment(kind="image", role=segment.role, ids=body, latents=latents)
+        body, latents, seen = next(images)
+        return TokenSegment(kind="image", role=segment.role, ids=body, latents=latents, pixels=seen)
 
 
 def image_bodies(pictures: Sequence[Tensor], image: ImageTokenizer, space: TokenSpace) -> list[np.ndarray]:
@@ -123,12 +143,12 @@ def batches(shard: int, items: Sequence[Copy]) -> Iterator[Batch]:
             start, images = end, 0
 
 
-Read = tuple[Batch, list[list[Tensor] | DamagedSample]]
+Read = tuple[Batch, list[list[Picture] | DamagedSample]]
 
 
 def read_ahead(work: Iterable[Batch], encoder: Encoder, workers: int) -> Iterator[Read]:
     """Each batch with its pictures, while threads already read those of the next."""
-    waiting: deque[tuple[Batch, list[Future[list[Tensor] | DamagedSample]]]] = deque()
+    waiting: deque[tuple[Batch, list[Future[list[Picture] | DamagedSample]]]] = deque()
     with ThreadPoolExecutor(max(workers, 1)) as threads:
         for batch in work:
             waiting.append((batch, [threads.submit(encoder.read, item) for item in batch.items]))
@@ -143,5 +163,5 @@ def copy_key(key: str, copy: int) -> str:
     return f"{key}+{copy}" if copy else key
 
 
-def _ready(batch: Batch, futures: Iterable[Future[list[Tensor] | DamagedSample]]) -> Read:
+def _ready(batch: Batch, futures: Iterable[Future[list[Picture] | DamagedSample]]) -> Read:
     return batch, [future.result() for future in futures]

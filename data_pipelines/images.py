@@ -74,6 +74,48 @@ def fit_to(image: Image.Image, size: PixelSize, fit: Fit) -> Image.Image:
     return _paste(image.resize(inner, Image.Resampling.BICUBIC), size, corner)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchPolicy:
+    """Pictures that a ViT sees keep their shape (NaViT, arXiv 2307.06304).
+
+    Their sides become multiples of `patch` pixels. A picture of more than `most` patches, or more than `longest` along
+    a side, shrinks; none grows but to its next multiple.
+    """
+
+    patch: int = 8
+    most: int = 64
+    longest: int = 32
+
+    def __post_init__(self) -> None:
+        if min(self.patch, self.most, self.longest) < 1:
+            raise ValueError(f"patches have at least one pixel, and pictures at least one patch, got {self}")
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of a picture of this size in pixels."""
+        shrink = min(1.0, (self.most * self.patch**2 / (height * width)) ** 0.5, *self._limits(height, width))
+        rows, columns = (max(1, round(side * shrink / self.patch)) for side in (height, width))
+        while rows * columns > self.most:
+            rows, columns = (rows - 1, columns) if rows >= columns else (rows, columns - 1)
+        return rows, columns
+
+    def apply(self, image: Image.Image) -> np.ndarray:
+        """RGB picture -> uint8 (H, W, 3), resized with antialiasing."""
+        rows, columns = self.grid(image.height, image.width)
+        size = (columns * self.patch, rows * self.patch)
+        resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        return np.asarray(resized, dtype=np.uint8).copy()
+
+    def _limits(self, height: int, width: int) -> tuple[float, float]:
+        return self.longest * self.patch / height, self.longest * self.patch / width
+
+
+def cut_patches(pixels: np.ndarray, patch: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (R, K, 3 * patch * patch), each patch channel by channel as a convolution's weights lie."""
+    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
+    cut = pixels.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(cut).reshape(rows, columns, -1)
+
+
 def augment(image: Image.Image, kinds: Sequence[Augmentation], random: Random) -> Image.Image:
     """A variant of a picture, of the same size, that keeps what it shows.
 

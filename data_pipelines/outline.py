@@ -18,8 +18,8 @@ class Rendered:
     """One document as training sees it; all arrays have length T.
 
     `weights[i]` is the loss weight of predicting `ids[i]`; branch 0 is the trunk. `spans` is 0 for plain tokens, k for
-    those of the k-th copy in latents where it is clean, -k where it is noised. `copies` are those copies: the place of
-    each one's first latent, and (R, K, C).
+    those of the k-th copy of a picture, -k where it is one in latents that is noised. `copies` are those in latents:
+    the place of each one's first latent, and (R, K, C); `patches` in the same way those that a ViT sees.
     """
 
     ids: np.ndarray
@@ -28,6 +28,7 @@ class Rendered:
     positions: np.ndarray
     spans: np.ndarray | None = None
     copies: tuple[tuple[int, np.ndarray], ...] = ()
+    patches: tuple[tuple[int, np.ndarray], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,26 +37,41 @@ class Rendered:
 class Run(NamedTuple):
     """Ids that all weigh the same.
 
-    A copy of a picture in latents is boi, a filler for each latent, and eoi; they stand at one position, which a noised
-    copy leaves to the clean one that follows it.
+    A copy of a picture in latents, or in patches for a ViT, is boi, a filler for each of them, and eoi; they stand at
+    one position, which a noised copy leaves to the clean one that follows it.
     """
 
     ids: np.ndarray
     weight: float
     latents: np.ndarray | None = None
     noised: bool = False
+    patches: np.ndarray | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its tokens are a copy of a picture, not ids that mean something."""
+        return self.latents is not None or self.patches is not None
 
     @property
     def advance(self) -> int:
         """Positions that are taken."""
-        return len(self.ids) if self.latents is None else int(not self.noised)
+        return int(not self.noised) if self.is_copy else len(self.ids)
 
 
 def copy_in_latents(latents: np.ndarray, space: TokenSpace, weight: float, *, noised: bool) -> Run:
     """The run of a picture's latents (R, K, C); `weight` is that of boi."""
-    ids = np.full(latents.shape[0] * latents.shape[1] + 2, space.specials.pad)
+    return Run(_fillers(latents, space), weight, latents, noised)
+
+
+def copy_in_patches(patches: np.ndarray, space: TokenSpace) -> Run:
+    """The run of a picture that a ViT sees, uint8 (R, K, C); it is never predicted."""
+    return Run(_fillers(patches, space), 0.0, patches=patches)
+
+
+def _fillers(values: np.ndarray, space: TokenSpace) -> np.ndarray:
+    ids = np.full(values.shape[0] * values.shape[1] + 2, space.specials.pad)
     ids[0], ids[-1] = space.specials.boi, space.specials.eoi
-    return Run(ids, weight, latents, noised)
+    return ids
 
 
 @dataclass(frozen=True)
@@ -87,20 +103,24 @@ class Outline:
             positions -= np.repeat(starts, lengths)
         ids = np.concatenate([run.ids for run in runs]).astype(np.int64)
         weights = np.repeat(np.asarray([run.weight for run in runs], dtype=np.float32), [len(run.ids) for run in runs])
-        if any(run.latents is not None for run in runs):
+        if any(run.is_copy for run in runs):
             return self._with_copies(Rendered(ids, weights, branches, positions), runs)
         return Rendered(ids, weights, branches, positions)
 
     def _with_copies(self, plain: Rendered, runs: Sequence[Run]) -> Rendered:
-        """Copies in latents are spans, and their tokens share a position; no later token counts those they spare."""
+        """Copies of pictures are spans, and their tokens share a position; no later token counts those they spare."""
         spans, steps = np.zeros(len(plain), dtype=np.int64), np.ones(len(plain), dtype=np.int64)
         copies: list[tuple[int, np.ndarray]] = []
+        patches: list[tuple[int, np.ndarray]] = []
         start = 0
         for run in runs:
             end = start + len(run.ids)
-            if run.latents is not None:
-                copies.append((start + 1, run.latents))
-                spans[start:end] = -len(copies) if run.noised else len(copies)
+            if run.is_copy:
+                values, kept = (run.latents, copies) if run.patches is None else (run.patches, patches)
+                assert values is not None
+                kept.append((start + 1, values))
+                number = len(copies) + len(patches)
+                spans[start:end] = -number if run.noised else number
                 steps[start:end] = 0
                 steps[end - 1] = run.advance
             start = end
@@ -111,7 +131,9 @@ class Outline:
             begins = before[firsts[plain.branches]]
             before = np.where(plain.branches == 0, before, before - begins + trunk_end)
         weights = np.where((spans != 0) & (np.roll(spans, 1) == spans), 0, plain.weights).astype(np.float32)
-        return replace(plain, weights=weights, positions=before, spans=spans, copies=tuple(copies))
+        return replace(
+            plain, weights=weights, positions=before, spans=spans, copies=tuple(copies), patches=tuple(patches)
+        )
 
     @property
     def weight(self) -> float:
@@ -145,7 +167,7 @@ class Outline:
 
 
 def _weight(run: Run) -> float:
-    return run.weight * (len(run.ids) if run.latents is None else 1)
+    return run.weight * (1 if run.is_copy else len(run.ids))
 
 
 def _length(runs: Iterable[Run]) -> int:
@@ -155,7 +177,7 @@ def _length(runs: Iterable[Run]) -> int:
 def _pieces(block: tuple[Run, ...], room: int) -> list[tuple[Run, ...]]:
     """A block of text alone (one run, or a run and <eos>) that is longer than `room`, in pieces; others as they are."""
     first, *end = block
-    if len(end) > 1 or _length(block) <= room or first.latents is not None:
+    if len(end) > 1 or _length(block) <= room or first.is_copy:
         return [block]
     ids, weight = first.ids, first.weight
     pieces: list[tuple[Run, ...]] = [(Run(ids[at : at + room], weight),) for at in range(0, len(ids), room)]

@@ -25,7 +25,8 @@ from random import Random
 
 import numpy as np
 
-from data_pipelines.outline import Outline, Rendered, Run, copy_in_latents
+from data_pipelines.images import cut_patches
+from data_pipelines.outline import Outline, Rendered, Run, copy_in_latents, copy_in_patches
 from data_pipelines.shards.format import TokenDocument, TokenSegment
 from tokenizers_vq.token_space import TokenSpace
 
@@ -40,15 +41,21 @@ class LatentTemplateConfig:
     picture is a clean copy and its codes, but for questions and captions the codes alone. So that a model learns to go
     on in either case, `whole` of the drawings are seen again and ended, `whole` of the questions have the clean copy.
     `drop_clean` and `drop_codes` of the edits lose one of the two, so that neither is leant on alone.
+
+    With `vit_patch`, the side in pixels of the patches of a ViT, pictures are seen through it wherever codes are said
+    here, and codes are not read at all.
     """
 
     drop_clean: float = 0.1
     drop_codes: float = 0.3
     whole: float = 0.1
+    vit_patch: int | None = None
 
     def __post_init__(self) -> None:
         if not all(0 <= share <= 1 for share in (self.drop_clean, self.drop_codes, self.whole)):
             raise ValueError(f"shares lie between 0 and 1, got {self}")
+        if self.vit_patch is not None and self.vit_patch < 1:
+            raise ValueError(f"a patch has at least one pixel, got {self.vit_patch}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +124,15 @@ def _copy(segment: TokenSegment, space: TokenSpace, weight: float, *, noised: bo
     return copy_in_latents(segment.latents, space, weight, noised=noised)
 
 
+def _seen(segment: TokenSegment, space: TokenSpace, config: LatentTemplateConfig, weight: float) -> tuple[Run, ...]:
+    """A picture as it is understood: its codes, or its patches. Raises ValueError where the shards hold no pixels."""
+    if config.vit_patch is None:
+        return _runs(segment, space, weight)
+    if segment.pixels is None:
+        raise ValueError("a ViT sees pixels, and these shards hold none: tokenize with --patch")
+    return (copy_in_patches(cut_patches(segment.pixels, config.vit_patch), space),)
+
+
 def _tell(
     segment: TokenSegment, space: TokenSpace, config: TemplateConfig, weight: float, *, seen: bool
 ) -> tuple[Run, ...]:
@@ -126,8 +142,8 @@ def _tell(
     drawn = segment.role == "answer"
     noised = (_copy(segment, space, weight, noised=True),) if drawn else ()
     clean = (_copy(segment, space, 0.0, noised=False),) if seen else ()
-    codes = _runs(segment, space, 0.0 if drawn else weight) if seen or not drawn else ()
-    return (*noised, *clean, *codes)
+    understood = _seen(segment, space, config.latents, 0.0 if drawn else weight) if seen or not drawn else ()
+    return (*noised, *clean, *understood)
 
 
 def _end(last: TokenSegment, space: TokenSpace, config: TemplateConfig, *, seen: bool) -> tuple[Run, ...]:
@@ -230,14 +246,15 @@ def _edit(segments: Sequence[TokenSegment], space: TokenSpace, config: TemplateC
 
 
 def _lose_a_copy(runs: Sequence[Run], config: LatentTemplateConfig, random: Random) -> list[Run]:
-    """Without the clean copies of shown pictures, or without their codes, or as they are; never without both."""
+    """Without the clean copies of shown pictures, or without what is understood, or as they are; never without both."""
     if random.random() < config.drop_clean:
         return [run for run in runs if run.latents is None]
     copies = [place for place, run in enumerate(runs) if run.latents is not None]
     if random.random() >= config.drop_codes:
         return list(runs)
-    codes = {place + offset for place in copies for offset in (1, 2, 3)}
-    return [run for place, run in enumerate(runs) if place not in codes]
+    length = 3 if config.vit_patch is None else 1
+    understood = {place + offset for place in copies for offset in range(1, length + 1)}
+    return [run for place, run in enumerate(runs) if place not in understood]
 
 
 def _turn_weight(segment: TokenSegment, config: TemplateConfig) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from data_pipelines.documents import DamagedSample, TextSegment
 from data_pipelines.encoding import Batch, Copy, Encoder, batches, copy_key, read_ahead
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import Augmentation, ImagePolicy
+from data_pipelines.images import Augmentation, ImagePolicy, PatchPolicy
 from data_pipelines.shards.format import Manifest, TokenDocument
 from data_pipelines.shards.parts import LeftOut, Part, Parts
 from data_pipelines.shards.writer import check_unwritten, write_manifest, write_shard
@@ -98,12 +98,14 @@ def tokenize(
     progress: Progress = lambda done: None,
     autoencoder: LatentAutoencoder | None = None,
     begun: Callable[[], None] = lambda: None,
+    patches: PatchPolicy | None = None,
 ) -> bool:
     """Write the shards of a source; True once the folder is whole, False while other ranks have shards to make.
 
-    With an autoencoder, the latents of every picture lie beside its codes. What an earlier, interrupted call left in
-    the folder is kept. `progress` is told the number of documents done each time, and `begun` is called once the folder
-    is known to be this job's. Raises ValueError for a folder that is whole already or was begun with other settings.
+    With an autoencoder, the latents of every picture lie beside its codes; with `patches`, its pixels for a ViT. What
+    an earlier, interrupted call left in the folder is kept. `progress` is told the number of documents done each time,
+    and `begun` is called once the folder is known to be this job's. Raises ValueError for a folder that is whole
+    already or was begun with other settings.
     """
     check_unwritten(out)
     if autoencoder is not None and config.aspect_ratio != 1:
@@ -118,6 +120,7 @@ def tokenize(
         augmentations=config.augmentations,
         seed=config.seed,
         autoencoder=autoencoder,
+        patches=patches,
     )
     described = {"fingerprint": source.fingerprint(), "tokenize": config.recipe()}
     empty = Manifest(
@@ -127,9 +130,11 @@ def tokenize(
         source=described,
         shards=(),
         autoencoder=_described(autoencoder, image) if autoencoder else None,
+        patches=asdict(patches) if patches else None,
     )
     stated = {**described, "token space": empty.fingerprint, "image policy": empty.image_policy}
-    parts = Parts(out, stated | ({"autoencoder": empty.autoencoder} if autoencoder else {}))
+    beside = {"autoencoder": empty.autoencoder, "patches": empty.patches}
+    parts = Parts(out, stated | {name: value for name, value in beside.items() if value is not None})
     begun()
     job = _Job(source, encoder, parts, failures, config, progress)
     job.run()

@@ -21,13 +21,15 @@ class DamagedShard(ValueError):
 class TokenSegment:
     """Ids of one segment; those of an image are all that stands between boi and eoi (`TokenSpace.image_body`).
 
-    `latents` (R, K, C) are those of the same image in an autoencoder, where the shards hold them.
+    Where the shards hold them, `latents` (R, K, C) are those of the same image in an autoencoder, and `pixels` (H, W,
+    3) uint8 what a ViT sees of it.
     """
 
     kind: Literal["text", "image"]
     role: str
     ids: np.ndarray
     latents: np.ndarray | None = None
+    pixels: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class Manifest:
     """`manifest.json`: what the shards of a folder hold. What it does not list is not data.
 
     `autoencoder` says whose latents lie beside the ids: `hash`, `latent_dim`, `reduction`, `image_size`; None where
-    there are none.
+    there are none. `patches` is the policy of the pixels beside them: `patch`, `most`, `longest`; None as well.
     """
 
     token_space: dict[str, Any]
@@ -88,6 +90,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     left_out: dict[str, int] = field(default_factory=dict)
     autoencoder: dict[str, Any] | None = None
+    patches: dict[str, int] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:

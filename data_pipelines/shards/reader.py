@@ -50,13 +50,14 @@ class Array(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a document lies in its shard: its description in JSON, its ids, and latents where it has them."""
+    """Where a document lies in its shard: description in JSON, ids, and latents and pixels where it has them."""
 
     key: str
     json_start: int
     json_end: int
     ids: Array
     latents: Array | None
+    pixels: Array | None
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -107,31 +108,34 @@ class Shard(DocumentSequence):
         """One document, its ids still in the file."""
         place = self.places[index]
         ids = place.ids.view(self.data)
-        latents = np.zeros((0, 0)) if place.latents is None else place.latents.view(self.data)
+        left = {
+            name: np.zeros((0, 0)) if array is None else array.view(self.data)
+            for name, array in (("latents", place.latents), ("pixels", place.pixels))
+        }
         described: dict[str, Any] = json.loads(self.data[place.json_start : place.json_end])
         segments, end = [], 0
         for s in described["segments"]:
-            own = None
-            if "latents" in s:
-                own, latents = _taken(latents, s["latents"], place.key)
+            own: dict[str, np.ndarray] = {}
+            for name in left.keys() & s.keys():
+                own[name], left[name] = _taken(name, left[name], s[name], place.key)
             start, length = s["start"], s["length"]
             if start != end or length < 0:
                 raise ValueError(f"{place.key!r}: its segments do not follow one another")
             end += length
-            segments.append(TokenSegment(kind=s["kind"], role=s["role"], ids=ids[start:end], latents=own))
-        if end != len(ids) or len(latents):
-            raise ValueError(f"{place.key!r}: its segments do not cover its ids and latents")
+            segments.append(TokenSegment(kind=s["kind"], role=s["role"], ids=ids[start:end], **own))
+        if end != len(ids) or any(map(len, left.values())):
+            raise ValueError(f"{place.key!r}: its segments do not cover its ids, latents and pixels")
         return TokenDocument(key=place.key, segments=tuple(segments), meta=dict(described["meta"]))
 
 
-def _taken(latents: np.ndarray, grid: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The latents (R, K, C) of the next image, and (N, C) what is left of them."""
+def _taken(name: str, values: np.ndarray, grid: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The latents or pixels (R, K, C) of the next image, and (N, C) what is left of them."""
     if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)):
-        raise ValueError(f"{key!r}: the latents of an image are said to be {grid}, not rows and columns")
+        raise ValueError(f"{key!r}: the {name} of an image are said to be {grid}, not rows and columns")
     rows, columns = grid
-    if rows * columns > len(latents):
-        raise ValueError(f"{key!r}: an image of {rows}x{columns} latents, but only {len(latents)} are left")
-    return latents[: rows * columns].reshape(rows, columns, -1), latents[rows * columns :]
+    if rows * columns > len(values):
+        raise ValueError(f"{key!r}: an image of {rows}x{columns} {name}, but only {len(values)} are left")
+    return values[: rows * columns].reshape(rows, columns, -1), values[rows * columns :]
 
 
 def read_shard(folder: Path, entry: ShardEntry, space: TokenSpace) -> Iterator[TokenDocument]:
@@ -156,7 +160,7 @@ def _places(data: Data) -> Iterator[Place]:
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name, start, size in members(data):
         key, _, ending = name.partition(".")
-        if ending not in ("ids.npy", "latents.npy", "json"):
+        if ending not in ("ids.npy", "latents.npy", "pixels.npy", "json"):
             raise ValueError(f"unexpected member {name!r}")
         parts = found.setdefault(key, {})
         if ending in parts:
@@ -170,7 +174,8 @@ def _places(data: Data) -> Iterator[Place]:
             dimensions = len(ids.shape)
             raise ValueError(f"{key!r} holds {ids.dtype} in {dimensions} dimensions; ids are whole numbers in one")
         latents = _latents(key, data, *parts["latents.npy"]) if "latents.npy" in parts else None
-        yield Place(key, *parts["json"], ids, latents)
+        pixels = _pixels(key, data, *parts["pixels.npy"]) if "pixels.npy" in parts else None
+        yield Place(key, *parts["json"], ids, latents, pixels)
 
 
 def _latents(key: str, data: Data, start: int, end: int) -> Array:
@@ -180,6 +185,13 @@ def _latents(key: str, data: Data, start: int, end: int) -> Array:
     if not np.isfinite(latents.view(data)).all():
         raise ValueError(f"{key!r}: its latents are not all numbers")
     return latents
+
+
+def _pixels(key: str, data: Data, start: int, end: int) -> Array:
+    pixels = _npy(key, "pixels", data, start, end)
+    if len(pixels.shape) != 2 or pixels.shape[1] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"{key!r}: pixels are uint8 in rows of three, not {pixels.dtype} of shape {pixels.shape}")
+    return pixels
 
 
 def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:

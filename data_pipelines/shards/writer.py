@@ -127,6 +127,9 @@ def _tar(documents: Iterable[TokenDocument], space: TokenSpace) -> bytes:
             if latents:
                 rows = np.concatenate([of_image.reshape(-1, of_image.shape[-1]) for of_image in latents])
                 _add(tar, f"{document.key}.latents.npy", _npy(rows.astype(np.float16)))
+            seen = [segment.pixels.reshape(-1, 3) for segment in document.segments if segment.pixels is not None]
+            if seen:
+                _add(tar, f"{document.key}.pixels.npy", _npy(np.concatenate(seen).astype(np.uint8)))
             _add(tar, f"{document.key}.json", json.dumps(_describe(document)).encode())
     return buffer.getvalue()
 
@@ -135,9 +138,11 @@ def _describe(document: TokenDocument) -> dict[str, Any]:
     segments, start = [], 0
     for segment in document.segments:
         length = len(segment.ids)
-        described = {"kind": segment.kind, "role": segment.role, "start": start, "length": length}
-        grid = {} if segment.latents is None else {"latents": list(segment.latents.shape[:2])}
-        segments.append(described | grid)
+        described: dict[str, Any] = {"kind": segment.kind, "role": segment.role, "start": start, "length": length}
+        for name, array in (("latents", segment.latents), ("pixels", segment.pixels)):
+            if array is not None:
+                described[name] = list(array.shape[:2])
+        segments.append(described)
         start += length
     return {"segments": segments, "meta": dict(document.meta)}
 

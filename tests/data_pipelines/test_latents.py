@@ -76,7 +76,7 @@ def test_shards_give_latents_back_image_by_image(tmp_path: Path) -> None:
     ("values", "grid", "reason"),
     [
         (latents(0).reshape(-1, 5), [2, 4], "2x4 latents, but only 6 are left"),
-        (latents(0).reshape(-1, 5), [1, 3], "do not cover its ids and latents"),
+        (latents(0).reshape(-1, 5), [1, 3], "do not cover its ids, latents and pixels"),
         (latents(0).reshape(-1, 5), [2, -3], "not rows and columns"),
         (latents(0).reshape(-1, 5), "2x3", "not rows and columns"),
         (latents(0).reshape(-1, 5).astype(np.float32), [2, 3], "latents are float16"),
@@ -213,7 +213,7 @@ def test_a_batch_places_every_latent_and_weighs_noised_ones_as_much_as_its_token
         assert torch.equal(packed.values[0, start : start + 6], own)
         assert packed.cells[0, start : start + 6].tolist() == [[r, c] for r in range(2) for c in range(3)]
     assert int((packed.cells[..., 0] >= 0).sum()) == 18
-    assert packed.spans[0].unique().tolist() == [-3, -1, 0, 2]
+    assert batch.spans is not None and batch.spans[0].unique().tolist() == [-3, -1, 0, 2]
     assert int((packed.weights > 0).sum()) == 12
     torch.testing.assert_close(packed.weights.sum(), batch.loss_weights.sum())
     assert torch.equal(batch.to("cpu").latents.values, packed.values)  # pyright: ignore[reportOptionalMemberAccess]
@@ -245,14 +245,13 @@ def test_documents_packed_in_a_row_have_the_outputs_of_documents_alone() -> None
 
     def features(batch: PackedBatch) -> torch.Tensor:
         packed = batch.latents
-        spans = None if packed is None else packed.spans
         media = None
-        if packed is not None:
+        if packed is not None and batch.spans is not None:
             standing = packed.cells[..., 0] >= 0
-            times = torch.where(packed.spans[standing] < 0, 0.7, 0.0).double()
+            times = torch.where(batch.spans[standing] < 0, 0.7, 0.0).double()
             places = packed.cells[standing] @ torch.tensor([3, 1])
             media = latent_tokens(standing, packed.values[standing].double(), times, places)
-        mask = dense_mask(batch.documents, batch.branches, spans)
+        mask = dense_mask(batch.documents, batch.branches, batch.spans)
         return model.features(batch.tokens, batch.positions, mask, media=media)[0]
 
     together = features(collate([sequences], sum(map(len, sequences)) + 3, SPACE))

@@ -179,10 +179,10 @@ def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, 
     packed = batch.latents
     assert packed is not None and model.flow is not None
     standing = packed.cells[..., 0] >= 0
-    times = torch.where(packed.spans[standing] < 0, time, 0.0)
+    times = torch.where(batch.spans[standing] < 0, time, 0.0)
     places = packed.cells[standing][:, 0] * model.flow.config.side + packed.cells[standing][:, 1]
     media = latent_tokens(standing, packed.values[standing], times, places)
-    mask = dense_mask(batch.documents, batch.branches, packed.spans)
+    mask = dense_mask(batch.documents, batch.branches, batch.spans)
     features = model.features(batch.tokens, batch.positions, mask, media=media)
     return model.flow.velocity(features.flatten(0, 1)[media.index])[-4:]
 

@@ -15,17 +15,15 @@ from unimodal.model.config import FlowConfig
 from unimodal.model.flow import (
     FlowBranch,
     LatentTokens,
-    axial_turns,
     image_places,
     latent_tokens,
     logit_normal_times,
     noised,
     shifted,
-    sincos_places,
-    sinusoids,
 )
 from unimodal.model.masks import allowed, block_mask, dense_mask
 from unimodal.model.rope import RotaryEmbedding, rotate
+from unimodal.model.sinusoids import axial_turns, sincos_places, sinusoids
 from unimodal.model.transformer import Transformer
 
 LENGTH, CHANNELS = 24, 4

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.failures import FailureLog
+from data_pipelines.images import PatchPolicy
 from data_pipelines.sources.registry import open_source
 from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize
 from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig
@@ -19,7 +20,7 @@ from tokenizers_vq.quantizers import VQConfig
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
 from unimodal.generation.pipeline import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
-from unimodal.model.config import FlowConfig, TransformerConfig
+from unimodal.model.config import FlowConfig, TransformerConfig, VisionConfig
 from unimodal.model.transformer import Transformer
 
 SENTENCES = ("a red circle", "a blue square", "what color is it?", "is there a red square?", "yes", "no", "red", "blue")
@@ -107,16 +108,18 @@ def tiny_picture_folder(folder: Path, count: int = 24) -> Path:
     return folder
 
 
-def tiny_shards(folder: Path, count: int = 24, *, latents: bool = False) -> Path:
+def tiny_shards(folder: Path, count: int = 24, *, latents: bool = False, patch: int | None = None) -> Path:
     """Token shards of such a folder with both tokenizers beside them, through the code that users run.
 
-    With `latents`, those of a `tiny_autoencoder` and that autoencoder lie beside them too.
+    With `latents`, those of a `tiny_autoencoder` and that autoencoder lie beside them; with `patch`, pixels for a ViT.
     """
     autoencoder = tiny_autoencoder() if latents else None
     pictures = tiny_picture_folder(folder.with_name(folder.name + "-pictures"), count)
     text, image, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), FailureLog()
     source = open_source("imagefolder", path=pictures, split="train", failures=failures)
-    tokenize(source, text, image, folder, failures, TokenizeConfig(documents_per_shard=16), autoencoder=autoencoder)
+    patches = None if patch is None else PatchPolicy(patch=patch, most=16, longest=8)
+    config = TokenizeConfig(documents_per_shard=16)
+    tokenize(source, text, image, folder, failures, config, autoencoder=autoencoder, patches=patches)
     text.save(folder / TEXT_TOKENIZER)
     image.save(folder / IMAGE_TOKENIZER)
     if autoencoder is not None:
@@ -134,13 +137,19 @@ def tiny_autoencoder(latent_dim: int = 3, seed: int = 0) -> ImageAutoencoder:
     return autoencoder
 
 
-def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128) -> Pipeline:
-    """As `tiny_pipeline`, with a flow branch that draws 2x2 latents."""
+def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128, vit: bool = False) -> Pipeline:
+    """As `tiny_pipeline`, with a flow branch that draws 2x2 latents, and with `vit` one that sees pictures."""
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     space = make_token_space(text, image)
     autoencoder = tiny_autoencoder()
     flow = FlowConfig(latent_dim=3, side=2, time_channels=8, axial_turn=1.5, autoencoder=autoencoder.hash)
+    vision = VisionConfig(patch=4, most=16, longest=8, side=4, width=8, num_layers=1, num_heads=2, hidden_dim=12)
     transformer = tiny_transformer(
-        space.vocab_size, dtype=torch.float32, max_length=max_length, mixture=mixture, flow=flow
+        space.vocab_size,
+        dtype=torch.float32,
+        max_length=max_length,
+        mixture=mixture,
+        flow=flow,
+        vision=vision if vit else None,
     )
     return Pipeline(transformer, space, text, image, autoencoder=autoencoder)

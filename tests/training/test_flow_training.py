@@ -55,9 +55,9 @@ CONFIG = FlowConfig(latent_dim=3, side=2)
 def test_each_noised_picture_has_one_time_and_clean_ones_none(shards: Path) -> None:
     batch = batches(shards, 1)[0]
     assert batch.latents is not None
-    given = noise(batch.latents, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
+    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
     standing = batch.latents.cells[..., 0] >= 0
-    spans, rows = batch.latents.spans[standing], standing.nonzero()[:, 0]
+    spans, rows = batch.spans[standing], standing.nonzero()[:, 0]
     pictures = {
         (int(r), int(s)): given.media.times[(rows == r) & (spans == s)] for r, s in zip(rows, spans, strict=True)
     }
@@ -75,7 +75,7 @@ def test_each_noised_picture_has_one_time_and_clean_ones_none(shards: Path) -> N
 def test_prediction_and_target_rows_are_in_one_order(shards: Path) -> None:
     """The loss of the exact answer is 0, and only noised latents have a weight."""
     batch = batches(shards, 1)[0]
-    given = noise(batch.latents, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
+    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
     exact = flow_sums(given.target, given)
     assert float(exact.weighted) == float(exact.plain) == 0
     off = flow_sums(given.target + 2, given)
@@ -88,7 +88,7 @@ def test_both_sign_conventions_have_the_same_loss(shards: Path) -> None:
     answers in that convention has the loss of ours."""
     batch = batches(shards, 1)[0]
     assert batch.latents is not None
-    given = noise(batch.latents, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
+    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
     x0 = batch.latents.values[batch.latents.cells[..., 0] >= 0]
     drawn = given.weights > 0
     epsilon, theirs = x0 + given.target, 1 - given.media.times[:, None]
@@ -150,7 +150,7 @@ def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: P
     batch = batches(shards, 1)[0]
     assert batch.latents is not None
     model = tiny_transformer(int(batch.tokens.max()) + 400, flow=CONFIG, mixture=True)
-    given = noise(batch.latents, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(3))
+    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(3))
     standing = batch.latents.cells[..., 0] >= 0
 
     def velocity(part: PackedBatch, rows: slice) -> torch.Tensor:
@@ -165,7 +165,7 @@ def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: P
             given.media.places[chosen],
         )
         assert part.latents is not None and model.flow is not None
-        mask = dense_mask(part.documents, part.branches, part.latents.spans)
+        mask = dense_mask(part.documents, part.branches, part.spans)
         features = model.features(part.tokens, part.positions, mask, media=media)
         return model.flow.velocity(features.flatten(0, 1)[media.index])
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import Augmentation
+from data_pipelines.images import Augmentation, PatchPolicy
 from data_pipelines.shards.reader import open_manifest
 from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     check_unwritten(options.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = ImageTokenizer.open(options.image_tokenizer).to(device)
-    autoencoder = _autoencoder(options, device)
+    autoencoder, patches = _autoencoder(options, device), _patches(options)
     layout_of(image, config.aspect_ratio)  # refuses an impossible ratio before anything is trained or written
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
     total = len(source) * config.copies if hasattr(source, "__len__") else None
     with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
-        whole = tokenize(source, text, image, options.out, failures, config, tell, autoencoder, save_beside)
+        whole = tokenize(source, text, image, options.out, failures, config, tell, autoencoder, save_beside, patches)
     if whole:
         _print_summary(options.out, console)
     else:
@@ -67,6 +67,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _autoencoder(options: argparse.Namespace, device: torch.device) -> LatentAutoencoder | None:
     return None if options.autoencoder is None else open_autoencoder(options.autoencoder).to(device)
+
+
+def _patches(options: argparse.Namespace) -> PatchPolicy | None:
+    """How a ViT sees pictures; None where only codes are asked for."""
+    if options.patch is None:
+        if options.most_patches is not None:
+            raise ValueError("--most-patches goes with --patch, which keeps pixels for a ViT")
+        return None
+    return PatchPolicy(patch=options.patch, **({} if options.most_patches is None else {"most": options.most_patches}))
 
 
 def _augmentations(text: str) -> tuple[Augmentation, ...]:

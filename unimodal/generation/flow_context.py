@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.outline import Outline, Run, copy_in_latents
+from data_pipelines.outline import Outline, Run, copy_in_latents, copy_in_patches
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.cache import KVCache
 from unimodal.model.flow import LatentTokens, image_places, latent_tokens, places_of
 from unimodal.model.masks import dense_mask
 from unimodal.model.transformer import Transformer
+from unimodal.model.vision import Seen, patch_tokens
 
 # Shapes: B contexts, T tokens of the longest, L length of a context, N latents of an image, C channels.
 
@@ -39,24 +40,29 @@ class Context:
         if len(ids):
             self.runs.append(Run(np.asarray(ids, dtype=np.int64), 0.0))
 
-    def show(self, body: Sequence[int], latents: Tensor, space: TokenSpace) -> None:
-        """A picture that follows: a clean copy (R, K, C), then its codes."""
-        self.runs += picture(body, latents, space)
+    def show(self, body: Sequence[int], latents: Tensor, space: TokenSpace, patches: np.ndarray | None = None) -> None:
+        """A picture that follows: a clean copy (R, K, C), then its codes, or its patches for a ViT."""
+        self.runs += picture(body, latents, space, patches)
 
 
-def picture(body: Sequence[int], latents: Tensor, space: TokenSpace) -> list[Run]:
+def picture(body: Sequence[int], latents: Tensor, space: TokenSpace, patches: np.ndarray | None = None) -> list[Run]:
     """The runs of a picture that is to be seen."""
     boi, eoi = space.specials.boi, space.specials.eoi
     clean = copy_in_latents(latents.cpu().numpy(), space, 0.0, noised=False)
+    if patches is not None:
+        return [clean, copy_in_patches(patches, space)]
     return [clean, Run(np.array([boi, *body, eoi]), 0.0)]
 
 
-def read_prompt(ids: Sequence[int], latents: Sequence[Tensor], space: TokenSpace) -> Context:
-    """The context of a prompt whose pictures, in order, have these latents.
+def read_prompt(
+    ids: Sequence[int], latents: Sequence[Tensor], space: TokenSpace, patches: Sequence[np.ndarray] = ()
+) -> Context:
+    """The context of a prompt whose pictures, in order, have these latents and, with a ViT, these patches.
 
     Raises ValueError where there are not as many latents as pictures.
     """
     context, text, left = Context(), [], list(latents)
+    seen = list(patches)
     index = pictures = 0
     while index < len(ids):
         image = space.read_image(ids, index) if ids[index] == space.specials.boi else None
@@ -68,7 +74,7 @@ def read_prompt(ids: Sequence[int], latents: Sequence[Tensor], space: TokenSpace
         if not left:
             break
         context.say(text)
-        context.show(ids[index + 1 : image.end - 1], left.pop(0), space)
+        context.show(ids[index + 1 : image.end - 1], left.pop(0), space, seen.pop(0) if seen else None)
         text, index = [], image.end
     if left or pictures != len(latents):
         raise ValueError(f"a prompt has {pictures} or more pictures and latents of {len(latents)}; they go together")
@@ -81,7 +87,7 @@ def without_words(context: Context, space: TokenSpace, *, pictures: bool) -> Con
     specials = space.specials
     kept: list[Run] = []
     for run in context.runs if pictures else ():
-        if run.latents is not None or run.ids[0] == specials.boi:
+        if run.is_copy or run.ids[0] == specials.boi:
             kept.append(run)
     bos, null, sep = ([Run(np.array([token]), 0.0)] for token in (specials.bos, specials.null, specials.sep))
     return Context(runs=[*bos, *null, *kept, *sep])
@@ -106,10 +112,12 @@ class ContextCache:
         """Logits (B, V) of what comes next."""
         rows, length = batch.tokens.shape
         slots = torch.arange(length, device=self.device).expand(rows, length)
-        mask = dense_mask(batch.documents, batch.branches, batch.latents and batch.latents.spans)
+        mask = dense_mask(batch.documents, batch.branches, batch.spans)
         self.cache.reserve(length)
-        media = clean_latents(batch, self.model)
-        features = self.model.features(batch.tokens, batch.positions, mask, self.cache, media=media, slots=slots)
+        media, seen = clean_latents(batch, self.model), seen_pictures(batch, self.model)
+        features = self.model.features(
+            batch.tokens, batch.positions, mask, self.cache, media=media, seen=seen, slots=slots
+        )
         last = features[torch.arange(rows, device=self.device), self.lengths - 1]
         return self.model.head(last).float()
 
@@ -141,6 +149,13 @@ class ContextCache:
         mask = mask[:, None, None].expand(-1, -1, count + 2, -1)
         features = self.model.features(tokens, positions, mask, self.cache, media=media, slots=slots)
         return self.model.flow.velocity(features.flatten(0, 1)[media.index]).float().view(rows, count, width)
+
+
+def seen_pictures(batch: PackedBatch, model: Transformer) -> Seen | None:
+    """What the ViT makes of a batch's pictures; None where it has none to see."""
+    if batch.patches is None or model.vision is None:
+        return None
+    return model.vision(patch_tokens(batch.patches.values, batch.patches.cells, model.embedding.weight.dtype))
 
 
 def clean_latents(batch: PackedBatch, model: Transformer) -> LatentTokens | None:

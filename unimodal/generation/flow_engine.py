@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from data_pipelines.images import PatchPolicy, cut_patches, to_image
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.flow_context import Context, ContextCache, read_prompt, without_words
@@ -23,6 +25,13 @@ from unimodal.generation.settings import check_number
 from unimodal.model.transformer import Transformer
 
 # Shapes: B rows, N latents of an image, C channels, H and W sides of a picture.
+
+
+def patch_policy(transformer: Transformer) -> PatchPolicy | None:
+    """How the ViT of a model takes pictures; None where it has none."""
+    config = transformer.config.vision
+    return None if config is None else PatchPolicy(patch=config.patch, most=config.most, longest=config.longest)
+
 
 Read = Callable[[Tensor], tuple[Tensor, list[list[int]]]]
 """Latents (B, R, K, C) -> the pictures (B, 3, H, W), and of each the ids between boi and eoi."""
@@ -50,7 +59,8 @@ class _Row:
 
 
 class FlowEngine(Engine):
-    """Decodes requests with one transformer that has a flow branch; answers in text alone go to `text`.
+    """Decodes requests with one transformer that has a flow branch; answers in text alone go to `text`, unless pictures
+    are seen through a ViT, of which that engine knows nothing.
 
     A picture is drawn as a whole, so none comes out malformed, whether rules are on (`constrained`) or off.
     """
@@ -66,9 +76,9 @@ class FlowEngine(Engine):
         """As `Engine.stream`; ids of answers that may draw come when a picture is due or the answer ends."""
         check_number("the batch size", rows, 1, 2**20, whole=True)
         contexts = {number: self._checked(request) for number, request in enumerate(requests)}
-        in_text = [number for number, request in enumerate(requests) if request.config.mode == "text"]
+        in_text = [number for number, context in contexts.items() if context is None]
         text = self.text.stream([requests[n] for n in in_text], rows=rows, check_every=check_every, pieces=pieces)
-        drawing = [self._row(number, requests[number], context) for number, context in contexts.items() if context]
+        drawing = [self._row(n, requests[n], context) for n, context in contexts.items() if context is not None]
         return self._updates(text, in_text, [drawing[start : start + rows] for start in range(0, len(drawing), rows)])
 
     def _updates(self, text: Iterator[Update], numbers: list[int], groups: list[list[_Row]]) -> Iterator[Update]:
@@ -78,16 +88,17 @@ class FlowEngine(Engine):
             yield from self._group(group)
 
     def _checked(self, request: Request) -> Context | None:
-        """What a request that may draw begins with. Raises ValueError for one that cannot be answered."""
+        """What a request that is answered here begins with. Raises ValueError for one that cannot be answered."""
         most, config = self.transformer.config.max_length, request.config
         request.check(self.space, most)
         if config.image_size is not None:
             raise ValueError(f"this model draws {self.grid[0]}x{self.grid[1]} latents and no other size")
-        if config.mode == "text":
+        if config.mode == "text" and self.transformer.vision is None:
             return None
         if config.grammar is not None:
-            raise ValueError("with the flow branch a grammar goes with mode 'text' alone")
-        context = read_prompt(request.prompt, request.latents, self.space)
+            known = "codes, not a ViT" if config.mode == "text" else "mode 'text' alone"
+            raise ValueError(f"with the flow branch a grammar goes with {known}")
+        context = read_prompt(request.prompt, request.latents, self.space, request.patches)
         least = self._copy if config.mode == "image" else 1
         if len(context) + least > most:
             raise ValueError(
@@ -165,8 +176,10 @@ class FlowEngine(Engine):
         return len(row.ids) >= row.room or row.used >= self.transformer.config.max_length
 
     def _fits(self, row: _Row) -> bool:
-        """Whether the answer has room for a picture's codes, and the context for those and its clean copy."""
+        """Whether it may draw, has room for a picture's codes, and the context for what is seen and its clean copy."""
         codes = self.space.layout.span
+        if row.request.config.mode == "text":
+            return False
         return len(row.ids) + codes <= row.room and row.used + codes + self._copy <= self.transformer.config.max_length
 
     def _draw(self, rows: Sequence[_Row]) -> None:
@@ -185,12 +198,17 @@ class FlowEngine(Engine):
         row.ids += ids
         row.log_probs += [0.0] * len(ids)
         row.pictures.append(pixels)
-        row.context.show(body, latents, self.space)
+        row.context.show(body, latents, self.space, self._patches(pixels))
         row.used = len(row.context)
         if row.request.config.mode == "image":
             row.finish = "end"
         elif self._full(row):
             row.finish = "length"
+
+    def _patches(self, pixels: Tensor) -> np.ndarray | None:
+        """Of a picture (3, H, W) that was drawn, what a ViT sees."""
+        policy = patch_policy(self.transformer)
+        return None if policy is None else cut_patches(policy.apply(to_image(pixels)), policy.patch)
 
     def _latents(self, rows: Sequence[_Row]) -> Tensor:
         """(B, R, K, C), drawn from each row's own noise."""

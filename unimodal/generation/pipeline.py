@@ -22,7 +22,7 @@ from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.events import Event, Narrator
-from unimodal.generation.flow_engine import FlowEngine
+from unimodal.generation.flow_engine import FlowEngine, patch_policy
 from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
 from unimodal.generation.forward import StaticForward
 from unimodal.generation.grammar import Mode, check_spans
@@ -136,10 +136,11 @@ class Pipeline:
     def requests(self, prompts: Sequence[Prompt], config: DecodeConfig, seed: int = 0) -> list[Request]:
         """Requests to the engine; prompt i is sampled with seed + i."""
         check_number("a seed", seed, -(2**63), 2**63 - 1, whole=True)
-        both = zip(self.coder.encode(prompts), self.coder.latents(prompts), strict=True)
+        patches = self.coder.patches(prompts, patch_policy(self.transformer))
+        given = zip(self.coder.encode(prompts), self.coder.latents(prompts), patches, strict=True)
         return [
-            Request(prompt=ids, config=config, seed=seed + number, latents=latents)
-            for number, (ids, latents) in enumerate(both)
+            Request(prompt=ids, config=config, seed=seed + number, latents=latents, patches=seen)
+            for number, (ids, latents, seen) in enumerate(given)
         ]
 
     def answers(

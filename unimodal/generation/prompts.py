@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import to_rgb
-from data_pipelines.images import ImagePolicy, to_image, to_tensor
+from data_pipelines.images import ImagePolicy, PatchPolicy, cut_patches, to_image, to_tensor
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import nearest_size
@@ -69,6 +70,15 @@ class PromptCoder:
             pixels = torch.stack([self.preprocess(image) for _, image in group])
             latents = self.autoencoder.encode(pixels).permute(0, 2, 3, 1)
             found.update(zip((key for key, _ in group), latents, strict=True))
+        return [[found[id(part)] for part in _parts([prompt]) if id(part) in found] for prompt in parts]
+
+    def patches(self, prompts: Sequence[Prompt], policy: PatchPolicy | None) -> list[list[np.ndarray]]:
+        """Of each prompt's pictures, in order, the patches (R, K, C) that a ViT sees; none without a policy."""
+        if policy is None:
+            return [[] for _ in prompts]
+        parts = [[prompt] if isinstance(prompt, str) else _list(prompt) for prompt in prompts]
+        images = {id(part): part for part in _parts(parts) if isinstance(part, Image.Image)}
+        found = {key: cut_patches(policy.apply(to_rgb(image)), policy.patch) for key, image in images.items()}
         return [[found[id(part)] for part in _parts([prompt]) if id(part) in found] for prompt in parts]
 
     def preprocess(self, image: Image.Image) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from tokenizers_vq.layout import Size
@@ -79,13 +80,15 @@ class DecodeConfig:
 class Request:
     """A prompt, how to answer it, and the seed of its answer.
 
-    `latents` (R, K, C) of the prompt's pictures, in order, are for a model with the flow branch.
+    `latents` (R, K, C) of the prompt's pictures, in order, are for a model with the flow branch, and `patches` uint8
+    (R, K, C) for one that sees them through a ViT.
     """
 
     prompt: Sequence[int]
     config: DecodeConfig
     seed: int = 0
     latents: Sequence[Tensor] = ()
+    patches: Sequence[np.ndarray] = ()
 
     def room(self, context: int) -> int:
         """Tokens that the answer may have."""

@@ -28,7 +28,7 @@ from unimodal.interop.fresh_folder import fresh_folder
 from unimodal.interop.names import BAGEL_PLACES, BAGEL_VISION, bagel_table
 from unimodal.interop.weights import check_names, fitted
 from unimodal.model.config import FlowConfig, QKNormConfig, TransformerConfig
-from unimodal.model.flow import LONGEST_PERIOD
+from unimodal.model.sinusoids import LONGEST_PERIOD
 from unimodal.model.transformer import Transformer
 
 # Shapes: S side of the table of places, D model width.

@@ -54,6 +54,32 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A ViT through which pictures are seen (vision.py), SigLIP's by its names.
+
+    Pictures come in at most `most` patches of `patch` pixels, at most `longest` along a side. The learnt positions are
+    a table of `side` x `side`, resized to other shapes; those that the connector adds have periods up to
+    `place_period`.
+    """
+
+    patch: int = 8
+    most: int = 64
+    longest: int = 32
+    side: int = 8
+    width: int = 128
+    num_layers: int = 3
+    num_heads: int = 2
+    hidden_dim: int = 384
+    norm_eps: float = 1e-6
+    place_period: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.patch, self.most, self.longest, self.side, self.num_layers, self.hidden_dim)
+        if min(sizes) < 1 or self.width % self.num_heads or self.place_period <= 1:
+            raise ValueError(f"a ViT has sizes of at least 1 and heads that divide its width, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """A decoder in Chameleon's shape: Llama-2 plus QK-norm, dropout and a choice of where the norms sit.
 
@@ -77,6 +103,7 @@ class TransformerConfig:
     dropout: float = 0.0
     mixture: bool = False
     flow: FlowConfig | None = None
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or self.num_heads % self.num_kv_heads:
@@ -91,8 +118,8 @@ class TransformerConfig:
             raise ValueError(f"norm_placement is 'pre' or 'swin', got {self.norm_placement!r}")
         if self.mixture and self.norm_placement != "pre":
             raise ValueError("a mixture of transformers has its norms before each part: norm_placement 'pre'")
-        if self.flow is not None and self.dim % 4:
-            raise ValueError(f"places of latents need a width that 4 divides, got {self.dim}")
+        if (self.flow is not None or self.vision is not None) and self.dim % 4:
+            raise ValueError(f"places in pictures need a width that 4 divides, got {self.dim}")
         if self.flow is not None and self.flow.axial_turn and self.head_dim % 4:
             raise ValueError(f"rows and columns turn pairs of channels in turn: a head of {self.head_dim} is odd")
 
@@ -110,7 +137,7 @@ class TransformerConfig:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing fields."""
         try:
             values = dict(values)
-            for name, kind in (("qk_norm", QKNormConfig), ("flow", FlowConfig)):
+            for name, kind in (("qk_norm", QKNormConfig), ("flow", FlowConfig), ("vision", VisionConfig)):
                 if isinstance(values.get(name), dict):
                     values[name] = kind(**values[name])
             return cls(**values)

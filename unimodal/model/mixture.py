@@ -115,8 +115,8 @@ def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_understanding(name: str) -> bool:
-    """Whether a parameter belongs to text: its side of the layers, embedding and head."""
-    return f".{UNDERSTANDING}." in name or name.startswith(("embedding.", "head."))
+    """Whether a parameter belongs to understanding: its side of the layers, embedding, head and ViT."""
+    return f".{UNDERSTANDING}." in name or name.startswith(("embedding.", "head.", "vision."))
 
 
 def freeze(model: nn.Module, chosen: Callable[[str], bool]) -> None:

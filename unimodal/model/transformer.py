@@ -6,7 +6,7 @@ Chameleon (arXiv 2405.09818) in one picture:
 
 Image codes and text tokens share the embedding, every layer and the head; nothing here knows which is which.
 With the flow branch (flow.py), latents of images enter beside the embedding, and a mixture (mixture.py) gives them
-weights of their own in every layer.
+weights of their own in every layer. With a ViT (vision.py), so does what it saw of a picture.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from unimodal.model.flow import FlowBranch, LatentTokens
 from unimodal.model.masks import Mask, as_bias, cached_mask, causal_mask
 from unimodal.model.mixture import MixtureBlock, MixtureNorm
 from unimodal.model.rope import RotaryEmbedding
+from unimodal.model.vision import Seen, VisionTower
 
 # Shapes: B batch, T tokens, D model width, V vocabulary.
 
@@ -40,6 +41,7 @@ class Transformer(nn.Module):
         self.norm = (MixtureNorm if config.mixture else LastNorm)(config.dim, eps=config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.flow = FlowBranch(config.flow, config.dim, config.head_dim) if config.flow else None
+        self.vision = VisionTower(config.vision, config.dim) if config.vision else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -52,6 +54,8 @@ class Transformer(nn.Module):
             nn.init.normal_(parameter, std=std)
         if self.flow is not None:
             self.flow.reset_parameters()
+        if self.vision is not None:
+            self.vision.reset_biases()
 
     def forward(
         self,
@@ -76,12 +80,14 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         *,
         media: LatentTokens | None = None,
+        seen: Seen | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
         """As `forward`, but what the head reads: (B, T, D) after the last norm.
 
-        Where `media` says that latents stand, they take the place of token ids. Where tokens share positions, `slots`
-        (B, T) says where a cache keeps them, and the mask (B, 1, T, used slots) comes with it.
+        Where `media` says that latents stand, and `seen` what the ViT saw, these take the place of token ids. Where
+        tokens share positions, `slots` (B, T) says where a cache keeps them, and the mask (B, 1, T, used slots) comes
+        with it.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -92,6 +98,8 @@ class Transformer(nn.Module):
         if mask is None:
             mask = causal_mask(tokens.shape[1], tokens.device)
         x = self.embedding(tokens)
+        if seen is not None:
+            x = x.flatten(0, 1).index_copy(0, seen.index, seen.features.to(x.dtype)).view(x.shape)
         dtype = _compute_dtype(x)
         turns = None if media is None else self._branch().turns(media, positions.shape)
         rotation, bias = self.rotary(positions, dtype, turns), as_bias(mask, dtype)

@@ -80,7 +80,7 @@ def begin(transformer: Transformer, config: FlowTrainingConfig, fingerprint: str
         freeze(transformer, is_understanding)
 
 
-FREE = ("mixture", "flow", "dropout", "max_length")
+FREE = ("mixture", "flow", "vision", "dropout", "max_length")
 """What may differ between a dense model and one that begins with its weights."""
 
 
@@ -105,6 +105,7 @@ class Noised(NamedTuple):
 
 def noise(
     packed: PackedLatents | None,
+    spans: Tensor | None,
     config: FlowConfig,
     shift: float,
     like: Tensor,
@@ -112,16 +113,16 @@ def noise(
 ) -> Noised:
     """Draw a time for each noised picture and noise for each of its latents.
 
-    like: tokens (B, T) of the batch, for one that holds no latents. Raises ValueError for a picture larger than the
+    spans (B, T) and like, the tokens (B, T), are the batch's. Raises ValueError for a picture larger than the
     model's table of places.
     """
     device = like.device
-    if packed is None:
+    if packed is None or spans is None:
         nothing, no_latents = torch.zeros(0, device=device), torch.zeros(0, config.latent_dim, device=device)
         standing = torch.zeros_like(like, dtype=torch.bool)
         return Noised(latent_tokens(standing, no_latents, nothing, nothing.long()), no_latents, nothing)
     standing = packed.cells[..., 0] >= 0
-    cells, latents, spans = packed.cells[standing], packed.values[standing], packed.spans[standing]
+    cells, latents, spans = packed.cells[standing], packed.values[standing], spans[standing]
     rows = standing.nonzero()[:, 0]
     most = int(spans.abs().max()) + 1
     times = logit_normal_times(len(like) * most, shift, generator).to(device)

@@ -16,12 +16,14 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
+from unimodal.model.vision import Seen, patch_tokens
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.compiling import compiled
 from unimodal.training.flow import FlowTrainingConfig, Noised, begin, flow_sums, noise
 from unimodal.training.losses import LossSums, next_token_losses
 from unimodal.training.optim import MuonConfig, OptimizerConfig, build_optimizer
 from unimodal.training.schedule import ScheduleConfig
+from unimodal.training.vision import VisionTrainingConfig, begin_vision
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class TransformerModule(L.LightningModule):
         schedule: ScheduleConfig | None = None,
         codebook_init: CodebookInitConfig | None = None,
         flow: FlowTrainingConfig | None = None,
+        vision: VisionTrainingConfig | None = None,
         compile: bool = True,
     ) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class TransformerModule(L.LightningModule):
             "norm_placement": norm_placement,
         }
         TransformerConfig(vocab_size=1, **self.shape)  # say now what is wrong with it
-        self.flow = flow
+        self.flow, self.vision = flow, vision
         self.z_weight, self.compile_model, self.codebook_init = z_weight, compile, codebook_init
         self.optimizer_config = optimizer or MuonConfig()
         self.schedule = schedule or ScheduleConfig()
@@ -73,7 +76,10 @@ class TransformerModule(L.LightningModule):
             vocab_size = self.space.vocab_size
             if (self.flow is None) != (self.data.templates.latents is None):
                 raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
+            if (self.vision is None) != (self.data.vit_patch is None):
+                raise ValueError("model.vision and data.templates.latents.vit_patch go together: set both, or neither")
             branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
+            branch |= {"vision": self.vision.shape(self.data.patches)} if self.vision else {}
             config = TransformerConfig(vocab_size=vocab_size, **self.shape, **branch)
             self.transformer = Transformer(config)
             if self.codebook_init is not None:
@@ -81,6 +87,8 @@ class TransformerModule(L.LightningModule):
                 begin_with_codebook(self.transformer, self.space, tokenizer, self.codebook_init)
             if self.flow is not None:
                 begin(self.transformer, self.flow, self.space.fingerprint)
+            if self.vision is not None:
+                begin_vision(self.transformer, self.vision)
             self._features = compiled(self.transformer.features) if self.compile_model else self.transformer.features
 
     @property
@@ -121,10 +129,18 @@ class TransformerModule(L.LightningModule):
         if self.flow is None or self.transformer is None or self.transformer.flow is None:
             mask = training_mask(batch.documents, batch.branches)
             return self._features(batch.tokens, batch.positions, mask), None
-        branch, spans = self.transformer.flow, batch.latents and batch.latents.spans
-        given = noise(batch.latents, branch.config, self.flow.shift, batch.tokens, generator)
+        branch, spans = self.transformer.flow, batch.spans
+        given = noise(batch.latents, spans, branch.config, self.flow.shift, batch.tokens, generator)
         mask = training_mask(batch.documents, batch.branches, spans)
-        return self._features(batch.tokens, batch.positions, mask, media=given.media), given
+        return self._features(batch.tokens, batch.positions, mask, media=given.media, seen=self._see(batch)), given
+
+    def _see(self, batch: PackedBatch) -> Seen | None:
+        """What the ViT makes of the pictures of a batch."""
+        assert self.transformer is not None
+        if self.transformer.vision is None or batch.patches is None:
+            return None
+        given = patch_tokens(batch.patches.values, batch.patches.cells, self.transformer.embedding.weight.dtype)
+        return self.transformer.vision(given)
 
     def _total(self, sums: LossSums) -> Tensor:
         total = sums.text + sums.image + sums.z

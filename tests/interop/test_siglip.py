@@ -1,0 +1,88 @@
+"""SigLIP's vision model in a folder of transformers -> our ViT, against theirs on the same weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig, SiglipVisionModel
+
+from data_pipelines.images import cut_patches
+from unimodal.interop.siglip import load_siglip, siglip_config
+from unimodal.model.vision import VisionTower, patch_tokens
+
+THEIRS = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 12,
+    "patch_size": 4,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = SiglipVisionModel(SiglipVisionConfig(**THEIRS)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.4 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def opened(folder: Path) -> VisionTower:
+    tower = VisionTower(siglip_config(folder, most=9, longest=4), 8)
+    load_siglip(tower, folder)
+    return tower.eval()
+
+
+def test_features_are_those_of_transformers(folder: Path) -> None:
+    tower = opened(folder).double()
+    theirs = SiglipVisionModel.from_pretrained(folder).double().eval()
+    picture = torch.randint(0, 256, (12, 12, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    patches = torch.from_numpy(cut_patches(picture.numpy(), 4)).reshape(1, 9, -1)
+    cells = torch.cartesian_prod(torch.arange(3), torch.arange(3))[None]
+    found = tower.features(patch_tokens(patches, cells, torch.float64))
+    given = picture.permute(2, 0, 1)[None].double() / 127.5 - 1
+    expected = theirs(pixel_values=given).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_whole_siglip_gives_its_vision_half(tmp_path: Path, folder: Path) -> None:
+    text = SiglipTextConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    both = SiglipConfig(text_config=text.to_dict(), vision_config=SiglipVisionConfig(**THEIRS).to_dict())
+    whole, vision = SiglipModel(both), SiglipVisionModel.from_pretrained(folder)
+    inner = getattr(vision, "vision_model", vision)
+    whole.vision_model.load_state_dict(inner.state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    ours, theirs = opened(tmp_path / "whole").state_dict(), opened(folder).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("connector"))
+
+
+def test_what_is_no_siglip_is_refused_with_the_reason(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match="does not hold a SigLIP model"):
+        siglip_config(tmp_path / "nowhere", most=9, longest=4)
+    values = json.loads((folder / "config.json").read_text())
+    for changed, reason in (
+        ({"model_type": "clip_vision_model"}, "does not hold a SigLIP model"),
+        ({"hidden_act": "relu"}, "its activation is relu"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**values, **changed}))
+        with pytest.raises(ValueError, match=reason):
+            siglip_config(folder, most=9, longest=4)
+    (folder / "config.json").write_text(json.dumps({**values, "intermediate_size": 20}))
+    with pytest.raises(ValueError, match="has shape"):
+        opened(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    tensors = load_file(folder / "model.safetensors")
+    missing = next(name for name in tensors if name.endswith("layers.1.mlp.fc1.bias"))
+    save_file({name: x for name, x in tensors.items() if name != missing}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks encoder.layers.1.mlp.fc1.bias"):
+        opened(folder)

@@ -1,0 +1,89 @@
+"""SigLIP's vision model, from a local folder of transformers, as the ViT of a model here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimodal.interop.weights import read_weights
+from unimodal.model.config import VisionConfig
+from unimodal.model.vision import VisionTower
+
+LAYER = {
+    "attention_norm": "layer_norm1",
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.out_proj",
+    "mlp_norm": "layer_norm2",
+    "up_proj": "mlp.fc1",
+    "down_proj": "mlp.fc2",
+}
+"""Ours -> theirs, of a layer."""
+CONFIG_FILE = "config.json"
+PREFIXES = ("vision_model.", "")
+ACTIVATION = "gelu_pytorch_tanh"
+
+
+def siglip_config(folder: Path, *, most: int, longest: int) -> VisionConfig:
+    """The shape of the ViT in a folder; how many patches a picture may have is the reader's choice.
+
+    Raises ValueError where the folder holds no SigLIP, or one that this ViT cannot be.
+    """
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} does not hold a SigLIP model: {error}") from error
+    vision: dict[str, Any] = values.get("vision_config", values)
+    if "siglip" not in str(vision.get("model_type", values.get("model_type", ""))):
+        raise ValueError(f"{folder} does not hold a SigLIP model, but {values.get('model_type')!r}")
+    if vision.get("hidden_act", ACTIVATION) != ACTIVATION:
+        raise ValueError(f"{folder}: its activation is {vision['hidden_act']}, ours {ACTIVATION}")
+    try:
+        patch = vision.get("patch_size", 16)
+        side = vision["image_size"] // patch if "image_size" in vision else int(vision["num_patches"] ** 0.5)
+        return VisionConfig(
+            patch=patch,
+            most=most,
+            longest=longest,
+            side=side,
+            width=vision["hidden_size"],
+            num_layers=vision["num_hidden_layers"],
+            num_heads=vision["num_attention_heads"],
+            hidden_dim=vision["intermediate_size"],
+            norm_eps=vision.get("layer_norm_eps", 1e-6),
+        )
+    except KeyError as error:
+        raise ValueError(f"{folder}: its config does not state {error}") from error
+
+
+def siglip_names(num_layers: int) -> dict[str, str]:
+    """Ours -> theirs."""
+    both = ("weight", "bias")
+    table = {f"patch_embedding.{kind}": f"embeddings.patch_embedding.{kind}" for kind in both}
+    table["position_embedding"] = "embeddings.position_embedding.weight"
+    for layer in range(num_layers):
+        for ours, theirs in LAYER.items():
+            table |= {f"blocks.{layer}.{ours}.{kind}": f"encoder.layers.{layer}.{theirs}.{kind}" for kind in both}
+    return table | {f"norm.{kind}": f"post_layernorm.{kind}" for kind in both}
+
+
+@torch.no_grad()
+def load_siglip(tower: VisionTower, folder: Path) -> None:
+    """Fill a ViT of `siglip_config`'s shape; the connector stays. The pooling head of SigLIP is left out.
+
+    Raises ValueError for a weight that is missing or of another shape.
+    """
+    own = dict(tower.named_parameters())
+    stored = read_weights(folder)
+    for ours, theirs in siglip_names(tower.config.num_layers).items():
+        found = next((stored[prefix + theirs] for prefix in PREFIXES if prefix + theirs in stored), None)
+        if found is None:
+            raise ValueError(f"{folder} lacks {theirs}: it is not a SigLIP vision model, or not a whole one")
+        flat = found.flatten(1) if theirs == "embeddings.patch_embedding.weight" else found
+        if flat.shape != own[ours].shape:
+            raise ValueError(f"{folder}: {theirs} has shape {tuple(flat.shape)}, {tuple(own[ours].shape)} is due")
+        own[ours].copy_(flat)

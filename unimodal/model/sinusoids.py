@@ -1,0 +1,52 @@
+"""Sines and cosines that tell a time or a place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Shapes: M times, S side of a table of places.
+
+LONGEST_PERIOD = 10_000.0
+
+
+def sinusoids(times: Tensor, channels: int) -> Tensor:
+    """times (M,) -> (M, channels): cosines, then sines, of periods up to LONGEST_PERIOD (DiT, arXiv 2212.09748).
+
+    Times lie in [0, 1] and enter unscaled, as BAGEL's do.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, device=times.device, dtype=torch.promote_types(times.dtype, torch.float32)) / half
+    angles = times[:, None] * LONGEST_PERIOD**-exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_places(side: int, dim: int, period: float = LONGEST_PERIOD) -> Tensor:
+    """(side * side, dim): two-dimensional sines and cosines, the first half for the column (MAE, arXiv 2111.06377).
+
+    Always on the CPU: a table that is made, not loaded, must not be lost where a model is built without storage.
+    """
+    quarter = dim // 4
+    frequencies = period ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    of_columns = waves.repeat(side, 1)
+    of_rows = waves.repeat_interleave(side, dim=0)
+    return torch.cat([of_columns, of_rows], dim=-1).float()
+
+
+SLOWEST_TURN = 0.1
+"""Of the fastest."""
+
+
+def axial_turns(side: int, head_dim: int, fastest: float) -> Tensor:
+    """(side * side, head_dim / 2): angles by which a latent's column turns the even pairs of channels, its row the odd.
+
+    Rotary positions in two dimensions (EVA-02, arXiv 2303.11331; FiT, arXiv 2402.12376), from `fastest` radians between
+    neighbours down to a tenth of it.
+    """
+    pairs = head_dim // 4
+    frequencies = fastest * SLOWEST_TURN ** (torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
+    of_columns, of_rows = angles.repeat(side, 1), angles.repeat_interleave(side, dim=0)
+    return torch.stack([of_columns, of_rows], dim=-1).flatten(1).float()
