@@ -1,0 +1,113 @@
+"""Answers of a model that sees pictures through a ViT: text and drawings, alone and in batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_pipelines.batch import collate
+from data_pipelines.outline import Outline
+from tests.oracles.pictures import noise
+from tests.oracles.tiny import tiny_flow_pipeline
+from unimodal.generation.flow_context import Context, ContextCache, read_prompt, seen_pictures
+from unimodal.generation.flow_context import clean_latents as clean
+from unimodal.generation.flow_sampling import FlowSamplingConfig
+from unimodal.generation.pipeline import Pipeline, load
+from unimodal.model.masks import dense_mask
+
+FEW = FlowSamplingConfig(steps=3)
+PICTURES = [noise(16, 16, seed=0), noise(24, 12, seed=1), noise(9, 30, seed=2)]
+PROMPTS: list[Any] = [
+    "a red circle",
+    [PICTURES[0], "make it blue"],
+    ["a", PICTURES[1], "b", PICTURES[2]],
+    ["a red circle", [PICTURES[1], "yes"], "now a blue one"],
+]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_flow_pipeline(vit=True)
+
+
+@pytest.mark.parametrize("mode", ["text", "image", "mixed"])
+def test_a_batch_answers_as_each_prompt_alone(pipeline: Pipeline, mode: Any) -> None:
+    settings = {"mode": mode, "flow": FEW, "max_new_tokens": 30}
+    together = pipeline.generate(PROMPTS, seed=7, **settings)
+    alone = [pipeline.generate([prompt], seed=7 + i, **settings)[0] for i, prompt in enumerate(PROMPTS)]
+    assert [a.ids for a in together] == [a.ids for a in alone]
+    if mode == "text":
+        assert all(isinstance(part, str) for answer in together for part in answer)
+        assert pipeline.token_space.specials.boi not in [token for answer in together for token in answer.ids]
+
+
+def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline) -> None:
+    requests = pipeline.requests(PROMPTS, pipeline.decode_config("text"))
+    contexts = [read_prompt(r.prompt, r.latents, pipeline.token_space, r.patches) for r in requests]
+    model, space = pipeline.transformer, pipeline.token_space
+    with torch.inference_mode():
+        found = ContextCache(model, space, contexts, 1).logits
+        for row, context in enumerate(contexts):
+            sequence = Outline((), (tuple(context.runs),)).build()
+            batch = collate([[sequence]], len(sequence), space)
+            mask = dense_mask(batch.documents, batch.branches, batch.spans)
+            media, seen = clean(batch, model), seen_pictures(batch, model)
+            features = model.features(batch.tokens, batch.positions, mask, media=media, seen=seen)
+            torch.testing.assert_close(found[row], model.head(features[0, -1]), rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_are_seen_in_their_own_shape_and_their_codes_are_not_read(pipeline: Pipeline) -> None:
+    (request,) = pipeline.requests([PROMPTS[2]], pipeline.decode_config("text"))
+    assert [patches.shape[:2] for patches in request.patches] == [(3, 5), (7, 2)], "24x12 and 9x30 pixels"
+    space = pipeline.token_space
+    context = read_prompt(request.prompt, request.latents, space, request.patches)
+    assert [run.patches is not None for run in context.runs if run.is_copy] == [False, True, False, True]
+    codes = {token for run in context.runs for token in run.ids.tolist() if token >= space.image_offset}
+    assert codes == set()
+    with torch.inference_mode():
+        plain = ContextCache(pipeline.transformer, space, [context], 1).logits
+        other = [255 - request.patches[0], *request.patches[1:]]
+        changed = read_prompt(request.prompt, request.latents, space, other)
+        assert (ContextCache(pipeline.transformer, space, [changed], 1).logits - plain).abs().max() > 1e-3
+
+
+def test_what_was_drawn_is_seen_through_the_vit(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Context] = []
+    real = ContextCache.__init__
+
+    def kept(self: ContextCache, model: Any, space: Any, contexts: Any, room: int) -> None:
+        read.append(Context(runs=list(contexts[0].runs)))
+        real(self, model, space, contexts, room)
+
+    monkeypatch.setattr(ContextCache, "__init__", kept)
+    for seed in range(12):
+        read.clear()
+        (answer,) = pipeline.generate(["a red circle"], mode="mixed", flow=FEW, max_new_tokens=60, seed=seed)
+        drawn = [part for part in answer if isinstance(part, Image.Image)]
+        if not drawn or len(read) < 3:
+            continue
+        latents, patches = read[2].runs[-2:]
+        assert latents.latents is not None and patches.patches is not None
+        policy = pipeline.transformer.config.vision
+        assert policy is not None and patches.patches.shape == (4, 4, 3 * policy.patch**2)
+        first = np.asarray(drawn[0])[:4, :4].transpose(2, 0, 1).reshape(-1)
+        assert np.abs(patches.patches[0, 0].astype(int) - first).max() <= 1
+        return
+    pytest.fail("no seed draws and goes on")
+
+
+def test_a_bundle_keeps_its_vit(pipeline: Pipeline, tmp_path: Any) -> None:
+    pipeline.save(tmp_path)
+    for packed in (False, True):
+        again = load(tmp_path, packed=packed)
+        settings: dict[str, Any] = {"mode": "text", "max_new_tokens": 12, "temperature": 0.0}
+        assert again.generate(PROMPTS, **settings) == pipeline.generate(PROMPTS, **settings)
+
+
+def test_grammars_ask_for_codes_not_a_vit(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="a grammar goes with codes, not a ViT"):
+        pipeline.generate([PROMPTS[1]], mode="text", grammar=["yes", "no"])

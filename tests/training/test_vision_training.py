@@ -1,0 +1,113 @@
+"""Training with a ViT: what it sees, where its weights begin, resuming, and settings that do not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from tests.oracles.tiny import PAINTS, tiny_picture, tiny_shards
+from tests.oracles.tiny_training import fit_arguments, logged, weights_after
+from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
+from unimodal.generation.pipeline import load
+from unimodal.interop.siglip import siglip_names
+from unimodal.training.cli import run
+
+SMALL = "width: 16, num_layers: 1, num_heads: 2, hidden_dim: 24"
+SEEN: dict[str, str | float] = {
+    "model__flow": "{weight: 0.5}",
+    "data__templates__latents": "{vit_patch: 4}",
+    "model__vision": f"{{{SMALL}}}",
+}
+
+ADAMW: dict[str, str | float] = {
+    "model__optimizer": "AdamWConfig",
+    "model__optimizer__eps": 1e-3,
+    "model__optimizer__learning_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_shards(tmp_path_factory.mktemp("data") / "shards", latents=True, patch=4)
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    SiglipVisionModel(SiglipVisionConfig(**shape, image_size=12, patch_size=4)).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_learns_to_name_what_it_sees(shards: Path, tmp_path: Path) -> None:
+    """Codes are nowhere read, so answers that are right come through the ViT."""
+    options = {**SEEN, **ADAMW, "data__templates__image_first": 1.0, "trainer__max_steps": 200}
+    run(fit_arguments(shards, tmp_path, **options))
+    text = logged(tmp_path, "train/loss_text")
+    assert float(text[199]) < 0.3 * float(text[0])
+    pipeline = load(tmp_path / "model")
+    prompts: list[Any] = [[tiny_picture(index), "what color is it?"] for index in range(8)]
+    answers = pipeline.generate(prompts, mode="text", temperature=0.0, max_new_tokens=8)
+    right = sum(answer == [PAINTS[index]] for index, answer in enumerate(answers))
+    assert right >= 6, answers
+    blind = pipeline.generate([[tiny_picture(0), "what color is it?"]] * 8, mode="text", temperature=0.0)
+    assert all(answer == blind[0] for answer in blind)
+
+
+def test_a_killed_run_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SEEN, "model__dropout": 0.1}
+    train_to_the_end(fit_arguments(shards, tmp_path / "unbroken", **options))
+    broken = fit_arguments(shards, tmp_path / "broken", **options)
+    train_and_kill(broken, tmp_path / "stands")
+    train_to_the_end([*broken, "--ckpt_path=last"])
+    expected, found = logged(tmp_path / "unbroken", "train/loss"), logged(tmp_path / "broken", "train/loss", version=1)
+    assert found == {step: expected[step] for step in range(LAST_SAVED, STEPS)}
+
+
+def test_two_processes_train_as_one_that_accumulates_their_batches(shards: Path, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"trainer__max_steps": 2, **SEEN, **ADAMW, "data__templates__image_first": 1.0}
+    one = fit_arguments(shards, tmp_path / "one", trainer__accumulate_grad_batches=2, **shared)
+    two = fit_arguments(shards, tmp_path / "two", trainer__devices=2, trainer__strategy="ddp", **shared)
+    alone, together = weights_after((one, tmp_path / "one"), (two, tmp_path / "two"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_siglip_folder_is_begun_with(shards: Path, tmp_path: Path, siglip: Path, frozen: bool) -> None:
+    vision = f"{{begin_with: {siglip}, frozen: {str(frozen).lower()}}}"
+    run(fit_arguments(shards, tmp_path, trainer__max_steps=3, **{**SEEN, "model__vision": vision}))
+    after, theirs = load_file(tmp_path / "model" / "model.safetensors"), load_file(siglip / "model.safetensors")
+    same = []
+    for ours, name in siglip_names(2).items():
+        found = next(tensor for own, tensor in theirs.items() if own.endswith(name))
+        same.append(torch.equal(after[f"vision.{ours}"], found.reshape(after[f"vision.{ours}"].shape)))
+    assert all(same) if frozen else sum(same) < len(same) / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"data__templates__latents": "{}"}, "go together"),
+        ({"model__vision": "{frozen: true}"}, "needs begin_with"),
+        ({"model__vision": "{num_heads: 3}"}, "heads that divide its width"),
+        ({"model__vision": "{begin_with: nowhere}"}, "does not hold a SigLIP model"),
+        ({"data__templates__latents": "{vit_patch: 8}"}, "those for patches of 4"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], reason: str
+) -> None:
+    assert reason in refusal(fit_arguments(shards, tmp_path, **{**SEEN, **options}), capsys)
+
+
+def test_a_siglip_of_other_patches_is_refused(tmp_path: Path, siglip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_shards(tmp_path / "shards", 4, latents=True, patch=8)
+    options = {"data__templates__latents": "{vit_patch: 8}", "model__vision": f"{{begin_with: {siglip}}}"}
+    assert "sees patches of 4 pixels" in refusal(fit_arguments(folder, tmp_path, **{**SEEN, **options}), capsys)
