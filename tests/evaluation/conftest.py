@@ -52,6 +52,11 @@ class FakeModel:
     sha256: str = "f" * 64
     calls: list[dict[str, Any]] = field(default_factory=list)
 
+    def redrawn(self, images: Tensor) -> Tensor:
+        if self.image_tokenizer is None:
+            return images
+        return self.image_tokenizer.decode(self.image_tokenizer.encode(images), (images.shape[2], images.shape[3]))
+
     def preprocess(self, image: Image.Image) -> Tensor:
         return to_tensor(image.convert("RGB").resize((SIZE, SIZE)))
 

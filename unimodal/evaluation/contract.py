@@ -55,6 +55,10 @@ class AnyToAnyModel(Protocol):
     @cached_property
     def sha256(self) -> str: ...
 
+    def redrawn(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> the same through what the model draws with: the best that a drawing can be."""
+        ...
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """A picture of any size -> (3, H, W)."""
         ...

@@ -253,6 +253,18 @@ class Pipeline:
         with torch.inference_mode():
             return self.transformer(ids).float()
 
+    @torch.inference_mode()
+    def redrawn(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> the same through latents with the flow branch, or through codes.
+
+        It is the best that a drawing of this model can be. Raises ValueError for a model that does not draw.
+        """
+        if self.autoencoder is not None:
+            return self.autoencoder.decode(self.autoencoder.encode(images))
+        codec = self.coder.codec
+        size = (images.shape[2] // codec.reduction, images.shape[3] // codec.reduction)
+        return codec.decode(codec.encode(images), size).float().clamp(-1, 1)
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """A shown picture -> (3, S, S) in [-1, 1]."""
         return self.coder.preprocess(image)

@@ -18,7 +18,6 @@ from unimodal.evaluation.contract import (
     AnyToAnyModel,
     DocumentSource,
     Example,
-    ImageCodec,
     Reporter,
     Sampling,
     TaskResult,
@@ -62,8 +61,8 @@ def evaluate(
     """Draw the first `limit` edits of the source whose shape is known.
 
     Every score is a mean over all edits; one that is not exactly one picture counts as malformed, wrong and 0 dB.
-    `psnr_rest` looks only at pixels that the edit leaves alone. `ceiling_*` scores the known answers as the image
-    tokenizer decodes them, where the model has one. Raises ValueError when the source has no such edits.
+    `psnr_rest` looks only at pixels that the edit leaves alone. `ceiling_*` scores the known answers through
+    what the model draws with, codes or latents. Raises ValueError when the source has no such edits.
     """
     start = time.perf_counter()
     if limit is not None and limit < 1:
@@ -84,7 +83,7 @@ def evaluate(
     metrics = _verdict_scores(edits, verdicts) | _pixel_scores(edits, drawn)
     metrics["malformed"] = fmean(picture is None for picture in drawn)
     metrics["known_answer_accuracy"] = _verdict_scores(edits, known)["accuracy"]
-    metrics |= _ceiling(model.image_tokenizer, edits, judge) if model.image_tokenizer else {}
+    metrics |= _ceiling(model, edits, judge)
     recipe = sampling.recipe() | {
         "prompt_template": "image, request",
         "preprocessing": "border-pad to the model's image size",
@@ -141,22 +140,20 @@ def _pixel_scores(edits: Sequence[Edit], drawn: Drawn) -> dict[str, float]:
     return {"psnr": fmean(whole), "psnr_rest": fmean(rest)}
 
 
-def _ceiling(codec: ImageCodec, edits: Sequence[Edit], judge: Judge) -> dict[str, float]:
-    """What a model scores that always chooses the codes of the known answer."""
-    decoded = _through(codec, [to_tensor(edit.known) for edit in edits])
+def _ceiling(model: AnyToAnyModel, edits: Sequence[Edit], judge: Judge) -> dict[str, float]:
+    """What a model scores that always draws the codes or latents of the known answer."""
+    decoded = _redrawn(model, [to_tensor(edit.known) for edit in edits])
     scores = {"accuracy": _verdict_scores(edits, verdicts_on(judge, decoded))["accuracy"]}
     scores |= _pixel_scores(edits, decoded)
     return {f"ceiling_{name}": value for name, value in scores.items()}
 
 
-@torch.inference_mode()
-def _through(codec: ImageCodec, pictures: Sequence[Tensor]) -> list[Image.Image]:
-    """(3, H, W) of several sizes -> what their codes are decoded to."""
+def _redrawn(model: AnyToAnyModel, pictures: Sequence[Tensor]) -> list[Image.Image]:
+    """(3, H, W) of several sizes -> the same through what the model draws with."""
     decoded: dict[int, Image.Image] = {}
     for group in stackable(pictures, 64):
         batch = torch.stack([pictures[index] for index in group])
-        size = (batch.shape[2] // codec.reduction, batch.shape[3] // codec.reduction)
-        decoded |= zip(group, map(to_image, codec.decode(codec.encode(batch), size).float()), strict=True)
+        decoded |= zip(group, map(to_image, model.redrawn(batch)), strict=True)
     return [decoded[index] for index in range(len(pictures))]
 
 

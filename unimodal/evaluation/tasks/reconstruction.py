@@ -1,4 +1,4 @@
-"""Reconstruction: what the image tokenizer alone keeps of a picture."""
+"""Reconstruction: what the image tokenizer alone keeps of a picture, and what a flow branch's autoencoder keeps."""
 
 from __future__ import annotations
 
@@ -35,13 +35,17 @@ def evaluate(
     batch_size: int = 64,
     reporter: Reporter = silent,
 ) -> TaskResult:
-    """Encode and decode every distinct picture among the first `limit`. Raises ValueError when there is none."""
+    """Encode and decode every distinct picture among the first `limit`. Raises ValueError when there is none.
+
+    `drawn_psnr` and `drawn_ssim` are of what the model draws with: latents with the flow branch, otherwise codes again.
+    """
     start = time.perf_counter()
     codec = codec_of(model)
     pictures = list(_distinct_pictures(model, source, limit))
     if not pictures:
         raise ValueError("the source has no pictures: reconstruction has nothing to do")
     scores = ReconstructionScores(codebook_size=codec.codebook_size)
+    drawn = ReconstructionScores(codebook_size=codec.codebook_size)
     examples: list[Example] = []
     progress = reporter("pictures", len(pictures))
     for group in stackable(pictures, batch_size):
@@ -51,12 +55,13 @@ def evaluate(
             codes = codec.encode(batch)
             decoded = codec.decode(codes, size).float().clamp(-1, 1)
         scores.update(batch, decoded, codes)
+        drawn.update(batch, model.redrawn(batch), codes)
         for original, copy in list(zip(batch, decoded, strict=True))[: NUM_EXAMPLES - len(examples)]:
             examples.append(Example(images={"original": to_image(original), "reconstruction": to_image(copy)}))
         progress(len(batch))
     return TaskResult(
         task="reconstruction",
-        metrics=scores.metrics(),
+        metrics=scores.metrics() | {f"drawn_{name}": drawn.metrics()[name] for name in ("psnr", "ssim")},
         n=len(pictures),
         seconds=time.perf_counter() - start,
         recipe={"preprocessing": "border-pad to the model's image size", "images": "each distinct one once"},

@@ -1,0 +1,219 @@
+"""The study of docs/studies/branches.md: codes, latents, and latents with a ViT, on the same trunk, documents and time.
+
+    python docs/studies/branches.py --out runs/branches
+
+prepares what all share, trains and scores one model of each kind and seed, and writes the page beside this file.
+Trainings go `--at-once` side by side, each with its share of the cores. Killed, it goes on when it is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+TABLE = "<!-- table -->"
+UNIMODAL = ("-c", "from unimodal.cli import main; main()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One kind of model; `steps` are chosen so that all arms train for about the same time."""
+
+    name: str
+    config: str
+    steps: int
+
+
+ARMS = (
+    Arm(name="codes", config="configs/run/easy_vqa_edits.yaml", steps=1500),
+    Arm(name="latents", config="configs/run/easy_vqa_flow.yaml", steps=1200),
+    Arm(name="latents, ViT", config="configs/run/easy_vqa_vit.yaml", steps=1200),
+)
+TASKS: dict[str, tuple[str, ...]] = {
+    "vqa": ("--limit", "3000"),
+    "caption": (),
+    "t2i": ("--seeds-per-prompt", "16", "--guidance", "3"),
+    "edit": ("--limit", "384", "--guidance", "2"),
+    "reconstruction": (),
+}
+ROWS = (
+    ("questions right, 3,000", "vqa", "accuracy", 4),
+    ("captions exactly right, 888", "caption", "exact_match", 4),
+    ("drawings, colour and shape right, 384", "t2i", "accuracy", 4),
+    ("drawings, colour right", "t2i", "colour", 4),
+    ("edits, colour and shape right, 384", "edit", "accuracy", 4),
+    ("edits, PSNR against the known answer, dB", "edit", "psnr", 1),
+    ("the same, of what it draws with at best, dB", "edit", "ceiling_psnr", 1),
+    ("edits, PSNR beside the shape, dB", "edit", "psnr_rest", 1),
+    ("reconstruction by what it draws with, dB", "reconstruction", "drawn_psnr", 1),
+)
+SHOWN = 12
+
+
+def _fit(config: str, root: Path) -> tuple[str, ...]:
+    return ("train.py", "fit", "--config", config, "--trainer.default_root_dir", str(root))
+
+
+def _evaluate(task: str, model: Path, result: Path) -> tuple[str, ...]:
+    what = ("evaluate", "--task", task, "--source", "easy_vqa", "--split", "test", *TASKS[task])
+    return (*UNIMODAL, *what, "--model", str(model), "--out", str(result))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Where it lies, and how many programs run side by side."""
+
+    out: Path
+    at_once: int
+
+    def run(self, *command: str) -> float:
+        """A command with its share of the cores; returns its seconds. Raises SystemExit where it fails."""
+        print("$", *command, flush=True)  # noqa: T201
+        threads = str(max(1, (os.cpu_count() or 1) // self.at_once))
+        started = time.perf_counter()
+        with (self.out / "log.txt").open("a") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": threads}
+            done = subprocess.run(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
+            )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed: see {self.out / 'log.txt'}")
+        return time.perf_counter() - started
+
+    def unimodal(self, *arguments: str) -> float:
+        """`unimodal ...`."""
+        return self.run(*UNIMODAL, *arguments)
+
+    def prepare(self) -> None:
+        """Both tokenizers and the shards that all arms train on."""
+        codes, latents = self.out / "tokenizer" / "image_tokenizer", self.out / "autoencoder" / "image_autoencoder"
+        fits = [(codes, "configs/tokenizer/demo.yaml"), (latents, "configs/tokenizer/easy_vqa_kl.yaml")]
+        self._side_by_side(
+            (*_fit(config, folder.parent), "--model.init_args.out", str(folder))
+            for folder, config in fits
+            if not folder.is_dir()
+        )
+        if not (self.out / "shards" / "manifest.json").is_file():
+            source = ("--source", "easy_vqa", "--option", "dialogues=400", "--option", "edits=1000", "--patch", "8")
+            made = ("--image-tokenizer", str(codes), "--autoencoder", str(latents), "--out", str(self.out / "shards"))
+            self.unimodal("tokenize", *source, *made, "--copies", "4", "--augment", "flip,place")
+
+    def train(self, seeds: Sequence[int]) -> None:
+        """Every model that is not there yet, seed by seed."""
+        jobs = [(arm, seed) for seed in seeds for arm in ARMS]
+        with ThreadPoolExecutor(self.at_once) as pool:
+            list(pool.map(lambda job: self._train_one(*job), jobs))
+
+    def _train_one(self, arm: Arm, seed: int) -> None:
+        root = self.root(arm, seed)
+        if (root / "model" / "config.json").is_file():
+            return
+        last = ("--ckpt_path", "last") if (root / "checkpoints" / "last.ckpt").is_file() else ()
+        length = ("--trainer.max_steps", str(arm.steps), "--trainer.val_check_interval", str(arm.steps // 2))
+        shared = ("--seed_everything", str(seed), "--data.init_args.shards", f"[{self.out / 'shards'}]")
+        seconds = self.run(*_fit(arm.config, root), *length, *shared, *last)
+        if not last:
+            (root / "seconds.json").write_text(json.dumps(seconds))
+
+    def score(self, seeds: Sequence[int]) -> None:
+        """Every result that is not there yet."""
+        roots = [self.root(arm, seed) for arm in ARMS for seed in seeds]
+        self._side_by_side(
+            _evaluate(task, root / "model", result)
+            for root in roots
+            for task in TASKS
+            if not (result := root / "results" / f"{task}.json").is_file()
+        )
+
+    def root(self, arm: Arm, seed: int) -> Path:
+        """Where a model of an arm lies."""
+        return self.out / f"{arm.name.replace(', ', '-').lower()}-{seed}"
+
+    def _side_by_side(self, commands: Iterator[tuple[str, ...]]) -> None:
+        with ThreadPoolExecutor(self.at_once) as pool:
+            list(pool.map(lambda command: self.run(*command), list(commands)))
+
+
+def table(study: Study, seeds: Sequence[int]) -> str:
+    """The scores as Markdown: the mean over seeds, and each."""
+    found = {arm: [_scores(study.root(arm, seed)) for seed in seeds] for arm in ARMS}
+    lines = ["| | " + " | ".join(arm.name for arm in ARMS) + " |", "|---" * (len(ARMS) + 1) + "|"]
+    for title, task, metric, digits in ROWS:
+        cells = [_both([one[task]["metrics"][metric] for one in found[arm]], digits) for arm in ARMS]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    drawn = [_both([one["t2i"]["seconds"] / one["t2i"]["n"] for one in found[arm]], 3) for arm in ARMS]
+    lines.append("| seconds a drawing, all of the task | " + " | ".join(drawn) + " |")
+    times = {arm: [_seconds(study.root(arm, seed)) for seed in seeds] for arm in ARMS}
+    lines.append("| steps | " + " | ".join(f"{arm.steps:,}" for arm in ARMS) + " |")
+    lines.append("| minutes of training | " + " | ".join(_both([s / 60 for s in times[arm]], 1) for arm in ARMS) + " |")
+    speed = [_both([arm.steps * 12 * 288 / s for s in times[arm]], 0) for arm in ARMS]
+    lines.append("| training, tokens a second | " + " | ".join(speed) + " |")
+    return "\n".join(lines)
+
+
+def pictures(study: Study, seed: int) -> Path:
+    """One strip of drawings and one of edits for each arm, above each other, as a file beside the page."""
+    rows = [
+        [Image.open(path) for path in sorted(folder.glob("*_drawn.png"))[:SHOWN]]
+        for task in ("t2i", "edit")
+        for folder in (study.root(arm, seed) / "results" / f"{task}_examples" for arm in ARMS)
+    ]
+    side = 64
+    sheet = Image.new("RGB", (SHOWN * (side + 4), len(rows) * (side + 4)), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((side, side)), (x * (side + 4), y * (side + 4)))
+    path = HERE / "branches.png"
+    sheet.save(path)
+    return path
+
+
+def _scores(root: Path) -> dict[str, Any]:
+    return {task: json.loads((root / "results" / f"{task}.json").read_text()) for task in TASKS}
+
+
+def _seconds(root: Path) -> float:
+    timed = root / "seconds.json"
+    return json.loads(timed.read_text()) if timed.is_file() else float("nan")
+
+
+def _both(values: Sequence[float], digits: int) -> str:
+    each = ", ".join(f"{value:,.{digits}f}" for value in values)
+    return each if len(values) == 1 else f"{statistics.mean(values):,.{digits}f} ({each})"
+
+
+def main() -> int:
+    """Prepare, train, score, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/branches"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--at-once", type=int, default=2)
+    options = parser.parse_args()
+    study = Study(out=options.out, at_once=options.at_once)
+    study.out.mkdir(parents=True, exist_ok=True)
+    study.prepare()
+    study.train(options.seeds)
+    study.score(options.seeds)
+    page = HERE / "branches.md"
+    before, _, after = page.read_text().split(TABLE)
+    page.write_text(TABLE.join([before, f"\n{table(study, options.seeds)}\n", after]))
+    pictures(study, options.seeds[0])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
