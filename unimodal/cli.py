@@ -91,6 +91,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solver", default=None, help="of a model with the flow branch: euler or heun")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes; for a single one")
+    parser.add_argument("--think", action="store_true", help="plan in words before the picture; with --mode image")
     parser.add_argument("--seed", type=int, default=0)
 
 

@@ -18,6 +18,7 @@ from data_pipelines.failures import FailureLog
 from data_pipelines.sources.easy_vqa_deduction import COLOURS, SHAPES, Candidates, QuestionAnswer, deduce
 from data_pipelines.sources.easy_vqa_dialogues import CaptionedImage, make_dialogue
 from data_pipelines.sources.easy_vqa_edits import ColouredImage, can_edit, make_edit, plan_edits
+from data_pipelines.sources.easy_vqa_riddles import make_riddle
 from data_pipelines.sources.source import fingerprint_files
 
 __all__ = ["COLOURS", "SHAPES", "SPLITS", "EasyVQA", "caption"]
@@ -39,11 +40,12 @@ def caption(colour: str, shape: str) -> str:
 
 
 class EasyVQA:
-    """One sample document for each image, then `dialogues` made from the captioned images, then `edits`.
+    """One sample document for each image, then `dialogues` made from the captioned images, `edits` and `riddles`.
 
     path: a folder laid out like the package's own `data`; the installed package when None.
-    dialogues: how many; half as many as images when None. The same `seed` gives the same dialogues and edits.
+    dialogues: how many; half as many as images when None. The same `seed` gives the same dialogues, edits and riddles.
     edits: how many recoloured pictures, spread evenly over the images of settled colour and over the new colours.
+    riddles: how many requests that are solved in words before they are drawn, over the captioned images in turn.
     Raises ValueError for a split or a folder that is not there.
     """
 
@@ -56,10 +58,12 @@ class EasyVQA:
         dialogues: int | None = None,
         seed: int = 0,
         edits: int = 0,
+        riddles: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"easy_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
-        for name, number in (("dialogues", 0 if dialogues is None else dialogues), ("edits", edits)):
+        counts = {"dialogues": 0 if dialogues is None else dialogues, "edits": edits, "riddles": riddles}
+        for name, number in counts.items():
             if not isinstance(number, int) or number < 0:
                 raise ValueError(f"{name} must be a number, 0 or more, got {number!r}")
         self.split, self.failures, self.seed = split, failures, seed
@@ -73,9 +77,10 @@ class EasyVQA:
         self.num_dialogues = self._affordable_dialogues(len(self.ids) // 2 if dialogues is None else dialogues)
         self.editable = self._editable() if edits else []
         self.num_edits = edits if self.editable else 0
+        self.num_riddles = riddles if self.captioned else 0
 
     def __len__(self) -> int:
-        return len(self.ids) + self.num_dialogues + self.num_edits
+        return len(self.ids) + self.num_dialogues + self.num_edits + self.num_riddles
 
     def fingerprint(self) -> str:
         """SHA-256 over the split's questions and its images' names and sizes."""
@@ -83,7 +88,7 @@ class EasyVQA:
         return fingerprint_files(self.folder, whole=[questions], listed=self.images.values())
 
     def documents(self) -> Iterator[Document]:
-        """Samples in the order of their ids, dialogues, edits. Raises TooMuchDamage past the failure limit."""
+        """Samples in the order of their ids, dialogues, edits, riddles. Raises TooMuchDamage past the failure limit."""
         for image_id in self.ids:
             try:
                 document = self._sample(image_id)
@@ -98,6 +103,8 @@ class EasyVQA:
         plan = plan_edits(self.editable, self.num_edits, random.Random(f"easy_vqa {self.split} {self.seed} edits"))
         for index, (image, target) in enumerate(plan):
             yield self._edit(index, image, target)
+        for index in range(self.num_riddles):
+            yield self._riddle(index, self.captioned[index % len(self.captioned)])
 
     def _deduce(self) -> dict[int, Candidates]:
         """Colours and shapes left for each image; fills the notes."""
@@ -169,6 +176,15 @@ class EasyVQA:
         meta |= {"image_id": image.image_id, "colour": image.colour, "target": target}
         meta |= {"shape": image.shape} if image.shape else {}
         return Document(key=f"{self.split}-edit-{index:06d}", segments=segments, meta=meta)
+
+    def _riddle(self, index: int, image: CaptionedImage) -> Document:
+        settled = self.deduced[image.image_id].settled
+        assert settled is not None
+        rng = random.Random(f"easy_vqa {self.split} {self.seed} riddle {index}")
+        segments = make_riddle(image.path, *settled, image.caption, rng)
+        meta = {"layout": "dialogue", "task": "riddle", "source": "easy_vqa", "split": self.split}
+        meta |= {"image_id": image.image_id} | dict(zip(("colour", "shape"), settled, strict=True))
+        return Document(key=f"{self.split}-riddle-{index:06d}", segments=segments, meta=meta)
 
 
 def _data_folder(path: Path | None) -> Path:

@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("give --prompt, --image or both")
     if options.number < 1:
         raise ValueError(f"--number is at least 1, got {options.number}")
+    if options.stream and options.think:
+        raise ValueError("--think draws when the plan is there, --stream shows what comes: give one of them")
     if options.stream and options.number != 1:
         raise ValueError(f"--stream shows one answer, --number asks for {options.number}")
     settings: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS} | {"grammar": _grammar(options)}
@@ -57,7 +59,9 @@ def run(options: argparse.Namespace) -> int:
         answers = [_show(model.generate([prompt], stream=True, seed=options.seed, **settings), options.out, console)]
     else:
         with progress_bar("answers", options.number, unit="answers", console=console) as progress:
-            answers = model.generate([prompt] * options.number, seed=options.seed, progress=progress, **settings)
+            answers = model.generate(
+                [prompt] * options.number, seed=options.seed, progress=progress, think=options.think, **settings
+            )
     options.out.mkdir(parents=True, exist_ok=True)
     lines = [line for index, answer in enumerate(answers) for line in _write(answer, index, options.out)]
     (options.out / "answer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -32,6 +32,7 @@ from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.settings import check_number
+from unimodal.generation.thinking import ThinkingConfig, think_then_draw
 from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_transformer
 from unimodal.model.packed import packed as pack
 from unimodal.model.transformer import Transformer
@@ -99,6 +100,7 @@ class Pipeline:
         *,
         batch_size: int = ...,
         progress: Callable[[int], None] = ...,
+        think: bool | ThinkingConfig = ...,
         **settings: Any,
     ) -> list[Answer]: ...
     @overload
@@ -117,6 +119,7 @@ class Pipeline:
         *,
         batch_size: int = ROWS,
         progress: Callable[[int], None] = lambda done: None,
+        think: bool | ThinkingConfig = False,
         **settings: Any,
     ) -> list[Answer] | Iterator[Event]:
         """An answer for each prompt: a list of strings and PIL images, with `finish`, `ids` and `log_probs`.
@@ -124,12 +127,18 @@ class Pipeline:
         A prompt is a string, or a list of strings and PIL images; a list inside that list is an earlier answer of
         the model. `mode` is `text`, `image` (one picture) or `mixed` (the model chooses). Prompt i is sampled with
         seed + i. `batch_size` answers are made side by side, and `progress` is told how many more are done. The other
-        settings are those of `decode_config`. With `stream` events come instead, as they happen (generation/events.py).
+        settings are those of `decode_config`. With `think` a plan in words comes before the picture of mode `image`
+        (generation/thinking.py). With `stream` events come instead, as they happen (generation/events.py).
         Raises ValueError for settings that make no sense.
         """
         if not isinstance(prompts, list | tuple):
             raise ValueError("prompts is a list of prompts; for a single one write [prompt]")
         config = self.decode_config(mode, max_new_tokens, temperature, top_p, top_k, guidance, **settings)
+        if think is not False:
+            if stream:
+                raise ValueError("a picture that was thought about comes as a whole: think does not go with stream")
+            thinking = ThinkingConfig() if think is True else think
+            return think_then_draw(self, prompts, config, thinking, seed=seed, batch_size=batch_size, progress=progress)
         requests = self.requests(prompts, config, seed)
         return self.events(requests, batch_size) if stream else self.answers(requests, batch_size, progress)
 

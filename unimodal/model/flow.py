@@ -36,15 +36,18 @@ class LatentTokens(NamedTuple):
     """(M,) in [0, 1]; 0 is clean."""
     places: Tensor
     """(M,) int64: row * S + column of the latent in its image."""
+    parted: Tensor
+    """(B * T,) int64: the others, then the latents."""
     order: Tensor
-    """(B * T,) int64: where each token lies once the others and then the latents are put one behind the other."""
+    """(B * T,) int64: where each token lies among those; the inverse of `parted`."""
 
 
 def latent_tokens(standing: Tensor, latents: Tensor, times: Tensor, places: Tensor) -> LatentTokens:
     """standing (B, T) bool, latents (M, C), times and places (M,), in the order of the tokens -> LatentTokens."""
     flat = standing.flatten()
     index, others = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
-    return LatentTokens(index, others, latents, times, places, torch.cat([others, index]).argsort())
+    parted = torch.cat([others, index])
+    return LatentTokens(index, others, latents, times, places, parted, parted.argsort())
 
 
 class FlowBranch(nn.Module):

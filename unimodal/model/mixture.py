@@ -7,6 +7,7 @@ Text and codes take the understanding weights, latents the generation weights; t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,37 @@ Parts = tuple[Tensor, Tensor]
 """(N, ...) of the others and (M, ...) of the latents."""
 
 
+class Permuted(torch.autograd.Function):
+    """x[order], whose gradient is gathered by the inverse.
+
+    Plain indexing scatters its gradient and adds, which for bfloat16 on CPUs is slow and does not share the work among
+    threads; a permutation has nothing to add.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grads[0][inverse], None, None
+
+
 def split(x: Tensor, media: LatentTokens) -> Parts:
     """(B, T, ...) -> parts."""
-    flat = x.flatten(0, 1)
-    return flat[media.others], flat[media.index]
+    parted: Tensor = Permuted.apply(x.flatten(0, 1), media.parted, media.order)  # pyright: ignore[reportAssignmentType]
+    count = len(media.others)
+    return parted[:count], parted[count:]
 
 
 def merge(parts: Parts, media: LatentTokens, shape: torch.Size) -> Tensor:
     """The inverse of `split`; shape is (B, T)."""
     others, latents = parts
-    return torch.cat([others, latents.to(others.dtype)])[media.order].unflatten(0, shape)
+    joined = torch.cat([others, latents.to(others.dtype)])
+    back: Tensor = Permuted.apply(joined, media.order, media.parted)  # pyright: ignore[reportAssignmentType]
+    return back.unflatten(0, shape)
 
 
 class MixtureBlock(nn.Module):

@@ -1,0 +1,69 @@
+"""Thinking: a plan in words first, and then the picture, with the plan in its context (BAGEL, arXiv 2505.14683).
+
+    <bos> instruction request <sep> plan  |  <boi> picture <eoi>
+
+It is the form of an answer that speaks and then draws, so either branch can do it, and dialogues teach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from data_pipelines.sources.easy_vqa_riddles import INSTRUCTION
+from unimodal.generation.prompts import Answer, Prompt
+from unimodal.generation.requests import DecodeConfig, Decoded, Request
+from unimodal.generation.settings import check_number
+
+if TYPE_CHECKING:
+    from unimodal.generation.pipeline import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkingConfig:
+    """`instruction` stands before the prompt; a plan has at most `room` tokens, drawn at `temperature` (BAGEL: 0.3)."""
+
+    instruction: str = INSTRUCTION
+    room: int = 64
+    temperature: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_number("the room of a plan", self.room, 1, 2**31, whole=True)
+        check_number("the temperature of a plan", self.temperature, 0, 1000)
+
+
+def think_then_draw(
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    config: DecodeConfig,
+    thinking: ThinkingConfig,
+    *,
+    seed: int = 0,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """Answers of a plan and one picture; `config` is that of the picture. Raises ValueError for another mode."""
+    if config.mode != "image":
+        raise ValueError(f"thinking ends in a picture: it goes with mode 'image', not {config.mode!r}")
+    told = [[thinking.instruction, *([prompt] if isinstance(prompt, str) else prompt)] for prompt in prompts]
+    words = pipeline.decode_config("text", thinking.room, thinking.temperature)
+    requests = pipeline.requests(told, words, seed)
+    plans = pipeline.engine.decode(requests, rows=batch_size)
+    drawing = [_with_plan(request, plan, config) for request, plan in zip(requests, plans, strict=True)]
+    drawn = pipeline.engine.decode(drawing, rows=batch_size, progress=progress)
+    return pipeline.finished([_joined(plan, picture) for plan, picture in zip(plans, drawn, strict=True)])
+
+
+def _said(plan: Decoded) -> int:
+    """Tokens of a plan without its end."""
+    return len(plan.ids) - (plan.finish == "end")
+
+
+def _with_plan(request: Request, plan: Decoded, config: DecodeConfig) -> Request:
+    return replace(request, prompt=[*request.prompt, *plan.ids[: _said(plan)]], config=config)
+
+
+def _joined(plan: Decoded, picture: Decoded) -> Decoded:
+    said = _said(plan)
+    return replace(picture, ids=plan.ids[:said] + picture.ids, log_probs=plan.log_probs[:said] + picture.log_probs)
