@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
 DIALOGUES = 400
 """Enough to learn the form of one; half as many as pictures, the source's own choice, took 41% of all tokens."""
-EDITS = 3000
+EDITS = 1000
 """Recoloured pictures that the flow branch learns from, beside 4,000 documents with captions and questions."""
 Branch = Literal["discrete", "flow"]
 BRANCHES: tuple[Branch, ...] = ("discrete", "flow")

@@ -111,3 +111,10 @@ def test_a_bundle_keeps_its_vit(pipeline: Pipeline, tmp_path: Any) -> None:
 def test_grammars_ask_for_codes_not_a_vit(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="a grammar goes with codes, not a ViT"):
         pipeline.generate([PROMPTS[1]], mode="text", grammar=["yes", "no"])
+
+
+def test_answers_about_a_picture_that_a_vit_sees_are_not_scored_by_its_codes(pipeline: Pipeline) -> None:
+    plain, shown = pipeline.requests(PROMPTS[:2], pipeline.decode_config("text"))
+    assert len(pipeline.engine.score([plain], [[9, 10]])[0]) == 2
+    with pytest.raises(ValueError, match="cannot be scored"):
+        pipeline.engine.score([shown], [[9, 10]])

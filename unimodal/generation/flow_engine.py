@@ -81,6 +81,12 @@ class FlowEngine(Engine):
         drawing = [self._row(n, requests[n], context) for n, context in contexts.items() if context is not None]
         return self._updates(text, in_text, [drawing[start : start + rows] for start in range(0, len(drawing), rows)])
 
+    def score(self, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+        """As `Engine.score`, for text. Raises ValueError for a model that sees pictures through a ViT."""
+        if self.transformer.vision is not None and any(request.patches for request in requests):
+            raise ValueError("answers about a picture that a ViT sees cannot be scored: scoring reads ids alone")
+        return super().score(requests, answers)
+
     def _updates(self, text: Iterator[Update], numbers: list[int], groups: list[list[_Row]]) -> Iterator[Update]:
         for update in text:
             yield replace(update, request=numbers[update.request])

@@ -187,6 +187,8 @@ def write_bagel(transformer: Transformer, folder: Path) -> None:
     config, flow = transformer.config, transformer.flow
     same_norm = config.qk_norm == QKNormConfig(kind="rms", eps=config.norm_eps)
     same_places = flow is not None and (flow.config.place_period, flow.config.axial_turn) == (LONGEST_PERIOD, 0)
+    if config.vision is not None:
+        raise ValueError("BAGEL's ViT has weights under other names, which are not written: this model has a ViT")
     if flow is None or not (config.mixture and config.qkv_bias and same_norm and same_places):
         raise ValueError(
             "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
