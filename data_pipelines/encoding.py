@@ -78,15 +78,16 @@ class Encoder:
         return [self._document(document, copy, images) for document, copy in batch]
 
     def _picture(self, key: str, copy: int, index: int, segment: ImageSegment) -> Picture:
-        opened = segment.open()
-
         def varied(picture: Image.Image) -> Image.Image:
-            return (
-                augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}")) if copy else picture
-            )
+            if not copy:
+                return picture
+            return augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}"))
 
-        seen = self.patches.apply(varied(opened)) if self.patches else None
-        return Picture(to_tensor(varied(self.policy.apply(opened, segment.role))), seen)
+        picture = segment.open()
+        if self.patches is None:
+            return Picture(to_tensor(varied(self.policy.apply(picture, segment.role))))
+        picture = varied(picture)  # once, before it is sized in two ways, so that a ViT sees what the others see
+        return Picture(to_tensor(self.policy.apply(picture, segment.role)), self.patches.apply(picture))
 
     def _document(self, document: Document, copy: int, images: Iterator[Encoded]) -> TokenDocument:
         segments = tuple(self._segment(segment, images) for segment in document.segments)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.images import cut_patches
 from tokenizers_vq.token_space import TokenSpace
 
 # Shapes: T tokens of one sequence; R rows, K columns and C channels of a picture's latents.
@@ -45,12 +46,13 @@ class Run(NamedTuple):
     weight: float
     latents: np.ndarray | None = None
     noised: bool = False
-    patches: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    patch: int = 1
 
     @property
     def is_copy(self) -> bool:
         """Whether its tokens are a copy of a picture, not ids that mean something."""
-        return self.latents is not None or self.patches is not None
+        return self.latents is not None or self.pixels is not None
 
     @property
     def advance(self) -> int:
@@ -60,16 +62,17 @@ class Run(NamedTuple):
 
 def copy_in_latents(latents: np.ndarray, space: TokenSpace, weight: float, *, noised: bool) -> Run:
     """The run of a picture's latents (R, K, C); `weight` is that of boi."""
-    return Run(_fillers(latents, space), weight, latents, noised)
+    return Run(_fillers(latents.shape[0] * latents.shape[1], space), weight, latents, noised)
 
 
-def copy_in_patches(patches: np.ndarray, space: TokenSpace) -> Run:
-    """The run of a picture that a ViT sees, uint8 (R, K, C); it is never predicted."""
-    return Run(_fillers(patches, space), 0.0, patches=patches)
+def copy_in_patches(pixels: np.ndarray, patch: int, space: TokenSpace) -> Run:
+    """The run of a picture that a ViT sees, uint8 (H, W, 3), in patches of that side; it is never predicted."""
+    count = (pixels.shape[0] // patch) * (pixels.shape[1] // patch)
+    return Run(_fillers(count, space), 0.0, pixels=pixels, patch=patch)
 
 
-def _fillers(values: np.ndarray, space: TokenSpace) -> np.ndarray:
-    ids = np.full(values.shape[0] * values.shape[1] + 2, space.specials.pad)
+def _fillers(count: int, space: TokenSpace) -> np.ndarray:
+    ids = np.full(count + 2, space.specials.pad)
     ids[0], ids[-1] = space.specials.boi, space.specials.eoi
     return ids
 
@@ -116,9 +119,10 @@ class Outline:
         for run in runs:
             end = start + len(run.ids)
             if run.is_copy:
-                values, kept = (run.latents, copies) if run.patches is None else (run.patches, patches)
-                assert values is not None
-                kept.append((start + 1, values))
+                if run.latents is not None:
+                    copies.append((start + 1, run.latents))
+                if run.pixels is not None:
+                    patches.append((start + 1, cut_patches(run.pixels, run.patch)))
                 number = len(copies) + len(patches)
                 spans[start:end] = -number if run.noised else number
                 steps[start:end] = 0

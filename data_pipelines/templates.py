@@ -25,7 +25,6 @@ from random import Random
 
 import numpy as np
 
-from data_pipelines.images import cut_patches
 from data_pipelines.outline import Outline, Rendered, Run, copy_in_latents, copy_in_patches
 from data_pipelines.shards.format import TokenDocument, TokenSegment
 from tokenizers_vq.token_space import TokenSpace
@@ -130,7 +129,7 @@ def _seen(segment: TokenSegment, space: TokenSpace, config: LatentTemplateConfig
         return _runs(segment, space, weight)
     if segment.pixels is None:
         raise ValueError("a ViT sees pixels, and these shards hold none: tokenize with --patch")
-    return (copy_in_patches(cut_patches(segment.pixels, config.vit_patch), space),)
+    return (copy_in_patches(segment.pixels, config.vit_patch, space),)
 
 
 def _tell(

@@ -116,7 +116,7 @@ class Shard(DocumentSequence):
         segments, end = [], 0
         for s in described["segments"]:
             own: dict[str, np.ndarray] = {}
-            for name in left.keys() & s.keys():
+            for name in [name for name in left if name in s]:
                 own[name], left[name] = _taken(name, left[name], s[name], place.key)
             start, length = s["start"], s["length"]
             if start != end or length < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,16 @@ from PIL import Image
 
 from data_pipelines.batch import PackedPatches, collate
 from data_pipelines.datamodule import TokenDataModule
-from data_pipelines.images import PatchPolicy, cut_patches
+from data_pipelines.documents import Document, ImageSegment
+from data_pipelines.encoding import Encoder
+from data_pipelines.images import ImagePolicy, PatchPolicy, cut_patches
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.format import DamagedShard, TokenDocument, TokenSegment
 from data_pipelines.shards.reader import open_manifest, read_all, read_shard
 from data_pipelines.shards.writer import ShardWriter
 from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, render
-from tests.oracles.tiny import tiny_picture, tiny_shards, tiny_space
+from data_pipelines.tokenize import make_token_space
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_shards, tiny_space, tiny_text_tokenizer
 
 SPACE = tiny_space()
 BOS, EOS, BOI, EOI, SEP, NULL, PAD = (
@@ -145,6 +149,32 @@ def test_pixels_that_do_not_fit_are_refused_with_the_reason(
     folder = write(tmp_path, document(image("image"), text("caption", 8)))
     with pytest.raises(DamagedShard, match=reason):
         read(folder)
+
+
+def test_a_vit_sees_the_variant_that_was_made_into_codes() -> None:
+    """Of a picture larger than the tokenizer's, mirrored and placed by the same draw."""
+    text_tokenizer, codec = tiny_text_tokenizer(), tiny_image_tokenizer()
+    space = make_token_space(text_tokenizer, codec)
+    encoder = Encoder(
+        text=text_tokenizer,
+        image=codec,
+        space=space,
+        policy=ImagePolicy.of(codec, space.layout),
+        augmentations=("flip", "place"),
+        seed=0,
+        patches=PatchPolicy(patch=8, most=16),
+    )
+    picture = Image.new("RGB", (32, 32), "white")
+    picture.paste("black", (4, 8, 14, 18))
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    one = Document(key="d", segments=(ImageSegment(source=content.getvalue()),))
+    for copy in range(6):
+        (read,) = encoder.read((one, copy))  # type: ignore[misc]
+        assert read.seen is not None and read.seen.shape == (32, 32, 3)
+        small = torch.from_numpy(read.seen.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        found = torch.nn.functional.avg_pool2d(small, 2)[0]
+        assert (found - read.pixels).abs().mean() < 0.05
 
 
 def test_tokenizing_keeps_pictures_for_a_vit_and_says_so(tmp_path: Path) -> None:

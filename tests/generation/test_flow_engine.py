@@ -12,7 +12,7 @@ from PIL import Image
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
 from unimodal.generation.events import ImageDone, ImageStarted, TextPiece
-from unimodal.generation.flow_context import Context, ContextCache, read_prompt, without_words
+from unimodal.generation.flow_context import Context, ContextCache, read_prompt, shown_pictures, without_words
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.pipeline import Pipeline, load
 from unimodal.model.masks import dense_mask
@@ -104,7 +104,7 @@ def test_a_guided_step_weighs_the_velocities_of_the_three_contexts(pipeline: Pip
     flow = FlowSamplingConfig(steps=1)
     config = pipeline.decode_config("image", guidance=3.0, image_guidance=1.7, guidance_schedule=schedule, flow=flow)
     (request,) = pipeline.requests([PROMPTS[1]], config, 5)
-    context = read_prompt(request.prompt, request.latents, pipeline.token_space)
+    context = read_prompt(request.prompt, shown_pictures(request, None), pipeline.token_space)
     with torch.inference_mode():
         noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
         full, image, null = (
@@ -151,7 +151,7 @@ def test_the_model_is_asked_once_for_each_step(pipeline: Pipeline, monkeypatch: 
 def test_the_cached_context_gives_the_velocities_of_the_whole_sequence(pipeline: Pipeline) -> None:
     """Against a slow oracle: everything in one forward pass, no cache, the noised copy at the end."""
     requests = pipeline.requests(PROMPTS, pipeline.decode_config("image"))
-    contexts = [read_prompt(r.prompt, r.latents, pipeline.token_space) for r in requests]
+    contexts = [read_prompt(r.prompt, shown_pictures(r, None), pipeline.token_space) for r in requests]
     model, space, count = pipeline.transformer, pipeline.token_space, 4
     with torch.inference_mode():
         cache = ContextCache(model, space, contexts, count + 2)
@@ -190,7 +190,7 @@ def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, 
 def test_contexts_of_guidance_lose_the_words_or_everything(pipeline: Pipeline) -> None:
     space, specials = pipeline.token_space, pipeline.token_space.specials
     request = pipeline.requests([PROMPTS[2]], pipeline.decode_config("image"))[0]
-    context = read_prompt(request.prompt, request.latents, space)
+    context = read_prompt(request.prompt, shown_pictures(request, None), space)
     nothing = without_words(context, space, pictures=False)
     assert [token for run in nothing.runs for token in run.ids] == [specials.bos, specials.null, specials.sep]
     pictures = without_words(context, space, pictures=True)
@@ -233,7 +233,7 @@ def test_pictures_of_a_prompt_count_with_their_latents_and_too_many_are_refused(
     most = small.transformer.config.max_length
     (request,) = small.requests([[*pictures, "a"]], small.decode_config("mixed", max_new_tokens=60, flow=FEW))
     (decoded,) = small.engine.decode([request])
-    context = read_prompt(request.prompt, request.latents, small.token_space)
+    context = read_prompt(request.prompt, shown_pictures(request, None), small.token_space)
     assert len(context) + len(decoded.ids) <= most
 
 

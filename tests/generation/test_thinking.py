@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from data_pipelines.sources.easy_vqa_riddles import INSTRUCTION
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
 from unimodal.generation.flow_sampling import FlowSamplingConfig
@@ -32,8 +33,12 @@ def test_a_picture_is_drawn_from_the_prompt_and_the_plan(pipeline: Pipeline) -> 
     answers = pipeline.generate(PROMPTS, mode="image", think=THINKING, seed=4, guidance=2.0, **more)
     config = pipeline.decode_config("image", guidance=2.0, **more)
     eos = pipeline.token_space.specials.eos
-    for number, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
-        told = ["first plan: ", *([prompt] if isinstance(prompt, str) else prompt)]
+    told_by_hand: list[Any] = [
+        "first plan: a red circle",
+        ["first plan: ", *PROMPTS[1]],
+        ["first plan: a", *PROMPTS[2][1:]],
+    ]
+    for number, (told, answer) in enumerate(zip(told_by_hand, answers, strict=True)):
         (plan,) = pipeline.generate([told], mode="text", max_new_tokens=6, temperature=1.0, seed=4 + number)
         said = [token for token in plan.ids if token != eos]
         (request,) = pipeline.requests([told], config, 4 + number)
@@ -62,3 +67,41 @@ def test_thinking_is_refused_where_it_makes_no_sense(pipeline: Pipeline) -> None
     for wrong in ({"room": 0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match="plan"):
             ThinkingConfig(**wrong)
+
+
+def test_instruction_and_request_are_one_text_as_riddles_are(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    real = pipeline.engine.decode
+
+    def decode(requests: Any, **more: Any) -> Any:
+        seen.append(list(requests[0].prompt))
+        return real(requests, **more)
+
+    monkeypatch.setattr(pipeline.engine, "decode", decode)
+    pipeline.generate(["it is red"], mode="image", think=True, **settings(pipeline))
+    specials = pipeline.token_space.specials
+    text = pipeline.text_tokenizer.encode(INSTRUCTION + "it is red")
+    assert seen[0] == [specials.bos, *text, specials.sep] and seen[1][: len(seen[0])] == seen[0]
+
+
+def test_a_plan_leaves_room_for_its_picture(pipeline: Pipeline) -> None:
+    """However long a plan would like to be; a prompt that leaves none is named before anything is decoded."""
+    more = settings(pipeline)
+    longest = pipeline.transformer.config.max_length
+    wordy = ThinkingConfig(instruction="", room=10 * longest, temperature=5.0)
+    for seed in range(4):
+        (answer,) = pipeline.generate(["a" * 40], mode="image", think=wordy, seed=seed, **more)
+        assert isinstance(answer[-1], Image.Image) and answer.finish == "end"
+    for length in range(longest - 24, longest):
+        try:
+            (answer,) = pipeline.generate(["\u00e9" * (length // 2)], mode="image", think=wordy, **more)
+            assert isinstance(answer[-1], Image.Image)
+        except ValueError as error:
+            assert "no room" in str(error)
+
+
+def test_prompts_that_are_none_are_named(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match=r"write \[prompt\]"):
+        pipeline.generate([noise(16, 16, seed=0)], mode="image", think=True)  # type: ignore[list-item]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from data_pipelines.batch import collate
 from data_pipelines.outline import Outline
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline
-from unimodal.generation.flow_context import Context, ContextCache, read_prompt, seen_pictures
+from unimodal.generation.flow_context import Context, ContextCache, read_prompt, seen_pictures, shown_pictures
 from unimodal.generation.flow_context import clean_latents as clean
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.pipeline import Pipeline, load
@@ -45,9 +46,10 @@ def test_a_batch_answers_as_each_prompt_alone(pipeline: Pipeline, mode: Any) -> 
         assert pipeline.token_space.specials.boi not in [token for answer in together for token in answer.ids]
 
 
-def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline) -> None:
-    requests = pipeline.requests(PROMPTS, pipeline.decode_config("text"))
-    contexts = [read_prompt(r.prompt, r.latents, pipeline.token_space, r.patches) for r in requests]
+@pytest.mark.parametrize("mode", ["text", "mixed"])
+def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline, mode: Any) -> None:
+    requests = pipeline.requests(PROMPTS, pipeline.decode_config(mode))
+    contexts = [read_prompt(r.prompt, shown_pictures(r, 4), pipeline.token_space) for r in requests]
     model, space = pipeline.transformer, pipeline.token_space
     with torch.inference_mode():
         found = ContextCache(model, space, contexts, 1).logits
@@ -61,17 +63,17 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline) ->
 
 
 def test_pictures_are_seen_in_their_own_shape_and_their_codes_are_not_read(pipeline: Pipeline) -> None:
-    (request,) = pipeline.requests([PROMPTS[2]], pipeline.decode_config("text"))
-    assert [patches.shape[:2] for patches in request.patches] == [(3, 5), (7, 2)], "24x12 and 9x30 pixels"
+    (request,) = pipeline.requests([PROMPTS[2]], pipeline.decode_config("mixed"))
+    assert [pixels.shape for pixels in request.pixels] == [(12, 20, 3), (28, 8, 3)], "of 24x12 and 9x30 pixels"
     space = pipeline.token_space
-    context = read_prompt(request.prompt, request.latents, space, request.patches)
-    assert [run.patches is not None for run in context.runs if run.is_copy] == [False, True, False, True]
+    context = read_prompt(request.prompt, shown_pictures(request, 4), space)
+    assert [run.pixels is not None for run in context.runs if run.is_copy] == [False, True, False, True]
     codes = {token for run in context.runs for token in run.ids.tolist() if token >= space.image_offset}
     assert codes == set()
     with torch.inference_mode():
         plain = ContextCache(pipeline.transformer, space, [context], 1).logits
-        other = [255 - request.patches[0], *request.patches[1:]]
-        changed = read_prompt(request.prompt, request.latents, space, other)
+        other = dataclasses.replace(request, pixels=[255 - request.pixels[0], *request.pixels[1:]])
+        changed = read_prompt(request.prompt, shown_pictures(other, 4), space)
         assert (ContextCache(pipeline.transformer, space, [changed], 1).logits - plain).abs().max() > 1e-3
 
 
@@ -90,12 +92,9 @@ def test_what_was_drawn_is_seen_through_the_vit(pipeline: Pipeline, monkeypatch:
         drawn = [part for part in answer if isinstance(part, Image.Image)]
         if not drawn or len(read) < 3:
             continue
-        latents, patches = read[2].runs[-2:]
-        assert latents.latents is not None and patches.patches is not None
-        policy = pipeline.transformer.config.vision
-        assert policy is not None and patches.patches.shape == (4, 4, 3 * policy.patch**2)
-        first = np.asarray(drawn[0])[:4, :4].transpose(2, 0, 1).reshape(-1)
-        assert np.abs(patches.patches[0, 0].astype(int) - first).max() <= 1
+        latents, seen = read[2].runs[-2:]
+        assert latents.latents is not None and seen.pixels is not None and seen.patch == 4
+        assert np.abs(seen.pixels.astype(int) - np.asarray(drawn[0])).max() <= 1
         return
     pytest.fail("no seed draws and goes on")
 
@@ -118,3 +117,16 @@ def test_answers_about_a_picture_that_a_vit_sees_are_not_scored_by_its_codes(pip
     assert len(pipeline.engine.score([plain], [[9, 10]])[0]) == 2
     with pytest.raises(ValueError, match="cannot be scored"):
         pipeline.engine.score([shown], [[9, 10]])
+
+
+def test_an_answer_in_text_is_read_as_questions_are_in_training(pipeline: Pipeline) -> None:
+    """Patches alone; a drawing has the clean copies too."""
+    for mode, copies in (("text", [True, True]), ("image", [False, True, False, True])):
+        (request,) = pipeline.requests([PROMPTS[2]], pipeline.decode_config(mode))  # type: ignore[arg-type]
+        context = read_prompt(request.prompt, shown_pictures(request, 4), pipeline.token_space)
+        assert [run.pixels is not None for run in context.runs if run.is_copy] == copies
+    with pytest.raises(ValueError, match="latents of 2 pictures and pixels of 1"):
+        shown_pictures(dataclasses.replace(request, pixels=request.pixels[:1]), 4)
+    bare = dataclasses.replace(request, pixels=(), latents=())
+    with pytest.raises(ValueError, match="they go together"):
+        pipeline.engine.decode([bare])

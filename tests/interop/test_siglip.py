@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from data_pipelines.images import cut_patches
 from unimodal.interop.siglip import load_siglip, siglip_config
@@ -86,3 +94,37 @@ def test_what_is_no_siglip_is_refused_with_the_reason(tmp_path: Path, folder: Pa
     save_file({name: x for name, x in tensors.items() if name != missing}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"lacks encoder.layers.1.mlp.fc1.bias"):
         opened(folder)
+
+
+def test_a_config_that_leaves_out_defaults_has_those_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "siglip", "vision_config": {"image_size": 256}}')
+    found = siglip_config(tmp_path, most=256, longest=32)
+    theirs = SiglipVisionConfig(image_size=256)
+    assert (found.width, found.hidden_dim, found.num_layers) == (
+        theirs.hidden_size,
+        theirs.intermediate_size,
+        theirs.num_hidden_layers,
+    )
+    assert (found.num_heads, found.patch, found.side) == (theirs.num_attention_heads, theirs.patch_size, 16)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no object"):
+        siglip_config(tmp_path, most=256, longest=32)
+
+
+def test_features_are_those_of_siglip_2_for_pictures_of_any_shape(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {name: value for name, value in THEIRS.items() if name != "image_size"}
+    theirs = Siglip2VisionModel(Siglip2VisionConfig(**shape, num_patches=9)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.4 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    tower = opened(tmp_path)
+    picture = torch.randint(0, 256, (8, 16, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    cells = torch.cartesian_prod(torch.arange(2), torch.arange(4))[None]
+    patches = torch.from_numpy(cut_patches(picture.numpy(), 4)).reshape(1, 8, -1)
+    found = tower.features(patch_tokens(patches, cells, torch.float32))
+    by_pixel = picture.reshape(2, 4, 4, 4, 3).permute(0, 2, 1, 3, 4).reshape(1, 8, -1).float() / 127.5 - 1
+    seen = torch.ones(1, 8, dtype=torch.int64)
+    expected = theirs(by_pixel, seen, torch.tensor([[2, 4]])).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -146,8 +146,9 @@ def test_a_shorter_longest_period_parts_neighbours_better() -> None:
 
 def test_axial_turns_make_attention_a_matter_of_how_far_apart_latents_lie() -> None:
     """Columns turn the even pairs of channels and rows the odd; of places, a score keeps their difference."""
-    table = axial_turns(6, 8, 1.5)
-    assert table.shape == (36, 4)
+    places = torch.arange(36)
+    table = axial_turns(places // 6, places % 6, 8, 1.5)
+    assert table.shape == (36, 4) and table.dtype == torch.float32
     frequencies = [1.5, 1.5 * 0.1**0.5]
     row, column = 4, 2
     expected = [cell * w for w in frequencies for cell in (column, row)]
@@ -179,7 +180,11 @@ def test_only_latents_are_turned_and_only_where_the_config_says_so() -> None:
         assert (turns is None) == (turn == 0)
         if turns is not None:
             assert not turns.flatten(0, 1)[media.others].any()
-            assert torch.equal(turns.flatten(0, 1)[media.index], model.flow.angles[media.places])
+            rows, columns = media.places // FLOW.side, media.places % FLOW.side
+            angles = axial_turns(rows, columns, model.config.head_dim, turn)
+            assert torch.equal(turns.flatten(0, 1)[media.index], angles)
+            assert model.bfloat16().flow.turns(media, tokens.shape).dtype == torch.float32  # type: ignore[union-attr]
+            model.double()
         seen[turn] = model.features(tokens, mask=mask, media=media)
     assert torch.equal(seen[0.0][0, :2], seen[1.5][0, :2]), "text before any latent"
     assert (seen[0.0] - seen[1.5])[0, 2:5].abs().amax() > 1e-6

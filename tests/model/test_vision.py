@@ -15,7 +15,7 @@ from tests.oracles.tiny import tiny_transformer
 from unimodal.model.config import TransformerConfig, VisionConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.mixture import from_dense
-from unimodal.model.vision import PatchTokens, Seen, VisionTower, patch_tokens
+from unimodal.model.vision import PatchTokens, Seen, VisionTower, no_patches, patch_tokens
 
 VISION = VisionConfig(
     patch=2, most=12, longest=5, side=3, width=16, num_layers=2, num_heads=2, hidden_dim=24, place_period=10.0
@@ -136,7 +136,11 @@ def test_patches_that_were_parted_are_refused() -> None:
 
 def test_no_picture_is_no_token() -> None:
     nothing = patch_tokens(torch.zeros(1, 4, 12, dtype=torch.uint8), torch.full((1, 4, 2), -1), torch.float64)
-    assert isinstance(seen := tower()(nothing), Seen) and seen.features.shape == (0, 16)
+    made = tower()
+    assert isinstance(seen := made(nothing), Seen) and seen.features.shape == (0, 16)
+    seen = made(no_patches(VISION, made.position_embedding))
+    seen.features.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in made.parameters()), "0, but there"
 
 
 @pytest.mark.parametrize("wrong", [{"patch": 0}, {"num_heads": 3}, {"place_period": 1.0}, {"num_layers": 0}])

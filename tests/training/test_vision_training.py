@@ -16,6 +16,7 @@ from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kil
 from unimodal.generation.pipeline import load
 from unimodal.interop.siglip import siglip_names
 from unimodal.training.cli import run
+from unimodal.training.vision import VisionTrainingConfig
 
 SMALL = "width: 16, num_layers: 1, num_heads: 2, hidden_dim: 24"
 SEEN: dict[str, str | float] = {
@@ -70,8 +71,14 @@ def test_a_killed_run_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
     assert found == {step: expected[step] for step in range(LAST_SAVED, STEPS)}
 
 
-def test_two_processes_train_as_one_that_accumulates_their_batches(shards: Path, tmp_path: Path) -> None:
-    shared: dict[str, Any] = {"trainer__max_steps": 2, **SEEN, **ADAMW, "data__templates__image_first": 1.0}
+@pytest.mark.parametrize("image_first", [1.0, 0.0])
+def test_two_processes_train_as_one_that_accumulates_their_batches(
+    shards: Path, tmp_path: Path, image_first: float
+) -> None:
+    """Also where no picture is to be seen: weights without a gradient would stop the other rank."""
+    latents = "{vit_patch: 4, whole: 0.0}"
+    shared: dict[str, Any] = {"trainer__max_steps": 2, **SEEN, **ADAMW, "data__templates__image_first": image_first}
+    shared["data__templates__latents"] = latents
     one = fit_arguments(shards, tmp_path / "one", trainer__accumulate_grad_batches=2, **shared)
     two = fit_arguments(shards, tmp_path / "two", trainer__devices=2, trainer__strategy="ddp", **shared)
     alone, together = weights_after((one, tmp_path / "one"), (two, tmp_path / "two"))
@@ -99,6 +106,8 @@ def test_a_siglip_folder_is_begun_with(shards: Path, tmp_path: Path, siglip: Pat
         ({"model__vision": "{num_heads: 3}"}, "heads that divide its width"),
         ({"model__vision": "{begin_with: nowhere}"}, "does not hold a SigLIP model"),
         ({"data__templates__latents": "{vit_patch: 8}"}, "those for patches of 4"),
+        ({"model__vision": "{num_heads: 0}"}, "heads that divide its width"),
+        ({"model__flow": "{begin_with: nowhere, freeze_understanding: true}"}, "freeze a ViT that nothing has trained"),
     ],
 )
 def test_wrong_settings_are_one_line(
@@ -111,3 +120,22 @@ def test_a_siglip_of_other_patches_is_refused(tmp_path: Path, siglip: Path, caps
     folder = tiny_shards(tmp_path / "shards", 4, latents=True, patch=8)
     options = {"data__templates__latents": "{vit_patch: 8}", "model__vision": f"{{begin_with: {siglip}}}"}
     assert "sees patches of 4 pixels" in refusal(fit_arguments(folder, tmp_path, **{**SEEN, **options}), capsys)
+
+
+def test_samples_are_written_while_it_trains(shards: Path, tmp_path: Path) -> None:
+    run(fit_arguments(shards, tmp_path, trainer__max_steps=2, samples__every=1, **SEEN))
+    for step in (1, 2):
+        lines = (tmp_path / "samples" / f"answers-{step:06d}.txt").read_text().splitlines()
+        assert any(line.startswith("what color is it? -> ") for line in lines)
+
+
+def test_compiled_steps_take_batches_without_a_picture(shards: Path, tmp_path: Path) -> None:
+    unseen = {"data__templates__latents": "{vit_patch: 4, whole: 0.0}", "data__templates__image_first": 0.0}
+    run(fit_arguments(shards, tmp_path, trainer__max_steps=2, model__compile="true", **{**SEEN, **unseen}))
+    assert len(logged(tmp_path, "train/loss")) == 2
+
+
+def test_places_of_the_connector_are_ours_to_say(shards: Path, siglip: Path) -> None:
+    config = VisionTrainingConfig(begin_with=siglip, place_period=10.0)
+    found = config.shape({"patch": 4, "most": 16, "longest": 8})
+    assert (found.place_period, found.width, found.side) == (10.0, 16, 3)

@@ -68,6 +68,11 @@ class Engine:
             request.check(self.space, context)
         return _Run(self, requests, rows, check_every, pieces).updates()
 
+    def room_before_picture(self, request: Request) -> int:
+        """Tokens that may stand between a prompt and a picture that is to fit behind them."""
+        least = min(map(self.space.layout.span_of, self.space.layout.sizes))
+        return self.transformer.config.max_length - len(request.prompt) - least
+
     def score(self, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[Tensor]:
         """Logarithms of the probabilities of the tokens of given answers; see generation/scoring.py."""
         return score(self.transformer, self.space, requests, answers)

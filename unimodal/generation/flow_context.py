@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Run, copy_in_latents, copy_in_patches
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.requests import Request
 from unimodal.model.cache import KVCache
 from unimodal.model.flow import LatentTokens, image_places, latent_tokens, places_of
 from unimodal.model.masks import dense_mask
@@ -40,44 +42,56 @@ class Context:
         if len(ids):
             self.runs.append(Run(np.asarray(ids, dtype=np.int64), 0.0))
 
-    def show(self, body: Sequence[int], latents: Tensor, space: TokenSpace, patches: np.ndarray | None = None) -> None:
-        """A picture that follows: a clean copy (R, K, C), then its codes, or its patches for a ViT."""
-        self.runs += picture(body, latents, space, patches)
+    def show(self, body: Sequence[int], shown: Shown, space: TokenSpace) -> None:
+        """A picture that follows: its clean copy, and its patches for a ViT or else its codes."""
+        if shown.latents is not None:
+            self.runs.append(copy_in_latents(shown.latents.cpu().numpy(), space, 0.0, noised=False))
+        if shown.pixels is not None:
+            self.runs.append(copy_in_patches(shown.pixels, shown.patch, space))
+        else:
+            self.say([space.specials.boi, *body, space.specials.eoi])
 
 
-def picture(body: Sequence[int], latents: Tensor, space: TokenSpace, patches: np.ndarray | None = None) -> list[Run]:
-    """The runs of a picture that is to be seen."""
-    boi, eoi = space.specials.boi, space.specials.eoi
-    clean = copy_in_latents(latents.cpu().numpy(), space, 0.0, noised=False)
-    if patches is not None:
-        return [clean, copy_in_patches(patches, space)]
-    return [clean, Run(np.array([boi, *body, eoi]), 0.0)]
+class Shown(NamedTuple):
+    """A picture of a context: latents (R, K, C) where a clean copy is to stand, uint8 (H, W, 3) where a ViT sees it."""
+
+    latents: Tensor | None
+    pixels: np.ndarray | None = None
+    patch: int = 1
 
 
-def read_prompt(
-    ids: Sequence[int], latents: Sequence[Tensor], space: TokenSpace, patches: Sequence[np.ndarray] = ()
-) -> Context:
-    """The context of a prompt whose pictures, in order, have these latents and, with a ViT, these patches.
+def shown_pictures(request: Request, patch: int | None) -> list[Shown]:
+    """The pictures of a request's prompt, as a model sees them whose ViT has patches of this side, or that has none.
 
-    Raises ValueError where there are not as many latents as pictures.
+    With a ViT an answer in text has no clean copies before it, as questions have none in training.
+    Raises ValueError where latents and pixels are not of the same pictures.
     """
-    context, text, left = Context(), [], list(latents)
-    seen = list(patches)
-    index = pictures = 0
+    if patch is None:
+        return [Shown(latents) for latents in request.latents]
+    latents = [None] * len(request.pixels) if request.config.mode == "text" else list(request.latents)
+    if len(latents) != len(request.pixels):
+        raise ValueError(f"a prompt has latents of {len(latents)} pictures and pixels of {len(request.pixels)}")
+    return [Shown(*pair, patch) for pair in zip(latents, request.pixels, strict=True)]
+
+
+def read_prompt(ids: Sequence[int], pictures: Sequence[Shown], space: TokenSpace) -> Context:
+    """The context of a prompt with these pictures, in order. Raises ValueError where it has more or fewer."""
+    context, text, left = Context(), [], list(pictures)
+    index = found = 0
     while index < len(ids):
         image = space.read_image(ids, index) if ids[index] == space.specials.boi else None
         if image is None:
             text.append(ids[index])
             index += 1
             continue
-        pictures += 1
+        found += 1
         if not left:
             break
         context.say(text)
-        context.show(ids[index + 1 : image.end - 1], left.pop(0), space, seen.pop(0) if seen else None)
+        context.show(ids[index + 1 : image.end - 1], left.pop(0), space)
         text, index = [], image.end
-    if left or pictures != len(latents):
-        raise ValueError(f"a prompt has {pictures} or more pictures and latents of {len(latents)}; they go together")
+    if left or found != len(pictures):
+        raise ValueError(f"a prompt has {found} or more pictures, and {len(pictures)} are given; they go together")
     context.say(text)
     return context
 

@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.images import PatchPolicy, cut_patches, to_image
+from data_pipelines.images import PatchPolicy, to_image
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
-from unimodal.generation.flow_context import Context, ContextCache, read_prompt, without_words
+from unimodal.generation.flow_context import (
+    Context,
+    ContextCache,
+    Shown,
+    read_prompt,
+    shown_pictures,
+    without_words,
+)
 from unimodal.generation.flow_sampling import guide, integrate, time_grid
 from unimodal.generation.guidance import RowGuidance, scale_now
 from unimodal.generation.requests import Decoded, Finish, Request, Update
@@ -83,7 +89,7 @@ class FlowEngine(Engine):
 
     def score(self, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[Tensor]:
         """As `Engine.score`, for text. Raises ValueError for a model that sees pictures through a ViT."""
-        if self.transformer.vision is not None and any(request.patches for request in requests):
+        if self.transformer.vision is not None and any(request.pixels for request in requests):
             raise ValueError("answers about a picture that a ViT sees cannot be scored: scoring reads ids alone")
         return super().score(requests, answers)
 
@@ -104,7 +110,7 @@ class FlowEngine(Engine):
         if config.grammar is not None:
             known = "codes, not a ViT" if config.mode == "text" else "mode 'text' alone"
             raise ValueError(f"with the flow branch a grammar goes with {known}")
-        context = read_prompt(request.prompt, request.latents, self.space, request.patches)
+        context = self._context(request)
         least = self._copy if config.mode == "image" else 1
         if len(context) + least > most:
             raise ValueError(
@@ -112,6 +118,17 @@ class FlowEngine(Engine):
                 f"in a context of {most}"
             )
         return context
+
+    def _context(self, request: Request) -> Context:
+        policy = patch_policy(self.transformer)
+        shown = shown_pictures(request, policy and policy.patch)
+        return read_prompt(request.prompt, shown, self.space)
+
+    def room_before_picture(self, request: Request) -> int:
+        """As `Engine.room_before_picture`; a picture is drawn as a copy in latents, and told as codes."""
+        most, told = self.transformer.config.max_length, replace(request, config=replace(request.config, mode="image"))
+        by_ids = super().room_before_picture(request)
+        return min(by_ids, most - len(self._context(told)) - self._copy)
 
     @property
     def _copy(self) -> int:
@@ -204,17 +221,17 @@ class FlowEngine(Engine):
         row.ids += ids
         row.log_probs += [0.0] * len(ids)
         row.pictures.append(pixels)
-        row.context.show(body, latents, self.space, self._patches(pixels))
+        row.context.show(body, self._shown(latents, pixels), self.space)
         row.used = len(row.context)
         if row.request.config.mode == "image":
             row.finish = "end"
         elif self._full(row):
             row.finish = "length"
 
-    def _patches(self, pixels: Tensor) -> np.ndarray | None:
-        """Of a picture (3, H, W) that was drawn, what a ViT sees."""
+    def _shown(self, latents: Tensor, pixels: Tensor) -> Shown:
+        """What stands in the context of a picture (R, K, C) and (3, H, W) that was drawn."""
         policy = patch_policy(self.transformer)
-        return None if policy is None else cut_patches(policy.apply(to_image(pixels)), policy.patch)
+        return Shown(latents) if policy is None else Shown(latents, policy.apply(to_image(pixels)), policy.patch)
 
     def _latents(self, rows: Sequence[_Row]) -> Tensor:
         """(B, R, K, C), drawn from each row's own noise."""

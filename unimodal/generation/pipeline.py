@@ -100,7 +100,7 @@ class Pipeline:
         *,
         batch_size: int = ...,
         progress: Callable[[int], None] = ...,
-        think: bool | ThinkingConfig = ...,
+        think: bool | ThinkingConfig | None = ...,
         **settings: Any,
     ) -> list[Answer]: ...
     @overload
@@ -119,7 +119,7 @@ class Pipeline:
         *,
         batch_size: int = ROWS,
         progress: Callable[[int], None] = lambda done: None,
-        think: bool | ThinkingConfig = False,
+        think: bool | ThinkingConfig | None = False,
         **settings: Any,
     ) -> list[Answer] | Iterator[Event]:
         """An answer for each prompt: a list of strings and PIL images, with `finish`, `ids` and `log_probs`.
@@ -134,7 +134,7 @@ class Pipeline:
         if not isinstance(prompts, list | tuple):
             raise ValueError("prompts is a list of prompts; for a single one write [prompt]")
         config = self.decode_config(mode, max_new_tokens, temperature, top_p, top_k, guidance, **settings)
-        if think is not False:
+        if think:
             if stream:
                 raise ValueError("a picture that was thought about comes as a whole: think does not go with stream")
             thinking = ThinkingConfig() if think is True else think
@@ -145,10 +145,10 @@ class Pipeline:
     def requests(self, prompts: Sequence[Prompt], config: DecodeConfig, seed: int = 0) -> list[Request]:
         """Requests to the engine; prompt i is sampled with seed + i."""
         check_number("a seed", seed, -(2**63), 2**63 - 1, whole=True)
-        patches = self.coder.patches(prompts, patch_policy(self.transformer))
-        given = zip(self.coder.encode(prompts), self.coder.latents(prompts), patches, strict=True)
+        pixels = self.coder.pixels(prompts, patch_policy(self.transformer))
+        given = zip(self.coder.encode(prompts), self.coder.latents(prompts), pixels, strict=True)
         return [
-            Request(prompt=ids, config=config, seed=seed + number, latents=latents, patches=seen)
+            Request(prompt=ids, config=config, seed=seed + number, latents=latents, pixels=seen)
             for number, (ids, latents, seen) in enumerate(given)
         ]
 

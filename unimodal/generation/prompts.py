@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import to_rgb
-from data_pipelines.images import ImagePolicy, PatchPolicy, cut_patches, to_image, to_tensor
+from data_pipelines.images import ImagePolicy, PatchPolicy, to_image, to_tensor
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import nearest_size
@@ -55,13 +55,13 @@ class PromptCoder:
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """`<bos> user turn <sep>`, with earlier answers as `answer <eos>` in between."""
-        parts = [[prompt] if isinstance(prompt, str) else _list(prompt) for prompt in prompts]
+        parts = [[prompt] if isinstance(prompt, str) else listed(prompt) for prompt in prompts]
         codes = self._codes(parts)
         return [self._ids(prompt, codes) for prompt in parts]
 
     def latents(self, prompts: Sequence[Prompt]) -> list[list[Tensor]]:
         """Of each prompt's pictures, in order, the latents (R, K, C); none without an autoencoder."""
-        parts = [[prompt] if isinstance(prompt, str) else _list(prompt) for prompt in prompts]
+        parts = [[prompt] if isinstance(prompt, str) else listed(prompt) for prompt in prompts]
         images = {id(part): part for part in _parts(parts) if isinstance(part, Image.Image)}
         if self.autoencoder is None or not images:
             return [[] for _ in prompts]
@@ -72,13 +72,13 @@ class PromptCoder:
             found.update(zip((key for key, _ in group), latents, strict=True))
         return [[found[id(part)] for part in _parts([prompt]) if id(part) in found] for prompt in parts]
 
-    def patches(self, prompts: Sequence[Prompt], policy: PatchPolicy | None) -> list[list[np.ndarray]]:
-        """Of each prompt's pictures, in order, the patches (R, K, C) that a ViT sees; none without a policy."""
+    def pixels(self, prompts: Sequence[Prompt], policy: PatchPolicy | None) -> list[list[np.ndarray]]:
+        """Of each prompt's pictures, in order, uint8 (H, W, 3) as a ViT sees them; none without a policy."""
         if policy is None:
             return [[] for _ in prompts]
-        parts = [[prompt] if isinstance(prompt, str) else _list(prompt) for prompt in prompts]
+        parts = [[prompt] if isinstance(prompt, str) else listed(prompt) for prompt in prompts]
         images = {id(part): part for part in _parts(parts) if isinstance(part, Image.Image)}
-        found = {key: cut_patches(policy.apply(to_rgb(image)), policy.patch) for key, image in images.items()}
+        found = {key: policy.apply(to_rgb(image)) for key, image in images.items()}
         return [[found[id(part)] for part in _parts([prompt]) if id(part) in found] for prompt in parts]
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -168,7 +168,8 @@ def _parts(prompts: Sequence[Sequence[Any]]) -> Iterator[Any]:
         yield from turn if isinstance(turn, list) else [turn]
 
 
-def _list(prompt: Any) -> list[Any]:
+def listed(prompt: Any) -> list[Any]:
+    """The parts of a prompt that is no string. Raises ValueError where it is no list."""
     if not isinstance(prompt, list | tuple):
         kind = type(prompt).__name__
         raise ValueError(f"a prompt is a string, or a list of strings and pictures, got {kind}: write [prompt]")

@@ -80,15 +80,15 @@ class DecodeConfig:
 class Request:
     """A prompt, how to answer it, and the seed of its answer.
 
-    `latents` (R, K, C) of the prompt's pictures, in order, are for a model with the flow branch, and `patches` uint8
-    (R, K, C) for one that sees them through a ViT.
+    `latents` (R, K, C) of the prompt's pictures, in order, are for a model with the flow branch, and `pixels` uint8
+    (H, W, 3) for one that sees them through a ViT.
     """
 
     prompt: Sequence[int]
     config: DecodeConfig
     seed: int = 0
     latents: Sequence[Tensor] = ()
-    patches: Sequence[np.ndarray] = ()
+    pixels: Sequence[np.ndarray] = ()
 
     def room(self, context: int) -> int:
         """Tokens that the answer may have."""

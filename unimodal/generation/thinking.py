@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from data_pipelines.sources.easy_vqa_riddles import INSTRUCTION
-from unimodal.generation.prompts import Answer, Prompt
+from unimodal.generation.prompts import Answer, Prompt, listed
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.settings import check_number
 
@@ -46,13 +46,30 @@ def think_then_draw(
     """Answers of a plan and one picture; `config` is that of the picture. Raises ValueError for another mode."""
     if config.mode != "image":
         raise ValueError(f"thinking ends in a picture: it goes with mode 'image', not {config.mode!r}")
-    told = [[thinking.instruction, *([prompt] if isinstance(prompt, str) else prompt)] for prompt in prompts]
     words = pipeline.decode_config("text", thinking.room, thinking.temperature)
-    requests = pipeline.requests(told, words, seed)
+    told = [_instructed(prompt, thinking.instruction) for prompt in prompts]
+    requests = [_with_room(pipeline, request) for request in pipeline.requests(told, words, seed)]
     plans = pipeline.engine.decode(requests, rows=batch_size)
     drawing = [_with_plan(request, plan, config) for request, plan in zip(requests, plans, strict=True)]
     drawn = pipeline.engine.decode(drawing, rows=batch_size, progress=progress)
     return pipeline.finished([_joined(plan, picture) for plan, picture in zip(plans, drawn, strict=True)])
+
+
+def _instructed(prompt: Prompt, instruction: str) -> Prompt:
+    """One string with the words that follow, as in training."""
+    first, *rest = [prompt] if isinstance(prompt, str) else listed(prompt)
+    return [instruction + first, *rest] if isinstance(first, str) else [instruction, first, *rest]
+
+
+def _with_room(pipeline: Pipeline, request: Request) -> Request:
+    """A plan that leaves room for the picture. Raises ValueError where there is none for a word of it."""
+    room = min(request.config.max_new_tokens, pipeline.engine.room_before_picture(request))
+    if room < 1:
+        raise ValueError(
+            f"a prompt of {len(request.prompt)} tokens leaves no room for a plan and a picture in a context of "
+            f"{pipeline.transformer.config.max_length}"
+        )
+    return replace(request, config=replace(request.config, max_new_tokens=room))
 
 
 def _said(plan: Decoded) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unimodal.interop.weights import read_weights
 from unimodal.model.config import VisionConfig
@@ -26,6 +27,17 @@ LAYER = {
 CONFIG_FILE = "config.json"
 PREFIXES = ("vision_model.", "")
 ACTIVATION = "gelu_pytorch_tanh"
+DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-6,
+}
+"""Of transformers' SiglipVisionConfig, which configs written as differences leave out."""
+PATCHES = "embeddings.patch_embedding.weight"
 
 
 def siglip_config(folder: Path, *, most: int, longest: int) -> VisionConfig:
@@ -37,27 +49,25 @@ def siglip_config(folder: Path, *, most: int, longest: int) -> VisionConfig:
         values = json.loads((folder / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a SigLIP model: {error}") from error
-    vision: dict[str, Any] = values.get("vision_config", values)
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder} does not hold a SigLIP model: its {CONFIG_FILE} is no object")
+    vision: dict[str, Any] = DEFAULTS | values.get("vision_config", values)
     if "siglip" not in str(vision.get("model_type", values.get("model_type", ""))):
         raise ValueError(f"{folder} does not hold a SigLIP model, but {values.get('model_type')!r}")
     if vision.get("hidden_act", ACTIVATION) != ACTIVATION:
         raise ValueError(f"{folder}: its activation is {vision['hidden_act']}, ours {ACTIVATION}")
-    try:
-        patch = vision.get("patch_size", 16)
-        side = vision["image_size"] // patch if "image_size" in vision else int(vision["num_patches"] ** 0.5)
-        return VisionConfig(
-            patch=patch,
-            most=most,
-            longest=longest,
-            side=side,
-            width=vision["hidden_size"],
-            num_layers=vision["num_hidden_layers"],
-            num_heads=vision["num_attention_heads"],
-            hidden_dim=vision["intermediate_size"],
-            norm_eps=vision.get("layer_norm_eps", 1e-6),
-        )
-    except KeyError as error:
-        raise ValueError(f"{folder}: its config does not state {error}") from error
+    patch = vision["patch_size"]
+    return VisionConfig(
+        patch=patch,
+        most=most,
+        longest=longest,
+        side=int(vision["num_patches"] ** 0.5) if "num_patches" in vision else vision["image_size"] // patch,
+        width=vision["hidden_size"],
+        num_layers=vision["num_hidden_layers"],
+        num_heads=vision["num_attention_heads"],
+        hidden_dim=vision["intermediate_size"],
+        norm_eps=vision["layer_norm_eps"],
+    )
 
 
 def siglip_names(num_layers: int) -> dict[str, str]:
@@ -83,7 +93,14 @@ def load_siglip(tower: VisionTower, folder: Path) -> None:
         found = next((stored[prefix + theirs] for prefix in PREFIXES if prefix + theirs in stored), None)
         if found is None:
             raise ValueError(f"{folder} lacks {theirs}: it is not a SigLIP vision model, or not a whole one")
-        flat = found.flatten(1) if theirs == "embeddings.patch_embedding.weight" else found
+        flat = _of_patches(found, tower.config.patch) if theirs == PATCHES else found
         if flat.shape != own[ours].shape:
             raise ValueError(f"{folder}: {theirs} has shape {tuple(flat.shape)}, {tuple(own[ours].shape)} is due")
         own[ours].copy_(flat)
+
+
+def _of_patches(weight: Tensor, patch: int) -> Tensor:
+    """A convolution's weights, or SigLIP 2's on patches pixel by pixel, (E, 3 * patch * patch) channel by channel."""
+    if weight.ndim == 2 and weight.shape[1] == 3 * patch**2:
+        weight = weight.unflatten(1, (patch, patch, 3)).permute(0, 3, 1, 2)
+    return weight.flatten(1)

@@ -74,7 +74,7 @@ class VisionConfig:
     place_period: float = 10_000.0
 
     def __post_init__(self) -> None:
-        sizes = (self.patch, self.most, self.longest, self.side, self.num_layers, self.hidden_dim)
+        sizes = (self.patch, self.most, self.longest, self.side, self.num_layers, self.hidden_dim, self.num_heads)
         if min(sizes) < 1 or self.width % self.num_heads or self.place_period <= 1:
             raise ValueError(f"a ViT has sizes of at least 1 and heads that divide its width, got {self}")
 

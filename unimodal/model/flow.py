@@ -54,7 +54,6 @@ class FlowBranch(nn.Module):
     """Latents into the trunk, velocities out of it."""
 
     places: Tensor
-    angles: Tensor | None
 
     def __init__(self, config: FlowConfig, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -64,8 +63,7 @@ class FlowBranch(nn.Module):
         self.time_out = nn.Linear(dim, dim)
         self.velocity_out = nn.Linear(dim, config.latent_dim)
         self.register_buffer("places", sincos_places(config.side, dim, config.place_period), persistent=False)
-        angles = axial_turns(config.side, head_dim, config.axial_turn) if config.axial_turn else None
-        self.register_buffer("angles", angles, persistent=False)
+        self.head_dim = head_dim
 
     def reset_parameters(self) -> None:
         """The first velocity is zero, so that the first loss is E|noise - x_0|^2."""
@@ -83,9 +81,10 @@ class FlowBranch(nn.Module):
 
     def turns(self, media: LatentTokens, shape: torch.Size) -> Tensor | None:
         """-> (B, T, W/2) what each token of this shape (B, T) is turned by beside its position; None for nothing."""
-        if self.angles is None:
+        if not self.config.axial_turn:
             return None
-        angles = self.angles[media.places]
+        rows, columns = media.places // self.config.side, media.places % self.config.side
+        angles = axial_turns(rows, columns, self.head_dim, self.config.axial_turn)
         still = angles.new_zeros(shape.numel(), angles.shape[-1])
         return still.index_copy(0, media.index, angles).unflatten(0, shape)
 

@@ -39,14 +39,15 @@ SLOWEST_TURN = 0.1
 """Of the fastest."""
 
 
-def axial_turns(side: int, head_dim: int, fastest: float) -> Tensor:
-    """(side * side, head_dim / 2): angles by which a latent's column turns the even pairs of channels, its row the odd.
+def axial_turns(rows: Tensor, columns: Tensor, head_dim: int, fastest: float) -> Tensor:
+    """rows, columns (M,) int64 -> (M, head_dim / 2) float32: the angles of pairs of channels.
+
+    A latent's column turns the even pairs, its row the odd.
 
     Rotary positions in two dimensions (EVA-02, arXiv 2303.11331; FiT, arXiv 2402.12376), from `fastest` radians between
     neighbours down to a tenth of it.
     """
     pairs = head_dim // 4
-    frequencies = fastest * SLOWEST_TURN ** (torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
-    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
-    of_columns, of_rows = angles.repeat(side, 1), angles.repeat_interleave(side, dim=0)
-    return torch.stack([of_columns, of_rows], dim=-1).flatten(1).float()
+    exponents = torch.arange(pairs, dtype=torch.float32, device=rows.device) / pairs
+    frequencies = fastest * SLOWEST_TURN**exponents
+    return torch.stack([columns[:, None] * frequencies, rows[:, None] * frequencies], dim=-1).flatten(1)

@@ -42,6 +42,12 @@ class Seen(NamedTuple):
     features: Tensor
 
 
+def no_patches(config: VisionConfig, like: Tensor) -> PatchTokens:
+    """Of a batch without pictures, in like's type: every weight then gets a gradient of 0, which all ranks need."""
+    index, cells = torch.zeros(0, dtype=torch.int64, device=like.device), torch.zeros(0, 2, dtype=torch.int64)
+    return PatchTokens(index, like.new_zeros(0, 3 * config.patch**2), cells.to(like.device), ())
+
+
 def patch_tokens(values: Tensor, cells: Tensor, dtype: torch.dtype) -> PatchTokens:
     """values uint8 (B, T, P) and cells (B, T, 2), -1 where no patch stands -> PatchTokens.
 
@@ -79,7 +85,7 @@ class VisionBlock(nn.Module):
 
     def _look(self, x: Tensor, alike: list[Tensor]) -> Tensor:
         heads = [project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj)]
-        seen = torch.zeros_like(heads[0])
+        seen = torch.zeros_like(heads[0]) if alike else sum(heads)  # without a picture: nothing, but with gradients
         for pictures in alike:
             queries, keys, values = (each[pictures].transpose(1, 2) for each in heads)
             mixed = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
@@ -131,7 +137,7 @@ class VisionTower(nn.Module):
         """(N, E), the table resized to each picture."""
         table = self.position_embedding.unflatten(0, (self.config.side, self.config.side))
         resized = {size: _resized(table, size) for size in dict.fromkeys(sizes)}
-        return torch.cat([resized[size] for size in sizes]) if sizes else table.new_zeros(0, self.config.width)
+        return torch.cat([self.position_embedding[:0], *(resized[size] for size in sizes)])
 
 
 def _resized(table: Tensor, size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
-from unimodal.model.vision import Seen, patch_tokens
+from unimodal.model.vision import Seen, no_patches, patch_tokens
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.compiling import compiled
 from unimodal.training.flow import FlowTrainingConfig, Noised, begin, flow_sums, noise
@@ -78,6 +78,10 @@ class TransformerModule(L.LightningModule):
                 raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
             if (self.vision is None) != (self.data.vit_patch is None):
                 raise ValueError("model.vision and data.templates.latents.vit_patch go together: set both, or neither")
+            if self.flow is not None and self.flow.freeze_understanding and self.vision is not None:
+                raise ValueError(
+                    "freeze_understanding would freeze a ViT that nothing has trained: leave out one of them"
+                )
             branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
             branch |= {"vision": self.vision.shape(self.data.patches)} if self.vision else {}
             config = TransformerConfig(vocab_size=vocab_size, **self.shape, **branch)
@@ -135,12 +139,14 @@ class TransformerModule(L.LightningModule):
         return self._features(batch.tokens, batch.positions, mask, media=given.media, seen=self._see(batch)), given
 
     def _see(self, batch: PackedBatch) -> Seen | None:
-        """What the ViT makes of the pictures of a batch."""
+        """What the ViT makes of the pictures of a batch, which may hold none."""
         assert self.transformer is not None
-        if self.transformer.vision is None or batch.patches is None:
+        tower, weight = self.transformer.vision, self.transformer.embedding.weight
+        if tower is None:
             return None
-        given = patch_tokens(batch.patches.values, batch.patches.cells, self.transformer.embedding.weight.dtype)
-        return self.transformer.vision(given)
+        if batch.patches is None:
+            return tower(no_patches(tower.config, weight))
+        return tower(patch_tokens(batch.patches.values, batch.patches.cells, weight.dtype))
 
     def _total(self, sums: LossSums) -> Tensor:
         total = sums.text + sums.image + sums.z

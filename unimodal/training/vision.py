@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unimodal.interop.siglip import load_siglip, siglip_config
@@ -42,7 +42,7 @@ class VisionTrainingConfig:
                 raise ValueError(
                     f"{self.begin_with} sees patches of {found.patch} pixels, the shards are for {patches['patch']}"
                 )
-            return found
+            return replace(found, place_period=self.place_period)
         return VisionConfig(
             **patches,
             side=max(1, int(patches["most"] ** 0.5)),

@@ -112,8 +112,7 @@ class Samples(L.Callback):
         config = DecodeConfig(mode="text", max_new_tokens=16, sampling=SamplingConfig(temperature=0))
         lines = [f"step {trainer.global_step}", "drawn: " + "; ".join(captions)]
         if asked:
-            prompts = [_question_prompt(pipeline, document) for document in asked]
-            answers = pipeline.answers([Request(prompt=prompt, config=config) for prompt in prompts])
+            answers = pipeline.answers([_question(pipeline, document, config) for document in asked])
             for document, answer in zip(asked, answers, strict=True):
                 question, reference = (_text(pipeline, document, role) for role in ("question", "answer"))
                 lines.append(f"{question} -> {''.join(map(str, answer))} ({reference})")
@@ -127,8 +126,9 @@ def _text(pipeline: Pipeline, document: TokenDocument, role: str) -> str:
     return pipeline.text_tokenizer.decode(found[0].ids.tolist()) if found else ""
 
 
-def _question_prompt(pipeline: Pipeline, document: TokenDocument) -> list[int]:
+def _question(pipeline: Pipeline, document: TokenDocument, config: DecodeConfig) -> Request:
     specials = pipeline.token_space.specials
     image = next(segment for segment in document.segments if segment.kind == "image")
     question = next(segment for segment in document.segments if segment.role == "question")
-    return [specials.bos, specials.boi, *image.ids.tolist(), specials.eoi, *question.ids.tolist(), specials.sep]
+    prompt = [specials.bos, specials.boi, *image.ids.tolist(), specials.eoi, *question.ids.tolist(), specials.sep]
+    return Request(prompt=prompt, config=config, pixels=() if image.pixels is None else [image.pixels])
