@@ -107,6 +107,11 @@ WRONG_USES = [
     ("generate --model {flow} --prompt a --out {new} --choices a", "goes with mode 'text'"),
     ("generate --model {lost} --prompt a --out {new}", "no autoencoder folder"),
     (TOKENIZE + " --autoencoder {absent}", "absent"),
+    (TOKENIZE + " --most-patches 9", "goes with --patch"),
+    (TOKENIZE + " --patch 0", "at least one pixel"),
+    (TOKENIZE + " --patch 8 --most-patches -4", "at least one pixel"),
+    ("generate --model {model} --prompt a --out {new} --think --mode text", "goes with mode 'image'"),
+    ("generate --model {model} --prompt a --out {new} --think --mode image --stream", "give one of them"),
     (TOKENIZE + " --autoencoder {codes}", "codes"),
     ("demo --branch diffusion --out {new}", "discrete, flow"),
     ("generate --model {model} --image {absent} --out {new}", "is not a file"),
@@ -145,6 +150,14 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     assert (code, errors.count("\n")) == (2, 1), errors
     assert errors.startswith("unimodal") and reason in errors
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("model", ["model", "flow"])
+def test_a_picture_that_was_thought_about_lies_beside_its_plan(model: str, shared: Path, tmp_path: Path) -> None:
+    asked = ["generate", "--model", str(shared / model), "--prompt", "a red circle", "--mode", "image", "--think"]
+    assert main([*asked, "--out", str(tmp_path / "drawn"), "--number", "2"]) == 0
+    lines = (tmp_path / "drawn" / "answer.txt").read_text().splitlines()
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 2 and len(lines) >= 2
 
 
 TRAINING_MISTAKES = [
