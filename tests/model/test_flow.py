@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from random import Random
@@ -183,8 +184,8 @@ def test_only_latents_are_turned_and_only_where_the_config_says_so() -> None:
             rows, columns = media.places // FLOW.side, media.places % FLOW.side
             angles = axial_turns(rows, columns, model.config.head_dim, turn)
             assert torch.equal(turns.flatten(0, 1)[media.index], angles)
-            assert model.bfloat16().flow.turns(media, tokens.shape).dtype == torch.float32  # type: ignore[union-attr]
-            model.double()
+            rounded = copy.deepcopy(model.flow).bfloat16().turns(media, tokens.shape)
+            assert rounded is not None and torch.equal(rounded, turns), "angles are never rounded"
         seen[turn] = model.features(tokens, mask=mask, media=media)
     assert torch.equal(seen[0.0][0, :2], seen[1.5][0, :2]), "text before any latent"
     assert (seen[0.0] - seen[1.5])[0, 2:5].abs().amax() > 1e-6

@@ -69,8 +69,8 @@ class Engine:
         return _Run(self, requests, rows, check_every, pieces).updates()
 
     def room_before_picture(self, request: Request) -> int:
-        """Tokens that may stand between a prompt and a picture that is to fit behind them."""
-        least = min(map(self.space.layout.span_of, self.space.layout.sizes))
+        """Tokens that may stand between a prompt and a picture that is to fit behind them, with its end."""
+        least = min(map(self.space.layout.span_of, self.space.layout.sizes)) + 1
         return self.transformer.config.max_length - len(request.prompt) - least
 
     def score(self, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[Tensor]:
