@@ -90,8 +90,10 @@ def _mapped(packed: Packed, function: Callable[[Tensor], Tensor]) -> Packed:
     values: dict[str, Any] = {field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)}
     changed: dict[str, Any] = {}
     for name, value in values.items():
-        nested = isinstance(value, PackedLatents | PackedPatches)
-        changed[name] = None if value is None else _mapped(value, function) if nested else function(value)
+        if isinstance(value, Tensor):
+            changed[name] = function(value)
+        elif value is not None:
+            changed[name] = _mapped(value, function)
     return type(packed)(**changed)
 
 

@@ -72,7 +72,7 @@ QUESTION = document(image("image"), text("question", 8), text("answer", 9))
 def test_pictures_keep_their_shape_within_the_most_patches(size: tuple[int, int], grid: tuple[int, int]) -> None:
     policy = PatchPolicy(patch=8, most=64, longest=16)
     assert policy.grid(*size) == grid
-    assert policy.apply(Image.new("RGB", size[::-1])).shape == (8 * grid[0], 8 * grid[1], 3)
+    assert policy.apply(Image.new("RGB", (size[1], size[0]))).shape == (8 * grid[0], 8 * grid[1], 3)
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -177,7 +177,7 @@ def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, 
     sequence = Outline((), ((*context.runs, drawn),)).build()
     batch = collate([[sequence]], len(sequence), space)
     packed = batch.latents
-    assert packed is not None and model.flow is not None
+    assert packed is not None and batch.spans is not None and model.flow is not None
     standing = packed.cells[..., 0] >= 0
     times = torch.where(batch.spans[standing] < 0, time, 0.0)
     places = packed.cells[standing][:, 0] * model.flow.config.side + packed.cells[standing][:, 1]

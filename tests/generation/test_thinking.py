@@ -66,7 +66,7 @@ def test_thinking_is_refused_where_it_makes_no_sense(pipeline: Pipeline) -> None
         pipeline.generate(["a"], mode="image", think=True, stream=True)
     for wrong in ({"room": 0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match="plan"):
-            ThinkingConfig(**wrong)
+            ThinkingConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_instruction_and_request_are_one_text_as_riddles_are(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from data_pipelines.images import cut_patches
 from unimodal.interop.siglip import load_siglip, siglip_config
 from unimodal.model.vision import VisionTower, patch_tokens
 
-THEIRS = {
+THEIRS: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,

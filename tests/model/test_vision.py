@@ -15,7 +15,7 @@ from tests.oracles.tiny import tiny_transformer
 from unimodal.model.config import TransformerConfig, VisionConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.mixture import from_dense
-from unimodal.model.vision import PatchTokens, Seen, VisionTower, no_patches, patch_tokens
+from unimodal.model.vision import PatchTokens, Seen, VisionBlock, VisionTower, no_patches, patch_tokens
 
 VISION = VisionConfig(
     patch=2, most=12, longest=5, side=3, width=16, num_layers=2, num_heads=2, hidden_dim=24, place_period=10.0
@@ -78,6 +78,7 @@ def test_the_tower_is_the_slow_transformer_written_out() -> None:
         patches.append([float(patch[y, x, c]) / 127.5 - 1 for c in range(3) for y in range(2) for x in range(2)])
     x = made.patch_embedding(torch.tensor(patches, dtype=torch.float64)) + positions
     for block in made.blocks:
+        assert isinstance(block, VisionBlock)
         normed = block.attention_norm(x)
         heads = []
         for head in range(2):

@@ -54,7 +54,7 @@ CONFIG = FlowConfig(latent_dim=3, side=2)
 
 def test_each_noised_picture_has_one_time_and_clean_ones_none(shards: Path) -> None:
     batch = batches(shards, 1)[0]
-    assert batch.latents is not None
+    assert batch.latents is not None and batch.spans is not None
     given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
     standing = batch.latents.cells[..., 0] >= 0
     spans, rows = batch.spans[standing], standing.nonzero()[:, 0]

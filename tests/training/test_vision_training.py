@@ -41,7 +41,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("siglip")
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 2}
     SiglipVisionModel(SiglipVisionConfig(**shape, image_size=12, patch_size=4)).save_pretrained(folder)
     return folder
 

@@ -85,7 +85,9 @@ class VisionBlock(nn.Module):
 
     def _look(self, x: Tensor, alike: list[Tensor]) -> Tensor:
         heads = [project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj)]
-        seen = torch.zeros_like(heads[0]) if alike else sum(heads)  # without a picture: nothing, but with gradients
+        if not alike:  # without a picture there is nothing, but with gradients
+            return (heads[0] + heads[1] + heads[2]).flatten(1)
+        seen = torch.zeros_like(heads[0])
         for pictures in alike:
             queries, keys, values = (each[pictures].transpose(1, 2) for each in heads)
             mixed = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
