@@ -230,11 +230,6 @@ class TokenDataModule(L.LightningDataModule):
         chosen = [[i for i, key in enumerate(s.keys) if _held_out(key, share) == held_out] for s in shards]
         return Documents(shards, chosen)
 
-    @property
-    def vit_patch(self) -> int | None:
-        """Side of the patches through which pictures are seen; None where they are seen by their codes."""
-        return None if self.templates.latents is None else self.templates.latents.vit_patch
-
     def _check_copies(self, manifest: Manifest, address: str) -> None:
         """That the folder has the latents and pixels that the templates ask for, and the same as the others."""
         if self.templates.latents is None:
@@ -244,7 +239,7 @@ class TokenDataModule(L.LightningDataModule):
         if self.totals and manifest.autoencoder != self.autoencoder:
             raise ValueError(f"{self.shards[0]} and {address} hold latents of different autoencoders")
         self.autoencoder = manifest.autoencoder
-        if (patch := self.vit_patch) is None:
+        if (patch := self.templates.vit_patch) is None:
             return
         if manifest.patches is None or manifest.patches["patch"] != patch:
             found = "none" if manifest.patches is None else f"those for patches of {manifest.patches['patch']}"

@@ -83,6 +83,11 @@ class TemplateConfig:
         if self.max_branches < 1:
             raise ValueError(f"a picture needs at least one branch, got {self.max_branches}")
 
+    @property
+    def vit_patch(self) -> int | None:
+        """Side of the patches through which pictures are seen; None where they are seen by their codes."""
+        return None if self.latents is None else self.latents.vit_patch
+
 
 def render(document: TokenDocument, space: TokenSpace, config: TemplateConfig, random: Random) -> Rendered:
     """The sequence of a document; `random` decides order, prompt dropping and which questions are asked."""

@@ -40,7 +40,8 @@ def test_the_examples_of_the_page_of_the_flow_branch_run(tmp_path: Path, monkeyp
     tiny_flow_pipeline(max_length=300).save(tmp_path / "runs/easy_vqa_flow/model")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "flow.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     names: dict[str, object] = {}
-    exec(compile(blocks[0], "flow.md", "exec"), names)
+    for block in blocks:
+        exec(compile(block, "flow.md", "exec"), names)
     assert {"picture", "edited", "answer"} <= set(names)

@@ -129,19 +129,6 @@ def test_weights_of_latents_are_those_of_the_whole_step(shards: Path) -> None:
         assert weighed == pytest.approx(sum(float(batch.loss_weights.sum()) for batch in step), rel=1e-5)
 
 
-def joined(parts: list[PackedBatch]) -> PackedBatch:
-    """Batches as the rows of one; all of them hold latents."""
-
-    def together(values: list[Any]) -> Any:
-        names = [field.name for field in dataclasses.fields(values[0])]
-        columns = {name: [getattr(value, name) for value in values] for name in names}
-        return type(values[0])(
-            **{name: together(column) if name == "latents" else torch.cat(column) for name, column in columns.items()}
-        )
-
-    return together(parts)
-
-
 def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: Path) -> None:
     """Sums of a whole batch are the sums of its rows, latents included: packed = alone."""
     from tests.oracles.tiny import tiny_transformer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -52,7 +53,7 @@ def uneven_batches(count: int) -> list[PackedBatch]:
 
 
 def joined(batches: list[PackedBatch]) -> PackedBatch:
-    fields = [name for name in PackedBatch.__dataclass_fields__ if name != "latents"]
+    fields = [name for name, field in PackedBatch.__dataclass_fields__.items() if field.default is MISSING]
     columns: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in fields}
     return PackedBatch(**columns)
 

@@ -41,7 +41,7 @@ def architecture_of(config: TransformerConfig) -> Architecture:
     """The architecture of Hugging Face's that computes the same. Raises ValueError where there is none."""
     if config.mixture or config.flow is not None or config.vision is not None:
         raise ValueError(
-            "no class of transformers has a flow branch, a mixture or this ViT: `write_bagel` writes BAGEL's layout"
+            "no class of transformers has a flow branch or a mixture, nor this ViT: `write_bagel` writes BAGEL's layout"
         )
     if config.qkv_bias or (config.qk_norm is not None and config.qk_norm.kind != "layer"):
         raise ValueError("neither Llama nor Chameleon has biases of queries, keys and values alone, or an RMS QK-norm")

@@ -76,7 +76,7 @@ class TransformerModule(L.LightningModule):
             vocab_size = self.space.vocab_size
             if (self.flow is None) != (self.data.templates.latents is None):
                 raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
-            if (self.vision is None) != (self.data.vit_patch is None):
+            if (self.vision is None) != (self.data.templates.vit_patch is None):
                 raise ValueError("model.vision and data.templates.latents.vit_patch go together: set both, or neither")
             if self.flow is not None and self.flow.freeze_understanding and self.vision is not None:
                 raise ValueError(
