@@ -8,10 +8,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from data_pipelines.documents import ImageSegment, Segment, TextSegment
+from data_pipelines.documents import THINKING, ImageSegment, Segment, TextSegment
 from data_pipelines.sources.easy_vqa_deduction import SHAPES
 
-INSTRUCTION = "think, then draw: "
 FORMS = (
     "something {colour} that is neither a {one} nor a {other}",
     "it is {colour}, not a {one} and not a {other}",
@@ -22,7 +21,7 @@ FORMS = (
 def riddle(colour: str, shape: str, rng: random.Random) -> str:
     """A request for a picture of this colour and shape that does not name the shape."""
     one, other = rng.sample([each for each in SHAPES if each != shape], 2)
-    return INSTRUCTION + rng.choice(FORMS).format(colour=colour, one=one, other=other)
+    return THINKING + rng.choice(FORMS).format(colour=colour, one=one, other=other)
 
 
 def make_riddle(path: Path, colour: str, shape: str, caption: str, rng: random.Random) -> tuple[Segment, ...]:

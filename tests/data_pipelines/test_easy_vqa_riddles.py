@@ -8,12 +8,12 @@ from random import Random
 
 import pytest
 
-from data_pipelines.documents import ImageSegment, TextSegment
+from data_pipelines.documents import THINKING, ImageSegment, TextSegment
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES, EasyVQA, caption
-from data_pipelines.sources.easy_vqa_riddles import INSTRUCTION, riddle
+from data_pipelines.sources.easy_vqa_riddles import riddle
 from data_pipelines.templates import TemplateConfig, render
-from tests.data_pipelines.test_latents import BOI, BOS, EOI, EOS, SEP, SPACE, document, image, text
+from tests.oracles.token_documents import BOI, BOS, EOI, EOS, SEP, SPACE, document, image, text
 
 
 def test_each_riddle_has_one_solution_and_does_not_name_it() -> None:
@@ -27,7 +27,7 @@ def test_each_riddle_has_one_solution_and_does_not_name_it() -> None:
             isinstance(request, TextSegment) and isinstance(solution, TextSegment) and isinstance(drawn, ImageSegment)
         )
         assert [s.role for s in one.segments] == ["request", "answer", "answer"]
-        assert request.text.startswith(INSTRUCTION)
+        assert request.text.startswith(THINKING)
         colour, shape = one.meta["colour"], one.meta["shape"]
         assert solution.text == caption(colour, shape)
         assert [each for each in COLOURS if each in request.text] == [colour]

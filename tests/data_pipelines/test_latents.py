@@ -13,19 +13,14 @@ import torch
 
 from data_pipelines.batch import PackedBatch, PackedLatents, collate
 from data_pipelines.shards.format import DamagedShard, TokenDocument, TokenSegment
-from data_pipelines.shards.reader import open_manifest, read_shard
-from data_pipelines.shards.writer import ShardWriter
 from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, outline, render
-from tests.oracles.tiny import tiny_space, tiny_transformer
+from tests.oracles import token_documents
+from tests.oracles.tiny import tiny_transformer
+from tests.oracles.token_documents import BOI, BOS, CODES, EOI, EOS, NULL, PAD, SEP, SPACE, document, read, text, write
 from unimodal.model.config import FlowConfig
 from unimodal.model.flow import latent_tokens
 from unimodal.model.masks import dense_mask
 
-SPACE = tiny_space()
-BOS, EOS, BOI, EOI, SEP, NULL, PAD = (
-    getattr(SPACE.specials, name) for name in ("bos", "eos", "boi", "eoi", "sep", "null", "pad")
-)
-CODES = [16, 17, 18, 19]
 KEPT = LatentTemplateConfig(drop_clean=0.0, drop_codes=0.0, whole=0.0)
 TOLD = TemplateConfig(image_first=0.0, drop_prompt=0.0, drop_image=0.0, shown_image_weight=0.2, latents=KEPT)
 
@@ -35,27 +30,7 @@ def latents(seed: int, rows: int = 2, columns: int = 3) -> np.ndarray:
 
 
 def image(role: str, seed: int = 0) -> TokenSegment:
-    return TokenSegment(kind="image", role=role, ids=np.array(CODES), latents=latents(seed))
-
-
-def text(role: str, *ids: int) -> TokenSegment:
-    return TokenSegment(kind="text", role=role, ids=np.array(ids))
-
-
-def document(*segments: TokenSegment, **meta: str) -> TokenDocument:
-    return TokenDocument(key="d", segments=segments, meta=meta)
-
-
-def write(folder: Path, *documents: TokenDocument) -> Path:
-    with ShardWriter(folder, SPACE, image_policy={}, source={}) as writer:
-        for number, one in enumerate(documents):
-            writer.write(dataclasses.replace(one, key=f"d{number}"))
-    return folder
-
-
-def read(folder: Path) -> list[TokenDocument]:
-    manifest = open_manifest(folder)
-    return [one for entry in manifest.shards for one in read_shard(folder, entry, SPACE)]
+    return token_documents.image(role, latents(seed))
 
 
 COPY = [BOI, *[PAD] * 6, EOI]

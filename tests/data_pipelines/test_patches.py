@@ -21,16 +21,13 @@ from data_pipelines.encoding import Encoder
 from data_pipelines.images import ImagePolicy, PatchPolicy, cut_patches
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.format import DamagedShard, TokenDocument, TokenSegment
-from data_pipelines.shards.reader import open_manifest, read_all, read_shard
-from data_pipelines.shards.writer import ShardWriter
+from data_pipelines.shards.reader import open_manifest, read_all
 from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, render
 from data_pipelines.tokenize import make_token_space
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_shards, tiny_space, tiny_text_tokenizer
+from tests.oracles import token_documents
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_shards, tiny_text_tokenizer
+from tests.oracles.token_documents import BOI, BOS, EOI, EOS, PAD, SEP, SPACE, document, read, text, write
 
-SPACE = tiny_space()
-BOS, EOS, BOI, EOI, SEP, NULL, PAD = (
-    getattr(SPACE.specials, name) for name in ("bos", "eos", "boi", "eoi", "sep", "null", "pad")
-)
 KEPT = LatentTemplateConfig(drop_clean=0.0, drop_codes=0.0, whole=0.0, vit_patch=2)
 TOLD = TemplateConfig(image_first=0.0, drop_prompt=0.0, drop_image=0.0, latents=KEPT)
 LATENT_COPY, PATCH_COPY = [BOI, *[PAD] * 6, EOI], [BOI, *[PAD] * 2, EOI]
@@ -41,16 +38,7 @@ def pixels(seed: int) -> np.ndarray:
 
 
 def image(role: str, seed: int = 0) -> TokenSegment:
-    latents = np.full((2, 3, 5), seed, np.float16)
-    return TokenSegment(kind="image", role=role, ids=np.arange(16, 20), latents=latents, pixels=pixels(seed))
-
-
-def text(role: str, *ids: int) -> TokenSegment:
-    return TokenSegment(kind="text", role=role, ids=np.array(ids))
-
-
-def document(*segments: TokenSegment, **meta: str) -> TokenDocument:
-    return TokenDocument(key="d", segments=segments, meta=meta)
+    return token_documents.image(role, np.full((2, 3, 5), seed, np.float16), pixels(seed))
 
 
 EDIT = document(image("image", 1), text("request", 8), image("answer", 2), layout="dialogue", task="edit")
@@ -96,18 +84,6 @@ def test_a_picture_that_fits_is_not_touched_and_patches_lie_as_a_convolution_rea
     plain = torch.from_numpy(kept).permute(2, 0, 1)[None].float()
     expected = torch.nn.functional.conv2d(plain, weight, stride=2)[0].permute(1, 2, 0)
     torch.testing.assert_close(torch.from_numpy(patches).float() @ weight.flatten(1).T, expected, rtol=1e-4, atol=1e-2)
-
-
-def write(folder: Path, *documents: TokenDocument) -> Path:
-    with ShardWriter(folder, SPACE, image_policy={}, source={}) as writer:
-        for number, one in enumerate(documents):
-            writer.write(dataclasses.replace(one, key=f"d{number}"))
-    return folder
-
-
-def read(folder: Path) -> list[TokenDocument]:
-    manifest = open_manifest(folder)
-    return [one for entry in manifest.shards for one in read_shard(folder, entry, SPACE)]
 
 
 def test_shards_give_pixels_back_image_by_image(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class FakeModel:
     spans: tuple[int, int] = (1, 0)
     free_spans: tuple[int, int] = (1, 0)
     image_tokenizer: FakeCodec | None = field(default_factory=FakeCodec)
+    autoencoder: object | None = None
     path: Path | None = Path("runs/fake/model")
     sha256: str = "f" * 64
     calls: list[dict[str, Any]] = field(default_factory=list)

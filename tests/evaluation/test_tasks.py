@@ -15,6 +15,7 @@ from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.images import to_tensor
 from unimodal.evaluation.contract import Sampling
 from unimodal.evaluation.judge import Judge
+from unimodal.evaluation.metrics.images import MAX_PSNR
 from unimodal.evaluation.tasks import caption, reconstruction, t2i, vqa
 from unimodal.generation.grammars import Choices
 
@@ -153,6 +154,15 @@ def test_reconstruction_takes_every_distinct_picture_once(model: Any, make_sourc
     red, black = 10 * math.log10(4 / (2 / 3 * 4)), 100 + 20 * math.log10(2)
     assert result.metrics["psnr"] == pytest.approx((red + black) / 2, rel=1e-4)
     assert {"original", "reconstruction"} == set(result.examples[0].images)
+
+
+def test_reconstruction_tells_what_a_model_draws_with_apart_from_its_codes(model: Any, source: Any) -> None:
+    """Codes again without a flow branch; with one, its autoencoder, which here keeps everything."""
+    by_codes = reconstruction.evaluate(model, source).metrics
+    assert (by_codes["drawn_psnr"], by_codes["drawn_ssim"]) == (by_codes["psnr"], by_codes["ssim"])
+    model.autoencoder, model.redrawn = object(), lambda images: images
+    by_latents = reconstruction.evaluate(model, source).metrics
+    assert by_latents["drawn_psnr"] == pytest.approx(MAX_PSNR, abs=0.01) and by_latents["psnr"] == by_codes["psnr"]
 
 
 def test_reconstruction_takes_pictures_of_several_sizes(model: Any, make_source: Any) -> None:

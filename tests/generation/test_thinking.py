@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_pipelines.sources.easy_vqa_riddles import INSTRUCTION
+from data_pipelines.documents import THINKING
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
 from unimodal.generation.flow_sampling import FlowSamplingConfig
@@ -15,7 +15,7 @@ from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.thinking import ThinkingConfig
 
 PROMPTS: list[Any] = ["a red circle", [noise(16, 16, seed=0), "make it blue"], ["a", ["yes"], "b"]]
-THINKING = ThinkingConfig(instruction="first plan: ", room=6, temperature=1.0)
+PLANNED = ThinkingConfig(instruction="first plan: ", room=6, temperature=1.0)
 
 
 @pytest.fixture(scope="module", params=["codes", "latents"])
@@ -30,7 +30,7 @@ def settings(pipeline: Pipeline) -> dict[str, Any]:
 def test_a_picture_is_drawn_from_the_prompt_and_the_plan(pipeline: Pipeline) -> None:
     """By hand: the plan is a text answer, and its ids follow the prompt's when the picture is drawn."""
     more = settings(pipeline)
-    answers = pipeline.generate(PROMPTS, mode="image", think=THINKING, seed=4, guidance=2.0, **more)
+    answers = pipeline.generate(PROMPTS, mode="image", think=PLANNED, seed=4, guidance=2.0, **more)
     config = pipeline.decode_config("image", guidance=2.0, **more)
     eos = pipeline.token_space.specials.eos
     told_by_hand: list[Any] = [
@@ -82,7 +82,7 @@ def test_instruction_and_request_are_one_text_as_riddles_are(
     monkeypatch.setattr(pipeline.engine, "decode", decode)
     pipeline.generate(["it is red"], mode="image", think=True, **settings(pipeline))
     specials = pipeline.token_space.specials
-    text = pipeline.text_tokenizer.encode(INSTRUCTION + "it is red")
+    text = pipeline.text_tokenizer.encode(THINKING + "it is red")
     assert seen[0] == [specials.bos, *text, specials.sep] and seen[1][: len(seen[0])] == seen[0]
 
 
@@ -94,12 +94,16 @@ def test_a_plan_leaves_room_for_its_picture(pipeline: Pipeline) -> None:
     for seed in range(4):
         (answer,) = pipeline.generate(["a" * 40], mode="image", think=wordy, seed=seed, **more)
         assert isinstance(answer[-1], Image.Image) and answer.finish == "end"
+    refused = []
     for length in range(longest - 24, longest):
         try:
             (answer,) = pipeline.generate(["\u00e9" * (length // 2)], mode="image", think=wordy, **more)
             assert isinstance(answer[-1], Image.Image)
+            refused.append(False)
         except ValueError as error:
-            assert "no room" in str(error)
+            assert "no room for a plan and a picture" in str(error)
+            refused.append(True)
+    assert refused == sorted(refused) and set(refused) == {False, True}, "from some length on, and not before"
 
 
 def test_prompts_that_are_none_are_named(pipeline: Pipeline) -> None:

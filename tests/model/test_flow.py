@@ -180,7 +180,7 @@ def test_only_latents_are_turned_and_only_where_the_config_says_so() -> None:
         turns = model.flow.turns(media, tokens.shape)
         assert (turns is None) == (turn == 0)
         if turns is not None:
-            assert not turns.flatten(0, 1)[media.others].any()
+            assert not turns.flatten(0, 1)[media.parted[: -len(media.index)]].any()
             rows, columns = media.places // FLOW.side, media.places % FLOW.side
             angles = axial_turns(rows, columns, model.config.head_dim, turn)
             assert torch.equal(turns.flatten(0, 1)[media.index], angles)

@@ -50,6 +50,11 @@ class AnyToAnyModel(Protocol):
     def image_tokenizer(self) -> ImageCodec | None: ...
 
     @property
+    def autoencoder(self) -> object | None:
+        """What a flow branch draws with; None where codes are drawn."""
+        ...
+
+    @property
     def path(self) -> Path | None: ...
 
     @cached_property

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from data_pipelines.sources.easy_vqa_riddles import INSTRUCTION
+from data_pipelines.documents import THINKING
 from unimodal.generation.prompts import Answer, Prompt, listed
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.settings import check_number
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class ThinkingConfig:
     """`instruction` stands before the prompt; a plan has at most `room` tokens, drawn at `temperature` (BAGEL: 0.3)."""
 
-    instruction: str = INSTRUCTION
+    instruction: str = THINKING
     room: int = 64
     temperature: float = 0.3
 

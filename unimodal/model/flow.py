@@ -28,8 +28,6 @@ class LatentTokens(NamedTuple):
 
     index: Tensor
     """(M,) int64 into the flattened (B * T) tokens."""
-    others: Tensor
-    """(B * T - M,) int64: all the other tokens."""
     latents: Tensor
     """(M, C) as they enter: noised, or clean."""
     times: Tensor
@@ -37,7 +35,7 @@ class LatentTokens(NamedTuple):
     places: Tensor
     """(M,) int64: row * S + column of the latent in its image."""
     parted: Tensor
-    """(B * T,) int64: the others, then the latents."""
+    """(B * T,) int64: all other tokens, then the latents."""
     order: Tensor
     """(B * T,) int64: where each token lies among those; the inverse of `parted`."""
 
@@ -47,7 +45,7 @@ def latent_tokens(standing: Tensor, latents: Tensor, times: Tensor, places: Tens
     flat = standing.flatten()
     index, others = flat.nonzero().squeeze(1), (~flat).nonzero().squeeze(1)
     parted = torch.cat([others, index])
-    return LatentTokens(index, others, latents, times, places, parted, parted.argsort())
+    return LatentTokens(index, latents, times, places, parted, parted.argsort())
 
 
 class FlowBranch(nn.Module):

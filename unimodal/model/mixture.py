@@ -49,7 +49,7 @@ class Permuted(torch.autograd.Function):
 def split(x: Tensor, media: LatentTokens) -> Parts:
     """(B, T, ...) -> parts."""
     parted: Tensor = Permuted.apply(x.flatten(0, 1), media.parted, media.order)  # pyright: ignore[reportAssignmentType]
-    count = len(media.others)
+    count = len(media.parted) - len(media.index)
     return parted[:count], parted[count:]
 
 

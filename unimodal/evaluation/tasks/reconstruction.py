@@ -55,13 +55,15 @@ def evaluate(
             codes = codec.encode(batch)
             decoded = codec.decode(codes, size).float().clamp(-1, 1)
         scores.update(batch, decoded, codes)
-        drawn.update(batch, model.redrawn(batch), codes)
+        if model.autoencoder is not None:
+            drawn.update(batch, model.redrawn(batch), codes)
         for original, copy in list(zip(batch, decoded, strict=True))[: NUM_EXAMPLES - len(examples)]:
             examples.append(Example(images={"original": to_image(original), "reconstruction": to_image(copy)}))
         progress(len(batch))
+    best = (scores if model.autoencoder is None else drawn).metrics()
     return TaskResult(
         task="reconstruction",
-        metrics=scores.metrics() | {f"drawn_{name}": drawn.metrics()[name] for name in ("psnr", "ssim")},
+        metrics=scores.metrics() | {f"drawn_{name}": best[name] for name in ("psnr", "ssim")},
         n=len(pictures),
         seconds=time.perf_counter() - start,
         recipe={"preprocessing": "border-pad to the model's image size", "images": "each distinct one once"},
