@@ -31,10 +31,10 @@ from data_pipelines.shards import TokenDocument, TokenSegment
 from data_pipelines.stream import epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
+from unimodal.model.compiling import compiled
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.transformer import Transformer
-from unimodal.training.compiling import compiled
 from unimodal.training.losses import next_token_losses
 from unimodal.training.optim import MuonConfig, build_optimizer
 from unimodal.training.precision import matmul_dtype

@@ -16,6 +16,7 @@ import torch
 from benchmarks import data_path, decode, flow, train_step
 from tests.oracles.tiny_training import ROOT
 from tokenizers_vq.layout import FixedLayout
+from unimodal.generation.forward import EagerForward
 
 SMALL = "--dim 64 --layers 1 --hidden 96 --rows 4 --rounds 1".split()
 
@@ -95,6 +96,7 @@ def _small_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"LAYOUT": layout, "SPACE": replace(decode.SPACE, layout=layout), "SHAPE": shape}
     for name, value in {**small, "TEXT": 4, "QUEUE": 10, "READ": 4096, "READS": 2}.items():
         monkeypatch.setattr(decode, name, value)
+    monkeypatch.setattr(decode, "compiled_forward", lambda _, packed: EagerForward(packed))
 
 
 @pytest.mark.usefixtures("_small_decode")

@@ -14,11 +14,12 @@ from tests.oracles.tiny import tiny_config, tiny_space, tiny_transformer
 from tokenizers_vq.layout import GridLayout
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import Engine
-from unimodal.generation.forward import StaticForward
+from unimodal.generation.forward import EagerForward, StaticForward, StreamedForward
 from unimodal.generation.grammar import check_spans
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.model.cache import KVCache
 from unimodal.model.transformer import Transformer
 
 SPACE = tiny_space()
@@ -354,6 +355,37 @@ def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSp
     decoder, asked = engine(space=space), mixed_requests(space, 12)
     static = Engine(decoder.transformer, space, StaticForward(decoder.transformer, backend="eager"))
     assert ids(static.decode(asked, rows=5)) == ids(decoder.decode(asked, rows=5))
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace) -> None:
+    """Traced whole, but run as it is; one or two rows are streamed, more are packed."""
+    decoder, asked = engine(torch.float32, space=space), mixed_requests(space, 12)
+    steps = StreamedForward(decoder.transformer, decoder.transformer, backend="eager")
+    widths: list[int] = []
+    function = steps.function
+    steps.function = lambda few, tokens, *rest: (widths.append(len(tokens)), function(few, tokens, *rest))[1]
+    few = Engine(decoder.transformer, space, steps)
+    wanted = ids(decoder.decode(asked, rows=5))
+    assert ids(few.decode(asked, rows=1)) == wanted
+    assert set(widths) == {1, 2}, "an answer alone, and one with the row it is guided by"
+    assert ids(few.decode(asked, rows=5)) == wanted
+
+
+def test_streamed_steps_when_compiled_are_the_same_function() -> None:
+    transformer = tiny_transformer(max_length=CONTEXT, num_layers=1).requires_grad_(False)
+    steps, eager = StreamedForward(transformer, transformer), EagerForward(transformer)
+    for rows in (1, 2):
+        caches = [KVCache(transformer.config, rows, CONTEXT, torch.float32) for _ in range(2)]
+        for position in range(6):
+            tokens = torch.arange(rows) + position + 5
+            places = torch.full((rows,), position)
+            with torch.inference_mode():
+                found, wanted = (
+                    step(tokens, places, cache, position + 2)
+                    for step, cache in zip((steps, eager), caches, strict=True)
+                )
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:

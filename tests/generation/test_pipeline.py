@@ -14,8 +14,9 @@ from PIL import Image
 import unimodal
 from tests.oracles.tiny import IMAGE_SIZE, tiny_bundle, tiny_image_tokenizer, tiny_picture, tiny_pipeline
 from tokenizers_vq.text import TextTokenizer
+from unimodal.generation import forward
 from unimodal.generation.grammars import Choices
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
+from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline, load
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +156,16 @@ def test_a_bundle_without_its_text_tokenizer_or_not_there_is_refused_in_one_line
         with pytest.raises(ValueError, match=reason) as error:
             unimodal.load(path)
         assert "\n" not in str(error.value)
+
+
+def test_compiled_steps_are_those_of_the_machine(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.save(tmp_path)
+    monkeypatch.setattr(forward, "can_build_for_cpu", lambda: True)
+    assert isinstance(load(tmp_path, compile=True).engine.forward, forward.StreamedForward)
+    monkeypatch.setattr(forward, "can_build_for_cpu", lambda: False)
+    without = load(tmp_path, compile=True)
+    assert isinstance(without.engine.forward, forward.EagerForward)
+    assert "no working C++ compiler" in caplog.text
+    assert plain(without.generate(["a"], seed=3)) == plain(load(tmp_path).generate(["a"], seed=3))

@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
     settings: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS} | {"grammar": _grammar(options)}
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is not a folder: answers cannot go there")
-    model = load(options.model, dtype=getattr(torch, options.dtype) if options.dtype else None)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    model = load(options.model, dtype=dtype, compile=options.compile)
     started = time.perf_counter()
     if options.stream:
         answers = [_show(model.generate([prompt], stream=True, seed=options.seed, **settings), options.out, console)]

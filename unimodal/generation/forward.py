@@ -1,18 +1,29 @@
-"""One token for every row of a batch: as the shapes come, or at fixed shapes that can be compiled.
+"""One token for every row of a batch: as the shapes come, or compiled.
 
-Fixed shapes are for CUDA, where launching kernels one by one takes longer than the kernels: rows are padded to a power
-of two and attention runs over all slots, so that `torch.compile` makes one graph for each power and replays it.
+On CUDA, where launching kernels one by one takes longer than the kernels, compiled steps have fixed shapes: rows are
+padded to a power of two and attention runs over all slots, so that `torch.compile` makes one graph for each power and
+replays it. On a CPU a step of a row or two is compiled into loops that read each matrix straight through.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from unimodal.model.cache import KVCache
+from unimodal.model.compiling import can_build_for_cpu
+from unimodal.model.streamed import streamed
 from unimodal.model.transformer import Transformer
+
+log = logging.getLogger(__name__)
+
+MOST_STREAMED = 2
+"""Rows up to which reading matrices straight through is faster than a CPU's matrix kernels."""
 
 # Shapes: R rows, V vocabulary.
 
@@ -49,7 +60,7 @@ class StaticForward:
         self.transformer = transformer
         if not options and transformer.embedding.weight.is_cuda:
             options = {"mode": "reduce-overhead"}
-        self.function = torch.compile(_logits, dynamic=False, fullgraph=True, **options)
+        self.function = torch.compile(_own_logits(), dynamic=False, fullgraph=True, **options)
         self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
@@ -65,6 +76,36 @@ class StaticForward:
             for part in layer:
                 torch._dynamo.mark_static_address(part)
         return self.function(self.transformer, tokens, positions, view)[:rows].clone()
+
+
+class StreamedForward:
+    """For CPUs: a row or two through a compiled step of the first transformer, more through the second.
+
+    Compiled when the first such step comes, once for one row and once for two; `options` go to torch.compile.
+    """
+
+    def __init__(self, transformer: Transformer, packed: Transformer, **options: Any) -> None:
+        self.few, self.many = streamed(transformer), EagerForward(packed)
+        self.function = torch.compile(_own_logits(), dynamic=True, fullgraph=True, **options)
+        self.views = _Views()
+
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
+        """See `Forward`."""
+        if len(tokens) > MOST_STREAMED:
+            return self.many(tokens, positions, cache, used)
+        view = self.views.of(cache, len(tokens))
+        view.reserve(min(used, cache.slots))
+        return self.function(self.few, tokens, positions, view)
+
+
+def compiled_forward(transformer: Transformer, packed: Transformer) -> Forward:
+    """The compiled steps of the device that the weights are on; packed ones where nothing can be compiled."""
+    if transformer.embedding.weight.is_cuda:
+        return StaticForward(transformer)
+    if can_build_for_cpu():
+        return StreamedForward(transformer, packed)
+    log.warning("no working C++ compiler with Python headers: decoding runs uncompiled")
+    return EagerForward(packed)
 
 
 class _Views:
@@ -86,3 +127,8 @@ class _Views:
 def _logits(transformer: Transformer, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
     features = transformer.features(tokens[:, None], positions[:, None], cache=cache)
     return transformer.head(features[:, 0]).float()
+
+
+def _own_logits() -> Callable[[Transformer, Tensor, Tensor, KVCache], Tensor]:
+    """`_logits` with a code object of its own: for one, torch.compile makes so many graphs and then gives up."""
+    return FunctionType(_logits.__code__.replace(), globals(), "logits")

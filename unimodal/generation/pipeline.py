@@ -24,7 +24,7 @@ from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.events import Event, Narrator
 from unimodal.generation.flow_engine import FlowEngine, patch_policy
 from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
-from unimodal.generation.forward import StaticForward
+from unimodal.generation.forward import compiled_forward
 from unimodal.generation.grammar import Mode, check_spans
 from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.guidance import GuidanceConfig, Schedule
@@ -67,8 +67,9 @@ class Pipeline:
         self._decode_with(Engine(pack(self.transformer), self.token_space))
 
     def use_compiled_steps(self) -> None:
-        """Decode at fixed shapes through torch.compile, on CUDA as CUDA graphs; compiling takes a while."""
-        self._decode_with(Engine(self.transformer, self.token_space, StaticForward(self.transformer)))
+        """Decode through torch.compile, on CUDA as CUDA graphs; compiling takes a while."""
+        packed = pack(self.transformer)
+        self._decode_with(Engine(packed, self.token_space, compiled_forward(self.transformer, packed)))
 
     def _decode_with(self, engine: Engine) -> None:
         """With the flow branch, this engine says what is text alone."""
@@ -299,8 +300,8 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = T
     """Open a model bundle. Raises ValueError that names the file and the reason where it cannot.
 
     `dtype` is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the
-    engine decodes with a second copy of them that is faster on CPUs; with `compile` steps have fixed shapes and go
-    through torch.compile, for long work on CUDA.
+    engine decodes with a second copy of them that is faster on CPUs; with `compile` steps go through torch.compile, for
+    long work on CUDA and for answers one at a time on a CPU.
     """
     folder = Path(path)
     if not folder.is_dir():

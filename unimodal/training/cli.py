@@ -26,6 +26,7 @@ from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.checkpointing import AtomicCheckpointIO
+from unimodal.training.heap import keep_freed_memory
 from unimodal.training.precision import trainer_precision
 
 KNOWN_CLASSES = (_datamodules, _raw, _tokenizer_module, _autoencoder_module, _transformer_module, _predicting)
@@ -111,6 +112,7 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
+    keep_freed_memory()
     return TrainingCLI(
         args=list(arguments) if arguments is not None else None,
         subclass_mode_model=True,

@@ -13,12 +13,12 @@ from torch import Tensor
 from data_pipelines.batch import LEAST_WEIGHT, PackedBatch
 from data_pipelines.datamodule import TokenDataModule
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.model.compiling import compiled
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
 from unimodal.model.vision import Seen, no_patches, patch_tokens
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
-from unimodal.training.compiling import compiled
 from unimodal.training.flow import FlowTrainingConfig, Noised, begin, flow_sums, noise
 from unimodal.training.losses import LossSums, next_token_losses
 from unimodal.training.optim import MuonConfig, OptimizerConfig, build_optimizer

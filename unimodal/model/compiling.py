@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from sysconfig import get_paths
 from typing import Any
 
 import torch
@@ -14,22 +16,19 @@ log = logging.getLogger(__name__)
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of tensors; about twice as fast on CPUs, but it needs a C++ compiler there."""
-    if torch.cuda.is_available() or _can_build_for_cpu():
+    if torch.cuda.is_available() or can_build_for_cpu():
         torch._dynamo.config.allow_unspec_int_on_nn_module = True
         return torch.compile(function)
     log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")
     return function
 
 
-def _can_build_for_cpu() -> bool:
-    from sysconfig import get_paths
-
-    from torch._inductor.cpp_builder import get_cpp_compiler
+def can_build_for_cpu() -> bool:
+    """Whether there is what torch.compile needs on a CPU: a C++ compiler and Python's headers."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second to import
 
     try:
         get_cpp_compiler()
     except Exception:  # the reason does not matter: without it there is no compiling
         return False
-    from pathlib import Path
-
     return sys.platform != "win32" and (Path(get_paths()["include"]) / "Python.h").is_file()
