@@ -35,24 +35,30 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAutoencoderConfig:
-    """A backbone and the channels of its latents, trained on square images of `image_size` pixels."""
+    """A backbone and the channels of its latents, trained on square images of `image_size` pixels.
+
+    `latent_patch` squared latents are given out as one.
+    """
 
     image_size: int
     backbone: BackboneConfig
     latent_dim: int
+    latent_patch: int = 1
 
     def __post_init__(self) -> None:
         if self.latent_dim < 1:
             raise ValueError(f"a latent has at least one channel, got {self.latent_dim}")
-        if self.image_size % self.backbone.reduction:
-            raise ValueError(
-                f"an image of {self.image_size} pixels cannot be cut into latents of {self.backbone.reduction} pixels"
-            )
+        if self.latent_patch < 1:
+            raise ValueError(f"a patch holds at least one latent, got {self.latent_patch}")
+        pixels = self.backbone.reduction * self.latent_patch
+        if self.image_size % pixels:
+            raise ValueError(f"an image of {self.image_size} pixels cannot be cut into latents of {pixels} pixels")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        backbone = part_to_dict(self.backbone)
-        return {"kind": KIND, "image_size": self.image_size, "backbone": backbone, "latent_dim": self.latent_dim}
+        values = {"kind": KIND, "image_size": self.image_size, "backbone": part_to_dict(self.backbone)}
+        patch = {} if self.latent_patch == 1 else {"latent_patch": self.latent_patch}
+        return {**values, "latent_dim": self.latent_dim, **patch}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageAutoencoderConfig:
@@ -63,6 +69,7 @@ class ImageAutoencoderConfig:
                 image_size=values["image_size"],
                 backbone=part_from_dict(values["backbone"]),
                 latent_dim=values["latent_dim"],
+                latent_patch=values.get("latent_patch", 1),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not an image autoencoder config: {error}") from error
@@ -83,7 +90,7 @@ class ImageAutoencoder(LatentAutoencoder):
     """
 
     def __init__(self, config: ImageAutoencoderConfig) -> None:
-        super().__init__(config.image_size, config.backbone.reduction, config.latent_dim)
+        super().__init__(config.image_size, config.backbone.reduction, config.latent_dim, config.latent_patch)
         self.config = config
         encoder, decoder = build_backbone(config.backbone, config.latent_dim, encoder_dim=2 * config.latent_dim)
         self.encoder = encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

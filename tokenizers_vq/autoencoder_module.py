@@ -31,6 +31,7 @@ class AutoencoderModule(ReconstructionModule[ImageAutoencoder]):
         image_size: int = 64,
         backbone: BackboneConfig | None = None,
         latent_dim: int = 16,
+        latent_patch: int = 1,
         kl_weight: float = 1e-3,
         reconstruction: ReconstructionLossConfig | None = None,
         perceptual: PerceptualLossConfig | None = None,
@@ -41,7 +42,10 @@ class AutoencoderModule(ReconstructionModule[ImageAutoencoder]):
         if kl_weight < 0:
             raise ValueError(f"the weight of the KL term is at least 0, got {kl_weight}")
         config = ImageAutoencoderConfig(
-            image_size=image_size, backbone=backbone or PatchBackboneConfig(), latent_dim=latent_dim
+            image_size=image_size,
+            backbone=backbone or PatchBackboneConfig(),
+            latent_dim=latent_dim,
+            latent_patch=latent_patch,
         )
         super().__init__(ImageAutoencoder(config), reconstruction, perceptual, adversarial, optimizer)
         self.kl_weight, self.out = kl_weight, out

@@ -23,12 +23,13 @@ class DiffusersAutoencoder(LatentAutoencoder):
     """diffusers' AutoencoderKL. Its statistics are what diffusers' pipelines use: (latents - shift) * scaling.
 
     latent_mean is `latents_mean`, else `shift_factor`, else 0; latent_std is `latents_std`, else 1, over
-    `scaling_factor`.
+    `scaling_factor`. A `latent_patch` in its config.json, which diffusers does not know, is ours (BAGEL: 2).
     """
 
     def __init__(self, network: Any, image_size: int) -> None:
         config = network.config
-        super().__init__(image_size, 2 ** (len(config.block_out_channels) - 1), config.latent_channels)
+        reduction, patch = 2 ** (len(config.block_out_channels) - 1), config.get("latent_patch", 1)
+        super().__init__(image_size, reduction, config.latent_channels, patch)
         if image_size % self.reduction:
             raise ValueError(f"an image of {image_size} pixels cannot be cut into latents of {self.reduction} pixels")
         self.network = network

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.backbones import check_sides
+from tokenizers_vq.latent_patches import latents_to_patches, patches_to_latents
 
 # Shapes: B images, H height, W width, S side of a square image, C latent width, G grid side; R, K rows and columns.
 
@@ -41,18 +42,21 @@ class LatentAutoencoder(nn.Module):
     """Images in [-1, 1] <-> latents of mean 0 and standard deviation 1 in every channel.
 
     Subclasses give `posterior` and `pixels`, both in latents as the network has them. What is seen from outside is
-    (latents - latent_mean) / latent_std, with statistics of shape (C,). Being convolutional, an autoencoder takes
-    images of other sizes than `image_size` as well.
+    (latents - latent_mean) / latent_std, with statistics of shape (channels,); with a `patch` above 1, squares of
+    patch x patch of them as one of channels x patch^2 numbers, fewer for a transformer to draw (BAGEL: 2). Being
+    convolutional, an autoencoder takes images of other sizes than `image_size` as well.
     """
 
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, image_size: int, reduction: int, latent_dim: int) -> None:
+    def __init__(self, image_size: int, reduction: int, channels: int, patch: int = 1) -> None:
+        """reduction: pixels along one side of a latent as the network has it."""
         super().__init__()
-        self.image_size, self.reduction, self.latent_dim = image_size, reduction, latent_dim
-        self.register_buffer("latent_mean", torch.zeros(latent_dim))
-        self.register_buffer("latent_std", torch.ones(latent_dim))
+        self.image_size, self.channels, self.patch = image_size, channels, patch
+        self.reduction, self.latent_dim = reduction * patch, channels * patch**2
+        self.register_buffer("latent_mean", torch.zeros(channels))
+        self.register_buffer("latent_std", torch.ones(channels))
 
     def posterior(self, images: Tensor) -> Posterior:
         """images (B, 3, H, W) in [-1, 1] -> Posterior in float32."""
@@ -91,7 +95,9 @@ class LatentAutoencoder(nn.Module):
         check_sides(images, self.reduction)
         posterior = self.posterior(images.to(self.device))
         latents = posterior.mean if generator is None else posterior.sample(generator)
-        return (latents - self._each(self.latent_mean)) / self._each(self.latent_std)
+        normalised = (latents - self._each(self.latent_mean)) / self._each(self.latent_std)
+        rows, columns = (side // self.patch for side in normalised.shape[2:])
+        return latents_to_patches(normalised, self.patch).mT.unflatten(-1, (rows, columns)).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -99,8 +105,9 @@ class LatentAutoencoder(nn.Module):
         shape = tuple(latents.shape)
         if len(shape) != 4 or shape[1] != self.latent_dim or min(shape[2:]) < 1:
             raise ValueError(f"this autoencoder takes latents of shape (B, {self.latent_dim}, R, K), got {shape}")
-        latents = latents.to(self.device).float() * self._each(self.latent_std) + self._each(self.latent_mean)
-        return self.pixels(latents).clamp(-1, 1)
+        patches = latents.to(self.device).float().flatten(2).mT
+        latents = patches_to_latents(patches, *shape[2:], self.patch).contiguous()
+        return self.pixels(latents * self._each(self.latent_std) + self._each(self.latent_mean)).clamp(-1, 1)
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
@@ -109,10 +116,10 @@ class LatentAutoencoder(nn.Module):
         Samples of the posterior are therefore a little wider than 1. A channel that never varies keeps 1 as its
         standard deviation. Raises ValueError where there is no image, or a latent is not finite.
         """
-        count, total, squares = 0, torch.zeros(self.latent_dim).double(), torch.zeros(self.latent_dim).double()
+        count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
         for batch in images:
             means = self.posterior(batch.to(self.device)).mean.double().cpu()
-            count += means.numel() // self.latent_dim
+            count += means.numel() // self.channels
             total += means.sum(dim=(0, 2, 3))
             squares += means.square().sum(dim=(0, 2, 3))
         if not count or not squares.isfinite().all():

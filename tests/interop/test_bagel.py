@@ -17,9 +17,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from tests.oracles import bagel
 from tests.oracles.slow_attention import spanned_layout, visible_with_spans
 from tests.oracles.tiny import tiny_transformer
+from tokenizers_vq.latent_patches import latents_to_patches, patches_to_latents
 from unimodal.interop.bagel import open_bagel, write_bagel
 from unimodal.interop.importing import import_hf
-from unimodal.interop.latent_patches import latents_to_patches, patches_to_latents
 from unimodal.interop.names import bagel_table
 from unimodal.model.config import FlowConfig, QKNormConfig
 from unimodal.model.flow import LatentTokens, latent_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from tests.oracles.pictures import BACKBONES, SIZE, random_images, tiny_tokenizer
 from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig, open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.latent_patches import latents_to_patches
 from tokenizers_vq.latents import Posterior
 
 CHANNELS = 3
@@ -148,8 +150,12 @@ def test_latents_of_another_shape_are_refused_with_both_shapes(shape: tuple[int,
 def test_a_config_that_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match="20 pixels cannot be cut into latents of 8"):
         ImageAutoencoderConfig(image_size=20, backbone=BACKBONES["patch"], latent_dim=4)
+    with pytest.raises(ValueError, match="16 pixels cannot be cut into latents of 24"):
+        ImageAutoencoderConfig(image_size=SIZE, backbone=BACKBONES["patch"], latent_dim=4, latent_patch=3)
     with pytest.raises(ValueError, match="at least one channel, got 0"):
         ImageAutoencoderConfig(image_size=SIZE, backbone=BACKBONES["patch"], latent_dim=0)
+    with pytest.raises(ValueError, match="at least one latent, got 0"):
+        ImageAutoencoderConfig(image_size=SIZE, backbone=BACKBONES["patch"], latent_dim=4, latent_patch=0)
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
@@ -235,3 +241,21 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_it(tmp_path: Path, d
     with pytest.raises(ValueError, match=r"ae does not hold an image autoencoder") as caught:
         open_autoencoder(tmp_path / "ae")
     assert "\n" not in str(caught.value)
+
+
+def test_patches_of_latents_are_the_same_latents_in_bagels_order(tmp_path: Path) -> None:
+    single, images = measured_autoencoder(), random_images(5)
+    patched = ImageAutoencoder(replace(single.config, latent_patch=2)).eval()
+    patched.load_state_dict(single.state_dict())
+    patched.save(tmp_path)
+    patched = open_autoencoder(tmp_path)
+    assert (patched.latent_dim, patched.grid, patched.reduction) == (4 * CHANNELS, 1, 16)
+    latents, expected = patched.encode(images), single.encode(images)
+    assert torch.equal(latents.flatten(2).mT, latents_to_patches(expected, 2))
+    assert torch.equal(patched.decode(latents), single.decode(expected))
+    assert patched.hash != single.hash
+    wide = images.repeat(1, 1, 2, 4)
+    assert patched.encode(wide).shape == (5, 4 * CHANNELS, 2, 4)
+    assert torch.equal(patched.decode(patched.encode(wide)), single.decode(single.encode(wide)))
+    with pytest.raises(ValueError, match=r"multiples of 16, got \(5, 3, 24, 16\)"):
+        patched.encode(images[:, :, :8].repeat(1, 1, 3, 1))

@@ -14,6 +14,7 @@ import torch
 
 from tests.oracles.pictures import SIZE, random_images
 from tokenizers_vq.autoencoder import open_autoencoder
+from tokenizers_vq.latent_patches import latents_to_patches
 
 AutoencoderKL: Any = importlib.import_module("diffusers").AutoencoderKL
 SHIFTED = {"scaling_factor": 0.7, "shift_factor": 0.3}
@@ -60,6 +61,19 @@ def test_the_adapter_encodes_and_decodes_as_diffusers_does(tmp_path: Path, stati
     torch.testing.assert_close(found, sampled, rtol=0, atol=1e-5)
     decoded = network.decode(distribution.mean).sample.clamp(-1, 1)
     torch.testing.assert_close(autoencoder.decode(expected), decoded, rtol=0, atol=1e-5)
+
+
+def test_a_patch_in_the_config_is_ours_and_stays_there(tmp_path: Path) -> None:
+    saved(tmp_path / "a")
+    single, images = open_autoencoder(tmp_path / "a"), random_images(4)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "latent_patch": 2}))
+    open_autoencoder(tmp_path / "a").save(tmp_path / "b")
+    patched = open_autoencoder(tmp_path / "b")
+    assert (patched.latent_dim, patched.reduction, patched.grid) == (12, 4, 4)
+    assert torch.equal(patched.encode(images).flatten(2).mT, latents_to_patches(single.encode(images), 2))
+    assert torch.equal(patched.decode(patched.encode(images)), single.decode(single.encode(images)))
+    assert patched.hash != single.hash
 
 
 def test_the_hash_follows_weights_and_statistics_and_not_who_saved_them(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ certain; those of `time_embedder.mlp.{0,2}`, of `latent_pos_embed.pos_embed` and
 
 Everything is in BAGEL's order here already: rotary positions pair channel i with i + W/2, time enters as cosines and
 then sines of t in [0, 1] with t = 1 as noise, a place's first half is its column, and a latent's place is
-row * side + column. Latents enter as patches (`latent_patches.py`).
+row * side + column. Latents enter as patches (`tokenizers_vq/latent_patches.py`).
 """
 
 from __future__ import annotations
