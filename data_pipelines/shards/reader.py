@@ -200,7 +200,9 @@ def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
     if version != (1, 0):
         raise ValueError(f"{key!r}: its {what} are in .npy version {version[0]}.{version[1]}; 1.0 is read")
     header = data[start + MAGIC : start + MAGIC + 2 + int.from_bytes(data[start + MAGIC : start + MAGIC + 2], "little")]
-    shape, dtype = _array_header(bytes(header))
+    shape, by_columns, dtype = _array_header(bytes(header))
+    if by_columns:
+        raise ValueError(f"{key!r}: its {what}.npy lies column by column (fortran_order); row by row is read")
     begin = start + MAGIC + len(header)
     if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != end:
         raise ValueError(f"{key!r}: its {what}.npy does not hold the array of {math.prod(shape)} {what} that it states")
@@ -208,6 +210,5 @@ def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
 
 
 @lru_cache(maxsize=10_000)
-def _array_header(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header))
-    return shape, dtype
+def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))

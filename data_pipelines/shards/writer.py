@@ -149,7 +149,7 @@ def _describe(document: TokenDocument) -> dict[str, Any]:
 
 def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)  # row by row, as it is read
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from random import Random
@@ -77,6 +78,27 @@ def test_latents_that_do_not_fit_are_refused_with_the_reason(
     folder = write(tmp_path, document(image("image"), text("caption", 8)))
     with pytest.raises(DamagedShard, match=reason):
         read(folder)
+
+
+def test_latents_are_written_row_by_row_however_they_lie_in_memory(tmp_path: Path) -> None:
+    """An autoencoder gives (C, R, K): turned round, that is an array by columns."""
+    turned = np.ascontiguousarray(latents(1).transpose(2, 0, 1)).transpose(1, 2, 0)
+    assert not turned.flags.c_contiguous
+    found = read(write(tmp_path, document(token_documents.image("image", turned), text("caption", 8))))
+    assert np.array_equal(found[0].segments[0].latents, latents(1))
+
+
+def test_an_array_by_columns_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data_pipelines.shards import writer
+
+    def by_columns(array: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, np.asfortranarray(array))
+        return buffer.getvalue()
+
+    monkeypatch.setattr(writer, "_npy", by_columns)
+    with pytest.raises(DamagedShard, match="column by column"):
+        read(write(tmp_path, document(image("image"), text("caption", 8))))
 
 
 def told(one: TokenDocument, config: TemplateConfig = TOLD) -> tuple[list[int], list[int], list[int], list[float]]:
