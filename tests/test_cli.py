@@ -27,6 +27,7 @@ from tests.oracles.tiny_training import ROOT
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.cli import main
+from unimodal.generation import forward
 from unimodal.generation.pipeline import TEXT_TOKENIZER
 from unimodal.training.cli import main as train
 
@@ -315,6 +316,16 @@ def test_generate_answers_under_a_schema_and_shows_an_answer_as_it_comes(
     asked = ["generate", "--model", str(shared / "model"), "--prompt", "red", "--mode", "text"]
     assert main([*asked, "--choices", "yes", "no", "--dtype", "bfloat16", "--out", str(tmp_path / "c")]) == 0
     assert (tmp_path / "c" / "answer.txt").read_text().strip() in ("yes", "no")
+
+
+def test_compile_is_asked_of_the_engine(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(forward, "can_build_for_cpu", lambda: False)
+    asked = ["generate", "--model", str(shared / "model"), "--prompt", "red", "--mode", "text"]
+    assert main([*asked, "--out", str(tmp_path / "plain")]) == 0 and not caplog.text
+    assert main([*asked, "--out", str(tmp_path / "compiled"), "--compile"]) == 0
+    assert "decoding runs uncompiled" in caplog.text
 
 
 def test_a_folder_of_pictures_goes_through_tokenize_training_inspect_and_generate(

@@ -22,6 +22,7 @@ from tokenizers_vq.folder import (
     part_to_dict,
     save_module,
 )
+from tokenizers_vq.latent_patches import check_latent_patch
 from tokenizers_vq.latents import LatentAutoencoder, Posterior
 
 __all__ = ["AutoencoderOutput", "ImageAutoencoder", "ImageAutoencoderConfig", "LatentAutoencoder", "open_autoencoder"]
@@ -37,7 +38,7 @@ LOG_VARIANCE_RANGE = (-30.0, 20.0)
 class ImageAutoencoderConfig:
     """A backbone and the channels of its latents, trained on square images of `image_size` pixels.
 
-    `latent_patch` squared latents are given out as one.
+    Squares of `latent_patch` x `latent_patch` latents are given out as one, of latent_dim * latent_patch^2 numbers.
     """
 
     image_size: int
@@ -48,8 +49,7 @@ class ImageAutoencoderConfig:
     def __post_init__(self) -> None:
         if self.latent_dim < 1:
             raise ValueError(f"a latent has at least one channel, got {self.latent_dim}")
-        if self.latent_patch < 1:
-            raise ValueError(f"a patch holds at least one latent, got {self.latent_patch}")
+        check_latent_patch(self.latent_patch)
         pixels = self.backbone.reduction * self.latent_patch
         if self.image_size % pixels:
             raise ValueError(f"an image of {self.image_size} pixels cannot be cut into latents of {pixels} pixels")

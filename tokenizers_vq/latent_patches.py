@@ -9,6 +9,12 @@ from torch import Tensor
 BAGEL_PATCH = 2
 
 
+def check_latent_patch(patch: object) -> None:
+    """Raises ValueError for a side of patches that is none."""
+    if type(patch) is not int or patch < 1:
+        raise ValueError(f"a latent patch is a whole number of latents along a side, at least 1, got {patch!r}")
+
+
 def latents_to_patches(latents: Tensor, patch: int = BAGEL_PATCH) -> Tensor:
     """latents (..., C, R, K) -> (..., M, P * P * C): patches row by row; in each, row, column, then channel.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.backbones import check_sides
-from tokenizers_vq.latent_patches import latents_to_patches, patches_to_latents
+from tokenizers_vq.latent_patches import check_latent_patch, latents_to_patches, patches_to_latents
 
 # Shapes: B images, H height, W width, S side of a square image, C latent width, G grid side; R, K rows and columns.
 
@@ -51,8 +51,9 @@ class LatentAutoencoder(nn.Module):
     latent_std: Tensor
 
     def __init__(self, image_size: int, reduction: int, channels: int, patch: int = 1) -> None:
-        """reduction: pixels along one side of a latent as the network has it."""
+        """reduction: pixels along one side of a latent as the network has it. Raises ValueError for a patch below 1."""
         super().__init__()
+        check_latent_patch(patch)
         self.image_size, self.channels, self.patch = image_size, channels, patch
         self.reduction, self.latent_dim = reduction * patch, channels * patch**2
         self.register_buffer("latent_mean", torch.zeros(channels))

@@ -90,7 +90,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=None, metavar="N", help=about)
     parser.add_argument("--solver", default=None, help="of a model with the flow branch: euler or heun")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
-    about = "compile the decoding steps: half a minute before the first token, for long answers and large models"
+    about = "compile the decoding steps: takes half a minute or two, for long answers of large models"
     parser.add_argument("--compile", action="store_true", help=about)
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes; for a single one")
     parser.add_argument("--think", action="store_true", help="plan in words before the picture; with --mode image")

@@ -23,12 +23,11 @@ from unimodal.report import write_report
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
-DIALOGUES = 400
-"""Enough to learn the form of one; half as many as pictures, the source's own choice, took 41% of all tokens."""
-EDITS = 1000
-"""Recoloured pictures that the flow branch learns from, beside 4,000 documents with captions and questions."""
 Branch = Literal["discrete", "flow"]
 BRANCHES: tuple[Branch, ...] = ("discrete", "flow")
+DOCUMENTS = {"discrete": {"dialogues": 400}, "flow": {"dialogues": 200, "edits": 600}}
+"""Beside 4,000 pictures with captions and questions. Dialogues are enough to learn the form of one: half as many as
+pictures, the source's own choice, took 41% of all tokens. Edits are recoloured pictures."""
 TASKS = {
     "discrete": ("vqa", "caption", "t2i", "reconstruction"),
     "flow": ("vqa", "caption", "t2i", "edit", "reconstruction"),
@@ -165,8 +164,9 @@ def _autoencoder_arguments(out: Path, quick: bool) -> tuple[str, ...]:
 
 
 def _tokenize_arguments(out: Path, quick: bool, flow: bool) -> tuple[str, ...]:
-    arguments = ("tokenize", "--source", "easy_vqa", "--split", "train", "--option", f"dialogues={DIALOGUES}")
-    arguments += ("--option", f"edits={EDITS}") if flow else ()
+    arguments: tuple[str, ...] = ("tokenize", "--source", "easy_vqa", "--split", "train")
+    for name, count in DOCUMENTS["flow" if flow else "discrete"].items():
+        arguments += ("--option", f"{name}={count}")
     arguments += ("--image-tokenizer", str(out / "tokenizer" / "image_tokenizer"), "--out", str(out / "shards"))
     arguments += ("--autoencoder", str(out / "autoencoder" / "image_autoencoder")) if flow else ()
     return arguments if quick else (*arguments, "--copies", "4", "--augment", "flip,place")

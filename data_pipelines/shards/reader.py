@@ -202,7 +202,9 @@ def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
     header = data[start + MAGIC : start + MAGIC + 2 + int.from_bytes(data[start + MAGIC : start + MAGIC + 2], "little")]
     shape, by_columns, dtype = _array_header(bytes(header))
     if by_columns:
-        raise ValueError(f"{key!r}: its {what}.npy lies column by column (fortran_order); row by row is read")
+        raise ValueError(
+            f"{key!r}: its {what}.npy lies column by column (fortran_order): tokenize again, or save it row by row"
+        )
     begin = start + MAGIC + len(header)
     if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != end:
         raise ValueError(f"{key!r}: its {what}.npy does not hold the array of {math.prod(shape)} {what} that it states")

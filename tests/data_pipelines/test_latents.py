@@ -84,7 +84,11 @@ def test_latents_are_written_row_by_row_however_they_lie_in_memory(tmp_path: Pat
     """An autoencoder gives (C, R, K): turned round, that is an array by columns."""
     turned = np.ascontiguousarray(latents(1).transpose(2, 0, 1)).transpose(1, 2, 0)
     assert not turned.flags.c_contiguous
-    found = read(write(tmp_path, document(token_documents.image("image", turned), text("caption", 8))))[0].segments[0].latents
+    found = (
+        read(write(tmp_path, document(token_documents.image("image", turned), text("caption", 8))))[0]
+        .segments[0]
+        .latents
+    )
     assert found is not None and np.array_equal(found, latents(1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -20,6 +22,7 @@ from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.cache import KVCache
+from unimodal.model.compiling import can_build_for_cpu
 from unimodal.model.transformer import Transformer
 
 SPACE = tiny_space()
@@ -62,8 +65,8 @@ def prompts(space: TokenSpace = SPACE) -> list[list[int]]:
     return [*WORDS[:1], [1, 3, *body, 4, 8, 12, 5], *WORDS[2:]]
 
 
-def engine(dtype: torch.dtype = torch.float64, space: TokenSpace = SPACE) -> Engine:
-    return Engine(tiny_transformer(space.vocab_size, dtype=dtype, max_length=CONTEXT), space)
+def engine(dtype: torch.dtype = torch.float64, space: TokenSpace = SPACE, **changes: Any) -> Engine:
+    return Engine(tiny_transformer(space.vocab_size, dtype=dtype, max_length=CONTEXT, **changes), space)
 
 
 def requests(config: DecodeConfig, space: TokenSpace = SPACE) -> list[Request]:
@@ -357,10 +360,11 @@ def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSp
     assert ids(static.decode(asked, rows=5)) == ids(decoder.decode(asked, rows=5))
 
 
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace) -> None:
+def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, num_kv_heads: int) -> None:
     """Traced whole, but run as it is; one or two rows are streamed, more are packed."""
-    decoder, asked = engine(torch.float32, space=space), mixed_requests(space, 12)
+    decoder, asked = engine(torch.float32, space=space, num_kv_heads=num_kv_heads), mixed_requests(space, 12)
     steps = StreamedForward(decoder.transformer, decoder.transformer, backend="eager")
     widths: list[int] = []
     function = steps.function
@@ -372,9 +376,23 @@ def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace) ->
     assert ids(few.decode(asked, rows=5)) == wanted
 
 
+def test_a_cache_that_is_done_with_is_let_go() -> None:
+    transformer = tiny_transformer(max_length=CONTEXT, num_layers=1)
+    steps = EagerForward(transformer)
+    cache = KVCache(transformer.config, 1, CONTEXT, torch.float64)
+    with torch.inference_mode():
+        steps(torch.tensor([5]), torch.tensor([0]), cache, 1)
+    memory = weakref.ref(cache.layers[0].keys.untyped_storage())
+    del cache
+    gc.collect()
+    assert memory() is None
+
+
 def test_streamed_steps_when_compiled_are_the_same_function() -> None:
+    """Traced only where there is no compiler."""
+    how = {} if can_build_for_cpu() else {"backend": "eager"}
     transformer = tiny_transformer(max_length=CONTEXT, num_layers=1).requires_grad_(False)
-    steps, eager = StreamedForward(transformer, transformer), EagerForward(transformer)
+    steps, eager = StreamedForward(transformer, transformer, **how), EagerForward(transformer)
     for rows in (1, 2):
         caches = [KVCache(transformer.config, rows, CONTEXT, torch.float32) for _ in range(2)]
         for position in range(6):
@@ -382,7 +400,7 @@ def test_streamed_steps_when_compiled_are_the_same_function() -> None:
             places = torch.full((rows,), position)
             with torch.inference_mode():
                 found, wanted = (
-                    step(tokens, places, cache, position + 2)
+                    step(tokens, places, cache, position + 1)
                     for step, cache in zip((steps, eager), caches, strict=True)
                 )
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

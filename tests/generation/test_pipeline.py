@@ -12,7 +12,14 @@ import torch
 from PIL import Image
 
 import unimodal
-from tests.oracles.tiny import IMAGE_SIZE, tiny_bundle, tiny_image_tokenizer, tiny_picture, tiny_pipeline
+from tests.oracles.tiny import (
+    IMAGE_SIZE,
+    tiny_bundle,
+    tiny_flow_pipeline,
+    tiny_image_tokenizer,
+    tiny_picture,
+    tiny_pipeline,
+)
 from tokenizers_vq.text import TextTokenizer
 from unimodal.generation import forward
 from unimodal.generation.grammars import Choices
@@ -163,9 +170,22 @@ def test_compiled_steps_are_those_of_the_machine(
 ) -> None:
     pipeline.save(tmp_path)
     monkeypatch.setattr(forward, "can_build_for_cpu", lambda: True)
-    assert isinstance(load(tmp_path, compile=True).engine.forward, forward.StreamedForward)
+    compiled, apart = load(tmp_path, compile=True), load(tmp_path, compile=True, packed=False)
+    assert isinstance(compiled.engine.forward, forward.StreamedForward)
+    assert isinstance(apart.engine.forward, forward.StreamedForward)
+    assert apart.engine.forward.many.transformer is apart.transformer
     monkeypatch.setattr(forward, "can_build_for_cpu", lambda: False)
     without = load(tmp_path, compile=True)
     assert isinstance(without.engine.forward, forward.EagerForward)
     assert "no working C++ compiler" in caplog.text
     assert plain(without.generate(["a"], seed=3)) == plain(load(tmp_path).generate(["a"], seed=3))
+
+
+def test_with_the_flow_branch_compiling_says_what_it_is_good_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_flow_pipeline().save(tmp_path)
+    load(tmp_path)
+    assert not caplog.text
+    load(tmp_path, compile=True)
+    assert "answers in text alone" in caplog.text

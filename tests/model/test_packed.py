@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.oracles.tiny import tiny_transformer
+from unimodal.model.config import QKNormConfig
 from unimodal.model.packed import PackedLinear, PackedRMSNorm, can_pack, packed
 from unimodal.model.transformer import Transformer
 
 
-def test_a_packed_transformer_gives_the_same_logits_for_any_number_of_rows() -> None:
-    transformer, exact = tiny_transformer(dtype=torch.float32), tiny_transformer()
+@pytest.mark.parametrize("qk_norm", [QKNormConfig(kind="layer"), QKNormConfig(kind="rms"), None], ids=str)
+def test_a_packed_transformer_gives_the_same_logits_for_any_number_of_rows(qk_norm: QKNormConfig | None) -> None:
+    transformer = tiny_transformer(dtype=torch.float32, qk_norm=qk_norm)
+    exact = tiny_transformer(qk_norm=qk_norm)
     exact.load_state_dict(transformer.state_dict())
     fast = packed(transformer)
     assert sum(isinstance(module, PackedLinear) for module in fast.modules()) == 2 * 4 + 1

@@ -154,7 +154,7 @@ def test_a_config_that_cannot_be_built_is_refused() -> None:
         ImageAutoencoderConfig(image_size=SIZE, backbone=BACKBONES["patch"], latent_dim=4, latent_patch=3)
     with pytest.raises(ValueError, match="at least one channel, got 0"):
         ImageAutoencoderConfig(image_size=SIZE, backbone=BACKBONES["patch"], latent_dim=0)
-    with pytest.raises(ValueError, match="at least one latent, got 0"):
+    with pytest.raises(ValueError, match="latent patch is a whole number of latents along a side, at least 1, got 0"):
         ImageAutoencoderConfig(image_size=SIZE, backbone=BACKBONES["patch"], latent_dim=4, latent_patch=0)
 
 
@@ -231,6 +231,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "config of an unknown backbone": changed("backbone", {"kind": "wavelet"}),
     "config with a quantizer for a backbone": changed("backbone", {"kind": "vq"}),
     "config of words": changed("image_size", "large"),
+    "patches of nothing": changed("latent_patch", 0),
+    "patches of a fraction": changed("latent_patch", 2.0),
 }
 
 

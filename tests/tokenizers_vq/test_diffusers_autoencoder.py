@@ -128,6 +128,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "weights of another width": changed("latent_channels", 4),
     "config of unknown blocks": changed("down_block_types", ["Wavelet", "Wavelet"]),
     "config of words": changed("scaling_factor", "large"),
+    "patches of nothing": changed("latent_patch", 0),
+    "patches below nothing": changed("latent_patch", -2),
+    "patches of a fraction": changed("latent_patch", 2.0),
 }
 
 

@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from unimodal.model.cache import KVCache
+from unimodal.model.cache import KVCache, LayerCache
 from unimodal.model.compiling import can_build_for_cpu
 from unimodal.model.streamed import streamed
 from unimodal.model.transformer import Transformer
@@ -100,7 +101,7 @@ class StreamedForward:
 
 def compiled_forward(transformer: Transformer, packed: Transformer) -> Forward:
     """The compiled steps of the device that the weights are on; packed ones where nothing can be compiled."""
-    if transformer.embedding.weight.is_cuda:
+    if transformer.embedding.weight.device.type != "cpu":
         return StaticForward(transformer)
     if can_build_for_cpu():
         return StreamedForward(transformer, packed)
@@ -109,19 +110,23 @@ def compiled_forward(transformer: Transformer, packed: Transformer) -> Forward:
 
 
 class _Views:
-    """The first rows of a cache, the same object each time: a graph finds its memory where it was recorded."""
+    """The first rows of a cache, the same object each time: a graph finds its memory where it was recorded.
+
+    They go when the cache does.
+    """
 
     def __init__(self) -> None:
-        self.layers: Any = None
-        self.views: dict[int, KVCache] = {}
+        self.found: WeakKeyDictionary[KVCache, tuple[list[LayerCache], dict[int, KVCache]]] = WeakKeyDictionary()
 
     def of(self, cache: KVCache, rows: int) -> KVCache:
         """Rows 0 to `rows`; made anew once the cache has grown."""
-        if self.layers is not cache.layers:
-            self.layers, self.views = cache.layers, {}
-        if rows not in self.views:
-            self.views[rows] = cache.view(0, rows)
-        return self.views[rows]
+        layers, views = self.found.get(cache, (None, {}))
+        if layers is not cache.layers:
+            views = {}
+            self.found[cache] = (cache.layers, views)
+        if rows not in views:
+            views[rows] = cache.view(0, rows)
+        return views[rows]
 
 
 def _logits(transformer: Transformer, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:

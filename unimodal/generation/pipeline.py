@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,6 +38,8 @@ from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_trans
 from unimodal.model.packed import packed as pack
 from unimodal.model.transformer import Transformer
 
+log = logging.getLogger(__name__)
+
 TEXT_TOKENIZER, IMAGE_TOKENIZER, AUTOENCODER = "text_tokenizer", "image_tokenizer", "autoencoder"
 TEXT_ROOM = 32
 """Tokens that an answer may have beside one image, if max_new_tokens is not given."""
@@ -66,10 +69,15 @@ class Pipeline:
         """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
         self._decode_with(Engine(pack(self.transformer), self.token_space))
 
-    def use_compiled_steps(self) -> None:
-        """Decode through torch.compile, on CUDA as CUDA graphs; compiling takes a while."""
-        packed = pack(self.transformer)
-        self._decode_with(Engine(packed, self.token_space, compiled_forward(self.transformer, packed)))
+    def use_compiled_steps(self, *, packed: bool = True) -> None:
+        """Decode through torch.compile, on CUDA as CUDA graphs; compiling takes a while.
+
+        What stays uncompiled has packed weights where `packed` says so; with the flow branch all but text alone does.
+        """
+        if self.transformer.flow is not None:
+            log.warning("with the flow branch, compiled steps are for answers in text alone (mode text)")
+        rest = pack(self.transformer) if packed else self.transformer
+        self._decode_with(Engine(rest, self.token_space, compiled_forward(self.transformer, rest)))
 
     def _decode_with(self, engine: Engine) -> None:
         """With the flow branch, this engine says what is text alone."""
@@ -312,7 +320,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = T
     model = transformer if dtype is None else transformer.to(dtype)
     pipeline = Pipeline(model, space, text, image, path=folder, autoencoder=autoencoder)
     if compile:
-        pipeline.use_compiled_steps()
+        pipeline.use_compiled_steps(packed=packed)
     elif packed:
         pipeline.use_packed_weights()
     return pipeline

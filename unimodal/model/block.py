@@ -66,3 +66,16 @@ class LastNorm(nn.RMSNorm):
 
 
 BLOCKS: dict[str, type[PreNormBlock]] = {"pre": PreNormBlock, "swin": SwinNormBlock}
+
+
+def run_block(
+    block: nn.Module,
+    x: Tensor,
+    rotation: Rotation,
+    bias: Mask,
+    cache: KVCache | None,
+    slots: Tensor,
+    media: LatentTokens | None,
+) -> Tensor:
+    """One block, (B, T, D) -> (B, T, D): what is compiled for training, once for all blocks."""
+    return block(x, rotation, bias, cache, slots, media)

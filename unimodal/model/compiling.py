@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from sysconfig import get_paths
 from typing import Any
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function)
     log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")
     return function
+
+
+def sizes_vary(tensors: Iterable[Any]) -> None:
+    """Say that the first sizes of these tensors differ from call to call; what is no tensor is passed over.
+
+    Otherwise torch.compile makes a graph for the first sizes and throws it away at the second call.
+    """
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def can_build_for_cpu() -> bool:

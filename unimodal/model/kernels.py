@@ -36,7 +36,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Mask) -> Tensor:
         return chunked_attention(queries, keys, values, bias)
     if queries.shape[2] == 1 and grouped:
         return _one_query(queries, keys, values, bias)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=grouped)
+    if grouped:  # said as a constant: in a compiled step with a growing cache it may be symbolic
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=True)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
 
 
 def _one_query(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class PackedAttention(Attention):
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
         self.qkv_proj = PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = PackedLinear([attention.o_proj])
-        self.qk_norm = _joined(attention.q_norm, attention.k_norm)
+        self.qk_norm = _joined(attention.q_norm, attention.k_norm, self.num_heads)
 
     def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """As `Attention.project`."""
@@ -141,9 +141,25 @@ def _text_side(block: nn.Module) -> nn.Module:
     return block.understanding if isinstance(block, MixtureBlock) else block
 
 
-def _joined(queries: nn.Module, keys: nn.Module) -> nn.Module:
-    if not (isinstance(queries, HeadLayerNorm) and isinstance(keys, HeadLayerNorm)):
+class NormsApart(nn.Module):
+    """A norm for the first heads and another for the rest."""
+
+    def __init__(self, first: nn.Module, rest: nn.Module, num_first: int) -> None:
+        super().__init__()
+        self.first, self.rest, self.num_first = first, rest, num_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, heads, W) -> the same shape."""
+        first, rest = x.tensor_split([self.num_first], dim=2)
+        return torch.cat([self.first(first), self.rest(rest)], dim=2)
+
+
+def _joined(queries: nn.Module, keys: nn.Module, num_heads: int) -> nn.Module:
+    """One norm over the heads of queries and keys together."""
+    if isinstance(queries, nn.Identity) and isinstance(keys, nn.Identity):
         return nn.Identity()
+    if not (isinstance(queries, HeadLayerNorm) and isinstance(keys, HeadLayerNorm)):
+        return NormsApart(queries, keys, num_heads)
     joined = HeadLayerNorm(len(queries.weight) + len(keys.weight), queries.weight.shape[1], queries.eps)
     joined.weight = nn.Parameter(torch.cat([queries.weight, keys.weight]), requires_grad=False)
     joined.bias = nn.Parameter(torch.cat([queries.bias, keys.bias]), requires_grad=False)

@@ -11,10 +11,12 @@ weights of their own in every layer. With a ViT (vision.py), so does what it saw
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from unimodal.model.block import BLOCKS, LastNorm
+from unimodal.model.block import BLOCKS, LastNorm, run_block
 from unimodal.model.cache import KVCache
 from unimodal.model.config import TransformerConfig
 from unimodal.model.flow import FlowBranch, LatentTokens
@@ -82,12 +84,13 @@ class Transformer(nn.Module):
         media: LatentTokens | None = None,
         seen: Seen | None = None,
         slots: Tensor | None = None,
+        run: Callable[..., Tensor] = run_block,
     ) -> Tensor:
         """As `forward`, but what the head reads: (B, T, D) after the last norm.
 
         Where `media` says that latents stand, and `seen` what the ViT saw, these take the place of token ids. Where
         tokens share positions, `slots` (B, T) says where a cache keeps them, and the mask (B, 1, T, used slots) comes
-        with it.
+        with it. `run` runs a block: a compiled `run_block` is compiled once, since all blocks are alike.
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
@@ -104,26 +107,11 @@ class Transformer(nn.Module):
         turns = None if media is None else self._branch().turns(media, positions.shape)
         rotation, bias = self.rotary(positions, dtype, turns), as_bias(mask, dtype)
         if media is not None:
-            return self._joint(x, media, rotation, bias, cache, slots)
+            latents = self._branch().embed(media).to(x.dtype)
+            x = x.flatten(0, 1).index_copy(0, media.index, latents).view(x.shape)
         for block in self.blocks:
-            x = block(x, rotation, bias, cache, slots)
-        return self.norm(x)
-
-    def _joint(
-        self,
-        x: Tensor,
-        media: LatentTokens,
-        rotation: tuple[Tensor, Tensor],
-        bias: Mask,
-        cache: KVCache | None,
-        slots: Tensor,
-    ) -> Tensor:
-        """The layers over tokens and latents together."""
-        latents = self._branch().embed(media).to(x.dtype)
-        x = x.flatten(0, 1).index_copy(0, media.index, latents).view(x.shape)
-        for block in self.blocks:
-            x = block(x, rotation, bias, cache, slots, media)
-        return self.norm(x, media)
+            x = run(block, x, rotation, bias, cache, slots, media)
+        return self.norm(x) if media is None else self.norm(x, media)
 
     def _branch(self) -> FlowBranch:
         if self.flow is None:

@@ -11,8 +11,11 @@ log = logging.getLogger(__name__)
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Names of mallopt's parameters (malloc.h of glibc)."""
 
-LARGEST = 2**30
-"""Bytes: blocks up to this size come from the heap, and so much freed memory stays at its end."""
+LARGEST = (2**30, 2**25)
+"""Bytes: blocks up to this size come from the heap; older glibc takes no more than the second."""
+
+KEPT = 2**30
+"""Bytes of freed memory that stay at the end of the heap."""
 
 
 def keep_freed_memory() -> bool:
@@ -24,7 +27,9 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    kept = all(mallopt(name, LARGEST) for name in (TRIM_THRESHOLD, MMAP_THRESHOLD))
+    kept = any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST)
+    if kept:  # not otherwise: any setting at all ends glibc's own adaptation to the blocks it sees
+        mallopt(TRIM_THRESHOLD, KEPT)
     if not kept:
         log.debug("glibc did not take mallopt's settings: training is a little slower")
     return kept

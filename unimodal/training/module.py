@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,8 @@ from torch import Tensor
 from data_pipelines.batch import LEAST_WEIGHT, PackedBatch
 from data_pipelines.datamodule import TokenDataModule
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.model.compiling import compiled
+from unimodal.model.block import run_block
+from unimodal.model.compiling import compiled, sizes_vary
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
@@ -93,7 +95,8 @@ class TransformerModule(L.LightningModule):
                 begin(self.transformer, self.flow, self.space.fingerprint)
             if self.vision is not None:
                 begin_vision(self.transformer, self.vision)
-            self._features = compiled(self.transformer.features) if self.compile_model else self.transformer.features
+            run = compiled(run_block) if self.compile_model else run_block
+            self._features = partial(self.transformer.features, run=run)
 
     @property
     def data(self) -> TokenDataModule:
@@ -135,8 +138,9 @@ class TransformerModule(L.LightningModule):
             return self._features(batch.tokens, batch.positions, mask), None
         branch, spans = self.transformer.flow, batch.spans
         given = noise(batch.latents, spans, branch.config, self.flow.shift, batch.tokens, generator)
-        mask = training_mask(batch.documents, batch.branches, spans)
-        return self._features(batch.tokens, batch.positions, mask, media=given.media, seen=self._see(batch)), given
+        mask, seen = training_mask(batch.documents, batch.branches, spans), self._see(batch)
+        sizes_vary([*given.media, *(seen or ())])
+        return self._features(batch.tokens, batch.positions, mask, media=given.media, seen=seen), given
 
     def _see(self, batch: PackedBatch) -> Seen | None:
         """What the ViT makes of the pictures of a batch, which may hold none."""
