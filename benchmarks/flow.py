@@ -14,14 +14,15 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from unimodal.model.attention import Attention, Rotation
-from unimodal.model.block import PreNormBlock
+from unimodal.model.block import PreNormBlock, run_block
+from unimodal.model.config import TransformerConfig
 from unimodal.model.kernels import attend
 from unimodal.model.masks import Mask, as_bias
 from unimodal.model.rope import rotate
@@ -35,18 +36,33 @@ SLOWEST = 1.02
 """Training may be this many times slower."""
 
 
+class PlainBlock(PreNormBlock):
+    """Attention over the tokens that are there, and a feed-forward; what else a block is given it does not look at."""
+
+    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, *others: object) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        del others
+        x = x + self.dropout(_attention(self.attention, self.attention_norm(x), rotation, bias))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
 class PlainTransformer(Transformer):
     """The discrete trunk and nothing else: Llama's layers with QK-norm, written out for training alone."""
 
-    def features(self, tokens: Tensor, positions: Tensor, mask: Mask) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        for block in self.blocks:
+            block.__class__ = PlainBlock
+
+    def features(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tokens: Tensor, positions: Tensor, mask: Mask, run: Callable[..., Tensor] = run_block
+    ) -> Tensor:
         """(B, T) -> (B, T, D)."""
         x = self.embedding(tokens)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         rotation, bias = self.rotary(positions, dtype), as_bias(mask, dtype)
         for block in self.blocks:
-            assert isinstance(block, PreNormBlock)
-            x = x + block.dropout(_attention(block.attention, block.attention_norm(x), rotation, bias))
-            x = x + block.dropout(block.feed_forward(block.feed_forward_norm(x)))
+            x = run(block, x, rotation, bias, None, positions, None)
         return torch.nn.functional.rms_norm(x, self.norm.weight.shape, self.norm.weight, self.config.norm_eps)  # pyright: ignore
 
 

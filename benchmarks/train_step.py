@@ -31,7 +31,7 @@ from data_pipelines.shards import TokenDocument, TokenSegment
 from data_pipelines.stream import epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
-from unimodal.model.compiling import compiled
+from unimodal.model.compiling import compiled_features
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.transformer import Transformer
@@ -74,7 +74,7 @@ class Step:
 
     def __init__(self, model: Transformer, *, compile: bool) -> None:
         self.model = model
-        self.features: Callable[..., Tensor] = compiled(model.features) if compile else model.features
+        self.features: Callable[..., Tensor] = compiled_features(model) if compile else model.features
         self.optimizer = build_optimizer(model, MuonConfig())
 
     def run(self, batch: PackedBatch) -> float:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from sysconfig import get_paths
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from unimodal.model.block import run_block
+from unimodal.model.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +26,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function)
     log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")
     return function
+
+
+def compiled_features(transformer: Transformer) -> Callable[..., Tensor]:
+    """`transformer.features` for training: blocks are alike, so one is compiled and serves for all."""
+    return partial(transformer.features, run=compiled(run_block))
 
 
 def sizes_vary(tensors: Iterable[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -14,8 +13,7 @@ from torch import Tensor
 from data_pipelines.batch import LEAST_WEIGHT, PackedBatch
 from data_pipelines.datamodule import TokenDataModule
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.model.block import run_block
-from unimodal.model.compiling import compiled, sizes_vary
+from unimodal.model.compiling import compiled_features, sizes_vary
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
@@ -95,8 +93,7 @@ class TransformerModule(L.LightningModule):
                 begin(self.transformer, self.flow, self.space.fingerprint)
             if self.vision is not None:
                 begin_vision(self.transformer, self.vision)
-            run = compiled(run_block) if self.compile_model else run_block
-            self._features = partial(self.transformer.features, run=run)
+            self._features = compiled_features(self.transformer) if self.compile_model else self.transformer.features
 
     @property
     def data(self) -> TokenDataModule:
