@@ -1,0 +1,63 @@
+"""Compiled training: one block for all layers, one graph whatever the number of latents, and the same features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.oracles.tiny import tiny_transformer
+from unimodal.model import compiling
+from unimodal.model.compiling import compiled_features, sizes_vary
+from unimodal.model.config import FlowConfig
+from unimodal.model.flow import LatentTokens, latent_tokens
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
+    """The graphs that are made, traced whole and run as they are: a compiler would take minutes here."""
+    made: list[torch.fx.GraphModule] = []
+
+    def noted(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        del inputs
+        made.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "compiled", lambda f: torch.compile(f, backend=noted, fullgraph=True))
+    with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+        yield made
+
+
+def media_of(count: int, rows: int, length: int) -> LatentTokens:
+    standing = torch.zeros(rows, length, dtype=torch.bool)
+    standing.view(-1)[1 : 1 + count] = True
+    latents, times = torch.randn(count, 3, dtype=torch.float64), torch.rand(count, dtype=torch.float64)
+    return latent_tokens(standing, latents, times, torch.arange(count) % 4)
+
+
+def test_one_block_is_compiled_for_all_layers(graphs: list[torch.fx.GraphModule]) -> None:
+    transformer = tiny_transformer(num_layers=4)
+    features, tokens = compiled_features(transformer), torch.randint(24, (3, 10))
+    torch.testing.assert_close(features(tokens), transformer.features(tokens))
+    (graph,) = graphs
+    products = [node for node in graph.graph.nodes if node.target is torch.nn.functional.linear]
+    assert len(products) == 7, "queries, keys, values, output, gate, up, down"
+
+
+def test_a_graph_serves_batches_of_any_number_of_latents(graphs: list[torch.fx.GraphModule]) -> None:
+    flow = FlowConfig(latent_dim=3, side=2, time_channels=8, axial_turn=1.5)
+    transformer = tiny_transformer(num_layers=3, mixture=True, flow=flow)
+    features, tokens = compiled_features(transformer), torch.randint(24, (3, 10))
+    for count in (8, 5, 12):
+        media = media_of(count, *tokens.shape)
+        sizes_vary(media)
+        torch.testing.assert_close(features(tokens, media=media), transformer.features(tokens, media=media))
+    assert len(graphs) == 1
+
+
+def test_what_is_no_tensor_has_no_sizes() -> None:
+    sizes_vary([None, 3, torch.zeros(2)])
