@@ -57,7 +57,3 @@ def test_a_graph_serves_batches_of_any_number_of_latents(graphs: list[torch.fx.G
         sizes_vary(media)
         torch.testing.assert_close(features(tokens, media=media), transformer.features(tokens, media=media))
     assert len(graphs) == 1
-
-
-def test_what_is_no_tensor_has_no_sizes() -> None:
-    sizes_vary([None, 3, torch.zeros(2)])

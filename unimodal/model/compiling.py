@@ -33,14 +33,13 @@ def compiled_features(transformer: Transformer) -> Callable[..., Tensor]:
     return partial(transformer.features, run=compiled(run_block))
 
 
-def sizes_vary(tensors: Iterable[Any]) -> None:
-    """Say that the first sizes of these tensors differ from call to call; what is no tensor is passed over.
+def sizes_vary(tensors: Iterable[Tensor]) -> None:
+    """Say that the first sizes of these tensors differ from call to call.
 
     Otherwise torch.compile makes a graph for the first sizes and throws it away at the second call.
     """
     for tensor in tensors:
-        if isinstance(tensor, Tensor):
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def can_build_for_cpu() -> bool:
