@@ -113,7 +113,7 @@ class Study:
             if not folder.is_dir()
         )
         if not (self.out / "shards" / "manifest.json").is_file():
-            source = ("--source", "easy_vqa", "--option", "dialogues=200", "--option", "edits=600", "--patch", "8")
+            source = ("--source", "easy_vqa", "--option", "dialogues=100", "--option", "edits=400", "--patch", "8")
             made = ("--image-tokenizer", str(codes), "--autoencoder", str(latents), "--out", str(self.out / "shards"))
             self.unimodal("tokenize", *source, *made, "--copies", "4", "--augment", "flip,place")
 
