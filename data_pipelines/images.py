@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,12 @@ class PatchPolicy:
     def __post_init__(self) -> None:
         if min(self.patch, self.most, self.longest) < 1:
             raise ValueError(f"patches have at least one pixel, and pictures at least one patch, got {self}")
+
+    @classmethod
+    def of(cls, patch: int, most: int | None = None) -> PatchPolicy:
+        """For patches of this side and at most so many, with sides twice as long as a square's or the default."""
+        most = cls.most if most is None else most
+        return cls(patch=patch, most=most, longest=max(cls.longest, 2 * math.isqrt(max(most, 0))))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a picture of this size in pixels."""

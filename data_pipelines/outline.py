@@ -120,9 +120,9 @@ class Outline:
             end = start + len(run.ids)
             if run.is_copy:
                 if run.latents is not None:
-                    copies.append((start + 1, run.latents))
+                    copies.append((start + 1, np.asarray(run.latents)))
                 if run.pixels is not None:
-                    patches.append((start + 1, cut_patches(run.pixels, run.patch)))
+                    patches.append((start + 1, cut_patches(np.asarray(run.pixels), run.patch)))
                 number = len(copies) + len(patches)
                 spans[start:end] = -number if run.noised else number
                 steps[start:end] = 0

@@ -2,64 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
-from data_pipelines.encoding import image_bodies
+from data_pipelines.encoding import image_bodies, image_latents
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import ImagePolicy, PixelSize, to_tensor
+from data_pipelines.images import ImagePolicy, PatchPolicy, PixelSize, to_tensor
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.format import DocumentSequence, TokenDocument, TokenSegment
 from data_pipelines.sources.registry import open_source
 from data_pipelines.templates import TemplateConfig
-from data_pipelines.tokenize import layout_of, make_token_space
+from data_pipelines.tokenize import check_squares, describe_autoencoder, layout_of, make_token_space
+from tokenizers_vq.autoencoder import open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
+from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
 CODES_KEPT = 50_000
-"""Pictures whose codes a loader process remembers; later epochs do not encode them again."""
+"""Pictures whose codes and latents a loader process remembers; later epochs do not encode them again."""
 
 
-class Body(Sequence[int]):
-    """The ids of a picture, of known number; it is read and encoded when numpy asks for them."""
+class Deferred:
+    """An array of known shape that is made when numpy asks for it."""
 
-    def __init__(self, document: int, segment: int, length: int, documents: RawDocuments) -> None:
-        self.place, self.length, self.documents = (document, segment), length, documents
+    def __init__(self, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
+        self.shape, self.make = shape, make
 
     def __len__(self) -> int:
-        return self.length
+        return self.shape[0]
 
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> np.ndarray: ...
-    def __getitem__(self, index: int | slice) -> int | np.ndarray:
+    def __getitem__(self, index: Any) -> Any:
         return self.__array__()[index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         del copy
-        return self.documents.body(*self.place).astype(dtype or np.int64)
+        made = self.make()
+        return made if dtype is None else made.astype(dtype)
+
+
+class Coded(NamedTuple):
+    """What the tokenizers make of a picture: the ids between boi and eoi, and where asked for, latents (R, K, C)."""
+
+    body: np.ndarray
+    latents: np.ndarray | None
+
+
+class Sizes(NamedTuple):
+    """In pixels, of a picture as the tokenizers take it, and with patches as a ViT sees it."""
+
+    coded: PixelSize
+    seen: PixelSize | None
 
 
 class Usable(NamedTuple):
-    """A document whose pictures can be read, and for each segment that is one, the size that the policy gives it."""
+    """A document whose pictures can be read, and for each segment that is one, its sizes."""
 
     document: Document
-    sizes: dict[int, PixelSize]
+    sizes: dict[int, Sizes]
 
 
 class RawDocuments(DocumentSequence):
     """Documents of a source as TokenDocuments. Text is encoded when a document is asked for, pictures when trained on.
 
     Every picture is looked at once beforehand, for its size; those that are damaged are named and counted in `failures`
-    with their documents. A picture that is damaged only later stops training with its name.
+    with their documents. A picture that is damaged only later stops training with its name. With an autoencoder there
+    are latents beside the codes, and with `patches` pixels for a ViT.
     """
 
     def __init__(
@@ -69,12 +85,15 @@ class RawDocuments(DocumentSequence):
         image: ImageTokenizer,
         failures: FailureLog,
         aspect_ratio: float = 1.0,
+        autoencoder: LatentAutoencoder | None = None,
+        patches: PatchPolicy | None = None,
     ) -> None:
-        self.text, self.image = text, image
+        check_squares(autoencoder, aspect_ratio)
+        self.text, self.image, self.autoencoder, self.patches = text, image, autoencoder, patches
         self.space = make_token_space(text, image, layout_of(image, aspect_ratio))
         self.policy = ImagePolicy.of(image, self.space.layout)
-        self.documents = usable(documents, self.policy, failures)
-        self.body = lru_cache(maxsize=CODES_KEPT)(self._body)
+        self.documents = usable(documents, self.policy, failures, patches)
+        self.coded = lru_cache(maxsize=CODES_KEPT)(self._coded)
 
     @property
     def keys(self) -> list[str]:
@@ -94,25 +113,53 @@ class RawDocuments(DocumentSequence):
         if isinstance(segment, TextSegment):
             ids = np.asarray(self.text.encode(segment.text), dtype=np.int64)
             return TokenSegment(kind="text", role=segment.role, ids=ids)
-        height, width = self.documents[document].sizes[number]
-        size = (height // self.image.reduction, width // self.image.reduction)
-        ids: Any = Body(document, number, self.space.layout.span_of(size) - 2, self)
-        return TokenSegment(kind="image", role=segment.role, ids=ids)
+        place, (coded, seen) = (document, number), self.documents[document].sizes[number]
+        length = self.space.layout.span_of(_grid(coded, self.image.reduction)) - 2
+        deferred: dict[str, Any] = {"ids": Deferred((length,), partial(self._body, *place))}
+        if self.autoencoder is not None:
+            shape = (*_grid(coded, self.autoencoder.reduction), self.autoencoder.latent_dim)
+            deferred["latents"] = Deferred(shape, partial(self._latents, *place))
+        if seen is not None:
+            deferred["pixels"] = Deferred((*seen, 3), partial(self._seen, *place))
+        return TokenSegment(kind="image", role=segment.role, **deferred)
 
     def _body(self, document: int, number: int) -> np.ndarray:
+        return self.coded(document, number).body
+
+    def _latents(self, document: int, number: int) -> np.ndarray:
+        latents = self.coded(document, number).latents
+        assert latents is not None
+        return latents
+
+    def _coded(self, document: int, number: int) -> Coded:
+        segment = self._picture(document, number)
+        pixels = [to_tensor(self.policy.apply(segment.open(), segment.role))]
+        body = image_bodies(pixels, self.image, self.space)[0]
+        return Coded(body, image_latents(pixels, self.autoencoder)[0] if self.autoencoder else None)
+
+    def _seen(self, document: int, number: int) -> np.ndarray:
+        assert self.patches is not None
+        return self.patches.apply(self._picture(document, number).open())
+
+    def _picture(self, document: int, number: int) -> ImageSegment:
         segment = self.documents[document].document.segments[number]
         assert isinstance(segment, ImageSegment)
-        pixels = to_tensor(self.policy.apply(segment.open(), segment.role))
-        return image_bodies([pixels], self.image, self.space)[0]
+        return segment
 
 
-def usable(documents: Sequence[Document], policy: ImagePolicy, failures: FailureLog) -> list[Usable]:
+def _grid(size: PixelSize, reduction: int) -> tuple[int, int]:
+    return size[0] // reduction, size[1] // reduction
+
+
+def usable(
+    documents: Sequence[Document], policy: ImagePolicy, failures: FailureLog, patches: PatchPolicy | None = None
+) -> list[Usable]:
     """Documents whose pictures can all be read; the others are named and counted in `failures`."""
     kept = []
     for document in documents:
         pictures = {n: segment for n, segment in enumerate(document.segments) if isinstance(segment, ImageSegment)}
         try:
-            sizes = {number: policy.size_of(segment.open()) for number, segment in pictures.items()}
+            sizes = {number: _sizes(segment.open(), policy, patches) for number, segment in pictures.items()}
         except DamagedSample as error:
             failures.revoke(document.key, str(error))
         else:
@@ -121,11 +168,19 @@ def usable(documents: Sequence[Document], policy: ImagePolicy, failures: Failure
     return kept
 
 
+def _sizes(picture: Image.Image, policy: ImagePolicy, patches: PatchPolicy | None) -> Sizes:
+    if patches is None:
+        return Sizes(policy.size_of(picture), None)
+    rows, columns = patches.grid(picture.height, picture.width)
+    return Sizes(policy.size_of(picture), (rows * patches.patch, columns * patches.patch))
+
+
 class RawDataModule(TokenDataModule):
     """As TokenDataModule, but on the documents of a source, tokenized by the loader while training goes on.
 
-    tokenizers: a folder with `image_tokenizer/` and `text_tokenizer/`, as `unimodal tokenize` leaves beside its shards.
-    aspect_ratio: the longest ratio of an image's sides, as `unimodal tokenize --aspect-ratio` takes it.
+    tokenizers: a folder with `image_tokenizer/` and `text_tokenizer/`, as `unimodal tokenize` leaves beside its shards;
+    the flow branch takes its `autoencoder/` as well.
+    aspect_ratio, most_patches: as `unimodal tokenize` takes them; the latter where templates ask for a ViT's patches.
     The same documents give the same batches, in the same order, as a shard that holds all of them.
     """
 
@@ -142,24 +197,28 @@ class RawDataModule(TokenDataModule):
         max_bad: float = 0.1,
         source_options: dict[str, Any] | None = None,
         aspect_ratio: float = 1.0,
+        most_patches: int | None = None,
     ) -> None:
         super().__init__([], stream, templates, None, validation_share, num_workers)
         self.source, self.path, self.split = source, path, split
         self.max_bad, self.source_options = max_bad, source_options or {}
-        self.tokenizers, self.aspect_ratio = Path(tokenizers), aspect_ratio
+        self.tokenizers, self.aspect_ratio, self.most_patches = Path(tokenizers), aspect_ratio, most_patches
 
     def setup(self, stage: str) -> None:
         """Open the source and look at every picture once, so that damage is found before training."""
         del stage
         if self.train_sources:
             return
-        if self.templates.latents is not None:
-            raise ValueError("the flow branch trains on shards with latents: tokenize with --autoencoder beforehand")
         image = ImageTokenizer.open(self.tokenizers / "image_tokenizer")
         text = TextTokenizer.open(self.tokenizers / "text_tokenizer")
+        autoencoder = open_autoencoder(self.tokenizers / "autoencoder") if self.templates.latents else None
+        self.autoencoder = describe_autoencoder(autoencoder, image) if autoencoder else None
+        patches = PatchPolicy.of(patch, self.most_patches) if (patch := self.templates.vit_patch) else None
+        self.patches = asdict(patches) if patches else None
         failures = FailureLog(limit=self.max_bad)
         source = open_source(self.source, path=self.path, split=self.split, failures=failures, **self.source_options)
-        documents = RawDocuments(list(source.documents()), text, image, failures, self.aspect_ratio)
+        shape = (self.aspect_ratio, autoencoder, patches)
+        documents = RawDocuments(list(source.documents()), text, image, failures, *shape)
         self.space: TokenSpace | None = documents.space
         self.folders = [self.tokenizers]
         self.train_sources = [self.side([documents], held_out=False)]

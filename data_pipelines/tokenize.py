@@ -108,8 +108,7 @@ def tokenize(
     already or was begun with other settings.
     """
     check_unwritten(out)
-    if autoencoder is not None and config.aspect_ratio != 1:
-        raise ValueError("the flow branch draws squares alone: give an autoencoder or an aspect ratio, not both")
+    check_squares(autoencoder, config.aspect_ratio)
     space = make_token_space(text, image, layout_of(image, config.aspect_ratio))
     policy = ImagePolicy.of(image, space.layout)
     encoder = Encoder(
@@ -129,7 +128,7 @@ def tokenize(
         image_policy=asdict(policy),
         source=described,
         shards=(),
-        autoencoder=_described(autoencoder, image) if autoencoder else None,
+        autoencoder=describe_autoencoder(autoencoder, image) if autoencoder else None,
         patches=asdict(patches) if patches else None,
     )
     stated = {**described, "token space": empty.fingerprint, "image policy": empty.image_policy}
@@ -141,8 +140,14 @@ def tokenize(
     return job.merge(empty)
 
 
-def _described(autoencoder: LatentAutoencoder, image: ImageTokenizer) -> dict[str, Any]:
-    """What the manifest says. Raises ValueError where the two tokenizers take pictures of different sizes."""
+def check_squares(autoencoder: LatentAutoencoder | None, aspect_ratio: float) -> None:
+    """Raises ValueError for an autoencoder with pictures of several shapes."""
+    if autoencoder is not None and aspect_ratio != 1:
+        raise ValueError("the flow branch draws squares alone: give an autoencoder or an aspect ratio, not both")
+
+
+def describe_autoencoder(autoencoder: LatentAutoencoder, image: ImageTokenizer) -> dict[str, Any]:
+    """As a manifest says it. Raises ValueError where the two tokenizers take pictures of different sizes."""
     if autoencoder.image_size != image.image_size:
         raise ValueError(
             f"the autoencoder takes pictures of {autoencoder.image_size} pixels, the image tokenizer of "

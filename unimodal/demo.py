@@ -25,13 +25,15 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
 Branch = Literal["discrete", "flow"]
 BRANCHES: tuple[Branch, ...] = ("discrete", "flow")
-DOCUMENTS = {"discrete": {"dialogues": 400}, "flow": {"dialogues": 100, "edits": 400}}
+DOCUMENTS: dict[Branch, dict[str, int]] = {"discrete": {"dialogues": 400}, "flow": {"dialogues": 100, "edits": 400}}
 """Beside 4,000 pictures with captions and questions. Dialogues are enough to learn the form of one: half as many as
 pictures, the source's own choice, took 41% of all tokens. Edits are recoloured pictures."""
 TASKS = {
     "discrete": ("vqa", "caption", "t2i", "reconstruction"),
     "flow": ("vqa", "caption", "t2i", "edit", "reconstruction"),
 }
+GUIDANCE: dict[Branch, tuple[str, ...]] = {"discrete": (), "flow": ("--guidance", "3")}
+"""Of drawings that are scored: the task's own 2, or the 3 that shapes of the flow branch gain from."""
 Program = Callable[[Sequence[str]], object]
 """Runs arguments; gives an exit code, None or 0 when all went well."""
 
@@ -74,10 +76,10 @@ def plan(out: Path, *, quick: bool = False, branch: Branch = "discrete") -> list
     training += [("tokenize the documents", "unimodal", _tokenize_arguments(out, quick, flow))]
     training += [("train the decoder", "train.py", _decoder_arguments(out, quick, flow))]
     steps = [Step(title=title, program=program, arguments=arguments) for title, program, arguments in training]
-    extra: dict[str, tuple[str, ...]] = {"t2i": ("--seeds-per-prompt", "1")} if quick else {}
+    drawing = (*GUIDANCE[branch], *(("--seeds-per-prompt", "1") if quick else ()))
     for task in TASKS[branch]:
         arguments = ("evaluate", "--model", model, "--task", task, "--source", "easy_vqa", "--split", "test")
-        arguments += ("--out", str(out / "results" / f"{task}.json"), *extra.get(task, ()))
+        arguments += ("--out", str(out / "results" / f"{task}.json"), *(drawing if task == "t2i" else ()))
         arguments += ("--limit", "8") if quick else ()
         steps.append(Step(title=f"evaluate {task}", program="unimodal", arguments=arguments))
     return steps

@@ -87,7 +87,7 @@ class Study:
 
     def run(self, *command: str) -> float:
         """A command with its share of the cores; returns its seconds. Raises SystemExit where it fails."""
-        print("$", *command, flush=True)  # noqa: T201
+        print(f"$ {' '.join(command)}\n", end="", flush=True)  # noqa: T201
         threads = str(max(1, (os.cpu_count() or 1) // self.at_once))
         started = time.perf_counter()
         with (self.out / "log.txt").open("a") as log:

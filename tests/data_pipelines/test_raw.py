@@ -6,16 +6,20 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.failures import FailureLog, TooMuchDamage
+from data_pipelines.images import PatchPolicy
 from data_pipelines.planning import StreamConfig
 from data_pipelines.raw import RawDataModule
 from data_pipelines.sources.registry import open_source
+from data_pipelines.templates import LatentTemplateConfig, TemplateConfig
 from data_pipelines.tokenize import TokenizeConfig, tokenize
 from tests.data_pipelines.test_stream import all_equal
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture_folder, tiny_text_tokenizer
+from tests.oracles.tiny import tiny_autoencoder, tiny_image_tokenizer, tiny_picture_folder, tiny_text_tokenizer
 from tests.oracles.tiny_training import fit_arguments, logged
+from unimodal.generation.pipeline import load
 from unimodal.training.cli import run
 
 STREAM = StreamConfig(length=48, rows=3, window=16)
@@ -52,6 +56,58 @@ def test_training_on_them_has_the_same_losses_and_leaves_a_bundle(folder: Path, 
     losses = [logged(tmp_path / name, "train/loss") for name in ("shards", "raw")]
     assert losses[0] == losses[1] and len(set(losses[0].values())) == 5
     assert (tmp_path / "raw" / "model" / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def with_copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `folder`, with latents and pixels beside the codes."""
+    root = tmp_path_factory.mktemp("raw")
+    text, image, autoencoder, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), tiny_autoencoder(), FailureLog()
+    source = open_source("imagefolder", path=tiny_picture_folder(root / "pictures"), failures=failures)
+    settings, patches = TokenizeConfig(), PatchPolicy.of(4, 9)
+    tokenize(source, text, image, root / "shards", failures, settings, autoencoder=autoencoder, patches=patches)
+    text.save(root / "shards" / "text_tokenizer")
+    image.save(root / "shards" / "image_tokenizer")
+    autoencoder.save(root / "shards" / "autoencoder")
+    return root
+
+
+@pytest.mark.parametrize("vit_patch", [None, 4])
+def test_latents_and_pixels_that_are_made_while_loading_are_those_of_a_shard(
+    with_copies: Path, vit_patch: int | None
+) -> None:
+    templates = TemplateConfig(latents=LatentTemplateConfig(whole=0.5, vit_patch=vit_patch))
+    shards = TokenDataModule([str(with_copies / "shards")], STREAM, templates)
+    where = ("imagefolder", with_copies / "shards", with_copies / "pictures")
+    raw = RawDataModule(*where, stream=STREAM, templates=templates, num_workers=1, most_patches=9)
+    for data in (shards, raw):
+        data.setup("fit")
+    batches = [list(islice(data.train_dataloader(), 8)) for data in (shards, raw)]
+    assert all_equal(*batches) and raw.autoencoder == shards.autoencoder
+    assert raw.patches == shards.patches and all(batch.latents is not None for batch in batches[1])
+    assert all((batch.patches is None) == (vit_patch is None) for batch in batches[1])
+
+
+def test_the_flow_branch_trains_on_them_with_the_same_losses_and_leaves_a_bundle_that_draws(
+    with_copies: Path, tmp_path: Path
+) -> None:
+    flow: dict[str, str | float] = {"model__flow": "{}", "data__templates__latents": "{}", "trainer__max_steps": 4}
+    run(fit_arguments(with_copies / "shards", tmp_path / "shards", **flow))
+    arguments = fit_arguments(with_copies / "shards", tmp_path / "raw", **flow, data="RawDataModule")
+    arguments = [argument for argument in arguments if not argument.startswith("--data.shards")]
+    chosen = {"source": "imagefolder", "path": with_copies / "pictures", "tokenizers": with_copies / "shards"}
+    run([*arguments, *(f"--data.{name}={value}" for name, value in chosen.items())])
+    losses = [logged(tmp_path / name, "train/loss") for name in ("shards", "raw")]
+    assert losses[0] == losses[1] and len(set(losses[0].values())) == 4
+    [[picture]] = load(tmp_path / "raw" / "model").generate(["a red picture"], mode="image", steps=2)
+    assert isinstance(picture, Image.Image)
+
+
+def test_the_flow_branch_without_an_autoencoder_is_refused(folder: Path) -> None:
+    templates = TemplateConfig(latents=LatentTemplateConfig())
+    data = RawDataModule("imagefolder", folder / "shards", folder / "pictures", stream=STREAM, templates=templates)
+    with pytest.raises(ValueError, match=r"shards/autoencoder does not hold an image autoencoder"):
+        data.setup("fit")
 
 
 def test_damage_is_found_before_training_and_too_much_of_it_stops(tmp_path: Path, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,9 +75,7 @@ def _patches(options: argparse.Namespace) -> PatchPolicy | None:
         if options.most_patches is not None:
             raise ValueError("--most-patches goes with --patch, which keeps pixels for a ViT")
         return None
-    most = PatchPolicy.most if options.most_patches is None else options.most_patches
-    longest = max(PatchPolicy.longest, 2 * math.isqrt(max(most, 0)))
-    return PatchPolicy(patch=options.patch, most=most, longest=longest)
+    return PatchPolicy.of(options.patch, options.most_patches)
 
 
 def _augmentations(text: str) -> tuple[Augmentation, ...]:
