@@ -25,7 +25,10 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
 Branch = Literal["discrete", "flow"]
 BRANCHES: tuple[Branch, ...] = ("discrete", "flow")
-DOCUMENTS: dict[Branch, dict[str, int]] = {"discrete": {"dialogues": 400}, "flow": {"dialogues": 100, "edits": 400}}
+DOCUMENTS: dict[Branch, dict[str, int]] = {
+    "discrete": {"dialogues": 400},
+    "flow": {"dialogues": 100, "edits": 400, "shape_questions": 4},
+}
 """Beside 4,000 pictures with captions and questions. Dialogues are enough to learn the form of one: half as many as
 pictures, the source's own choice, took 41% of all tokens. Edits are recoloured pictures."""
 TASKS = {

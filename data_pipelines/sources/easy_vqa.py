@@ -15,7 +15,14 @@ from pathlib import Path
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, Segment, TextSegment
 from data_pipelines.failures import FailureLog
-from data_pipelines.sources.easy_vqa_deduction import COLOURS, SHAPES, Candidates, QuestionAnswer, deduce
+from data_pipelines.sources.easy_vqa_deduction import (
+    COLOURS,
+    SHAPES,
+    Candidates,
+    QuestionAnswer,
+    deduce,
+    shape_questions,
+)
 from data_pipelines.sources.easy_vqa_dialogues import CaptionedImage, make_dialogue
 from data_pipelines.sources.easy_vqa_edits import ColouredImage, can_edit, make_edit, plan_edits
 from data_pipelines.sources.easy_vqa_riddles import make_riddle
@@ -46,6 +53,8 @@ class EasyVQA:
     dialogues: how many; half as many as images when None. The same `seed` gives the same dialogues, edits and riddles.
     edits: how many recoloured pictures, spread evenly over the images of settled colour and over the new colours.
     riddles: how many requests that are solved in words before they are drawn, over the captioned images in turn.
+    shape_questions: how many more yes-or-no questions about the shape of every image whose shape is settled, in the
+    data set's own words and with deduced answers; it asks 2.7 times as often about colours.
     Raises ValueError for a split or a folder that is not there.
     """
 
@@ -59,14 +68,16 @@ class EasyVQA:
         seed: int = 0,
         edits: int = 0,
         riddles: int = 0,
+        shape_questions: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"easy_vqa has no split {split!r}; choose one of {', '.join(SPLITS)}")
         counts = {"dialogues": 0 if dialogues is None else dialogues, "edits": edits, "riddles": riddles}
+        counts["shape_questions"] = shape_questions
         for name, number in counts.items():
             if not isinstance(number, int) or number < 0:
                 raise ValueError(f"{name} must be a number, 0 or more, got {number!r}")
-        self.split, self.failures, self.seed = split, failures, seed
+        self.split, self.failures, self.seed, self.shape_questions = split, failures, seed, shape_questions
         self.folder = _data_folder(path) / split
         self.pairs = _read_questions(self.folder / "questions.json")
         self.images = {int(file.stem): file for file in self.folder.glob("images/*.png") if file.stem.isdecimal()}
@@ -145,7 +156,7 @@ class EasyVQA:
         return editable
 
     def _sample(self, image_id: int) -> Document:
-        """Image, caption if settled, then questions and answers in file order."""
+        """Image, caption if settled, then questions and answers in file order, then those about its shape."""
         if image_id not in self.images:
             raise DamagedSample("its image is missing")
         segments: list[Segment] = [ImageSegment(source=self.images[image_id])]
@@ -153,9 +164,16 @@ class EasyVQA:
         if settled := self.deduced[image_id].settled:
             segments.append(TextSegment(text=caption(*settled), role="caption"))
             meta |= dict(zip(("colour", "shape"), settled, strict=True))
-        for question, answer in self.pairs.get(image_id, ()):
+        for question, answer in (*self.pairs.get(image_id, ()), *self._about_shape(image_id)):
             segments += [TextSegment(text=question, role="question"), TextSegment(text=answer, role="answer")]
         return Document(key=f"{self.split}-{image_id:06d}", segments=tuple(segments), meta=meta)
+
+    def _about_shape(self, image_id: int) -> list[QuestionAnswer]:
+        shapes = self.deduced[image_id].shapes
+        if not self.shape_questions or len(shapes) != 1:
+            return []
+        rng = random.Random(f"easy_vqa {self.split} {self.seed} shape {image_id}")
+        return shape_questions(next(iter(shapes)), self.shape_questions, rng)
 
     def _dialogue(self, index: int) -> Document:
         rng = random.Random(f"easy_vqa {self.split} {self.seed} {index}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from random import Random
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -66,6 +67,18 @@ def deduce(pairs: Iterable[QuestionAnswer]) -> tuple[Candidates, int]:
 def known_claims() -> dict[QuestionAnswer, Candidates]:
     """(question, answer) -> what it leaves possible, for all 107 questions that the data set asks."""
     return dict([*_presence_claims(), *_colour_claims(), *_shape_claims()])
+
+
+def shape_questions(shape: str, count: int, random: Random) -> list[QuestionAnswer]:
+    """`count` different questions whether a picture of this shape has some shape, each form and shape alike.
+
+    Raises ValueError for more than the 24 that there are.
+    """
+    asked = [(form, other) for form in PRESENCE_FORMS for other in SHAPES]
+    if count > len(asked):
+        raise ValueError(f"there are {len(asked)} yes-or-no questions about shapes, not {count}")
+    chosen = random.sample(asked, count)
+    return [(form.format(other), "yes" if (other == shape) == PRESENCE_FORMS[form] else "no") for form, other in chosen]
 
 
 def _presence_claims() -> Iterator[tuple[QuestionAnswer, Candidates]]:

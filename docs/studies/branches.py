@@ -24,6 +24,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from unimodal.demo import DOCUMENTS
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TABLE = "<!-- table -->"
@@ -113,7 +115,9 @@ class Study:
             if not folder.is_dir()
         )
         if not (self.out / "shards" / "manifest.json").is_file():
-            source = ("--source", "easy_vqa", "--option", "dialogues=100", "--option", "edits=400", "--patch", "8")
+            source = ["--source", "easy_vqa", "--patch", "8"]
+            for name, count in DOCUMENTS["flow"].items():
+                source += ["--option", f"{name}={count}"]
             made = ("--image-tokenizer", str(codes), "--autoencoder", str(latents), "--out", str(self.out / "shards"))
             self.unimodal("tokenize", *source, *made, "--copies", "4", "--augment", "flip,place")
 

@@ -16,7 +16,7 @@ from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.sources import open_source
 from data_pipelines.sources.easy_vqa import COLOURS, CONTRADICTORY, NOT_SETTLED, SHAPES, UNKNOWN_FORM, EasyVQA, caption
-from data_pipelines.sources.easy_vqa_deduction import deduce, known_claims
+from data_pipelines.sources.easy_vqa_deduction import PRESENCE_FORMS, deduce, known_claims, shape_questions
 from tests.oracles.easy_vqa_worlds import consistent_worlds
 
 
@@ -108,6 +108,30 @@ def test_a_sample_holds_image_then_caption_then_questions_in_file_order(official
         assert texts(document, "caption") == expected
 
 
+def test_more_questions_about_shapes_are_ones_of_the_data_set_with_right_answers(official: dict[str, EasyVQA]) -> None:
+    source = EasyVQA(split="train", failures=FailureLog(), dialogues=0, shape_questions=4)
+    more = 0
+    for document in itertools.islice(source.documents(), 0, None, 20):
+        image_id = document.meta["image_id"]
+        asked = list(zip(texts(document, "question"), texts(document, "answer"), strict=True))
+        own, made = source.pairs[image_id], asked[len(source.pairs[image_id]) :]
+        assert asked[: len(own)] == own
+        assert len(set(made)) == len(made) == (4 if len(source.deduced[image_id].shapes) == 1 else 0)
+        assert set(made) <= known_claims().keys() and deduce([*own, *made])[0] == source.deduced[image_id]
+        more += len(made)
+    assert more > 700
+
+
+def test_questions_about_shapes_ask_for_each_shape_alike_and_no_more_than_there_are() -> None:
+    every = shape_questions("circle", 24, random.Random(0))
+    assert len({question for question, _ in every}) == 24
+    assert ("is there a circle?", "yes") in every and ("is no circle present?", "no") in every
+    assert ("is there a triangle?", "no") in every and ("is no triangle present?", "yes") in every
+    assert sum(answer == "yes" for _, answer in every) == len(PRESENCE_FORMS) // 2 * (1 + 2)
+    with pytest.raises(ValueError, match="there are 24 yes-or-no questions about shapes, not 25"):
+        shape_questions("circle", 25, random.Random(0))
+
+
 def test_dialogues_are_real_answers_and_two_different_captions(official: dict[str, EasyVQA]) -> None:
     source = official["test"]
     forms = set()
@@ -181,6 +205,7 @@ def test_fingerprint_follows_the_data_and_not_its_place(small: Path, tmp_path_fa
         ({"name": "easy_vqa", "split": "val"}, "easy_vqa has no split 'val'; choose one of train, test"),
         ({"name": "easy_vqa", "colour": 1}, "no option 'colour'; its options are: dialogues, seed, edits"),
         ({"name": "easy_vqa", "dialogues": -1}, "dialogues must be a number, 0 or more, got -1"),
+        ({"name": "easy_vqa", "shape_questions": -1}, "shape_questions must be a number, 0 or more, got -1"),
         ({"name": "easy_vqa", "edits": -1}, "edits must be a number, 0 or more, got -1"),
         ({"name": "easy_vqa", "path": Path("nowhere")}, "nowhere holds no train/questions.json"),
     ],
