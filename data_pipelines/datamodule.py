@@ -212,7 +212,8 @@ class TokenDataModule(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers)
+        start: Any = "fork" if self.num_workers else None  # shards are mapped memory, which no other start hands on
+        return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers, multiprocessing_context=start)
 
     def val_dataloader(self) -> DataLoader[PackedBatch]:
         """The held-out documents, the same batches every time."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
@@ -27,8 +28,8 @@ from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
-CODES_KEPT = 50_000
-"""Pictures whose codes and latents a loader process remembers; later epochs do not encode them again."""
+BYTES_KEPT = 512 * 2**20
+"""Of codes, and as many of latents, that a loader process remembers; later epochs do not encode those again."""
 
 
 class Deferred:
@@ -47,13 +48,6 @@ class Deferred:
         del copy
         made = self.make()
         return made if dtype is None else made.astype(dtype)
-
-
-class Coded(NamedTuple):
-    """What the tokenizers make of a picture: the ids between boi and eoi, and where asked for, latents (R, K, C)."""
-
-    body: np.ndarray
-    latents: np.ndarray | None
 
 
 class Sizes(NamedTuple):
@@ -93,7 +87,10 @@ class RawDocuments(DocumentSequence):
         self.space = make_token_space(text, image, layout_of(image, aspect_ratio))
         self.policy = ImagePolicy.of(image, self.space.layout)
         self.documents = usable(documents, self.policy, failures, patches)
-        self.coded = lru_cache(maxsize=CODES_KEPT)(self._coded)
+        longest = max(map(self.space.layout.span_of, self.space.layout.sizes))
+        self.body = lru_cache(maxsize=BYTES_KEPT // (8 * longest))(self._body)
+        values = autoencoder.grid**2 * autoencoder.latent_dim if autoencoder else 1
+        self.latents = lru_cache(maxsize=BYTES_KEPT // (2 * values))(self._latents)
 
     @property
     def keys(self) -> list[str]:
@@ -115,27 +112,24 @@ class RawDocuments(DocumentSequence):
             return TokenSegment(kind="text", role=segment.role, ids=ids)
         place, (coded, seen) = (document, number), self.documents[document].sizes[number]
         length = self.space.layout.span_of(_grid(coded, self.image.reduction)) - 2
-        deferred: dict[str, Any] = {"ids": Deferred((length,), partial(self._body, *place))}
+        deferred: dict[str, Any] = {"ids": Deferred((length,), partial(self.body, *place))}
         if self.autoencoder is not None:
             shape = (*_grid(coded, self.autoencoder.reduction), self.autoencoder.latent_dim)
-            deferred["latents"] = Deferred(shape, partial(self._latents, *place))
+            deferred["latents"] = Deferred(shape, partial(self.latents, *place))
         if seen is not None:
             deferred["pixels"] = Deferred((*seen, 3), partial(self._seen, *place))
         return TokenSegment(kind="image", role=segment.role, **deferred)
 
     def _body(self, document: int, number: int) -> np.ndarray:
-        return self.coded(document, number).body
+        return image_bodies([self._pixels(document, number)], self.image, self.space)[0]
 
     def _latents(self, document: int, number: int) -> np.ndarray:
-        latents = self.coded(document, number).latents
-        assert latents is not None
-        return latents
+        assert self.autoencoder is not None
+        return image_latents([self._pixels(document, number)], self.autoencoder)[0]
 
-    def _coded(self, document: int, number: int) -> Coded:
+    def _pixels(self, document: int, number: int) -> Tensor:
         segment = self._picture(document, number)
-        pixels = [to_tensor(self.policy.apply(segment.open(), segment.role))]
-        body = image_bodies(pixels, self.image, self.space)[0]
-        return Coded(body, image_latents(pixels, self.autoencoder)[0] if self.autoencoder else None)
+        return to_tensor(self.policy.apply(segment.open(), segment.role))
 
     def _seen(self, document: int, number: int) -> np.ndarray:
         assert self.patches is not None
@@ -181,7 +175,8 @@ class RawDataModule(TokenDataModule):
     tokenizers: a folder with `image_tokenizer/` and `text_tokenizer/`, as `unimodal tokenize` leaves beside its shards;
     the flow branch takes its `autoencoder/` as well.
     aspect_ratio, most_patches: as `unimodal tokenize` takes them; the latter where templates ask for a ViT's patches.
-    The same documents give the same batches, in the same order, as a shard that holds all of them.
+    The same documents give the same batches, in the same order, as a shard that holds all of them; pictures are encoded
+    one by one here and many at a time there, which may round otherwise.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from itertools import islice
 from pathlib import Path
 
@@ -101,6 +102,32 @@ def test_the_flow_branch_trains_on_them_with_the_same_losses_and_leaves_a_bundle
     assert losses[0] == losses[1] and len(set(losses[0].values())) == 4
     [[picture]] = load(tmp_path / "raw" / "model").generate(["a red picture"], mode="image", steps=2)
     assert isinstance(picture, Image.Image)
+
+
+@pytest.mark.parametrize("flow", [{}, {"model__flow": "{}", "data__templates__latents": "{}"}])
+def test_samples_of_them_are_drawn_and_asked_about_while_training(
+    with_copies: Path, tmp_path: Path, flow: dict[str, str | float]
+) -> None:
+    more: dict[str, str | float] = {"trainer__max_steps": 1, "samples__every": 1, "data__validation_share": 0.3}
+    arguments = fit_arguments(with_copies / "shards", tmp_path, **flow, **more, data="RawDataModule")
+    arguments = [argument for argument in arguments if not argument.startswith("--data.shards")]
+    chosen = {"source": "imagefolder", "path": with_copies / "pictures", "tokenizers": with_copies / "shards"}
+    run([*arguments, *(f"--data.{name}={value}" for name, value in chosen.items())])
+    assert "what color is it? -> " in (tmp_path / "samples" / "answers-000001.txt").read_text()
+
+
+def test_loader_processes_begin_as_forks_wherever_python_would_rather_not(
+    folder: Path, request: pytest.FixtureRequest
+) -> None:
+    before = multiprocessing.get_start_method()
+    request.addfinalizer(lambda: multiprocessing.set_start_method(before, force=True))
+    multiprocessing.set_start_method("spawn", force=True)
+    for data in (
+        TokenDataModule([str(folder / "shards")], STREAM, num_workers=1),
+        RawDataModule("imagefolder", folder / "shards", folder / "pictures", stream=STREAM, num_workers=1),
+    ):
+        data.setup("fit")
+        assert next(iter(data.train_dataloader())).num_tokens > 0
 
 
 def test_the_flow_branch_without_an_autoencoder_is_refused(folder: Path) -> None:

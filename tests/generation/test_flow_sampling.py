@@ -53,7 +53,7 @@ def test_the_error_falls_with_the_order_of_the_solver(solver: Any, order: int) -
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.1, 1.0, 3.0])
 def test_as_many_steps_are_taken_as_are_asked_for(steps: int, shift: float) -> None:
     asked: list[float] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.pipeline import Pipeline
+from unimodal.generation.requests import DecodeConfig
 from unimodal.generation.thinking import ThinkingConfig
 
 PROMPTS: list[Any] = ["a red circle", [noise(16, 16, seed=0), "make it blue"], ["a", ["yes"], "b"]]
@@ -28,25 +30,48 @@ def settings(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def test_a_picture_is_drawn_from_the_prompt_and_the_plan(pipeline: Pipeline) -> None:
-    """By hand: the plan is a text answer, and its ids follow the prompt's when the picture is drawn."""
+    """By hand: the plan is an answer in text up to a picture, and its ids follow the prompt's when that is drawn."""
     more = settings(pipeline)
+    words = replace(pipeline.decode_config("text", 6, 1.0), until_image=True)
     answers = pipeline.generate(PROMPTS, mode="image", think=PLANNED, seed=4, guidance=2.0, **more)
     config = pipeline.decode_config("image", guidance=2.0, **more)
-    eos = pipeline.token_space.specials.eos
+    specials = pipeline.token_space.specials
     told_by_hand: list[Any] = [
         "first plan: a red circle",
         ["first plan: ", *PROMPTS[1]],
         ["first plan: a", *PROMPTS[2][1:]],
     ]
     for number, (told, answer) in enumerate(zip(told_by_hand, answers, strict=True)):
-        (plan,) = pipeline.generate([told], mode="text", max_new_tokens=6, temperature=1.0, seed=4 + number)
-        said = [token for token in plan.ids if token != eos]
+        (plan,) = pipeline.engine.decode(pipeline.requests([told], words, 4 + number))
+        said = [token for token in plan.ids if token not in (specials.eos, specials.boi)]
         (request,) = pipeline.requests([told], config, 4 + number)
         request.prompt.extend(said)  # pyright: ignore[reportAttributeAccessIssue]
         (drawn,) = pipeline.finished(pipeline.engine.decode([request]))
         assert answer.ids == said + drawn.ids and len(answer.log_probs) == len(answer.ids)
-        assert answer[:-1] == [part for part in plan if part]
+        assert "".join(map(str, answer[:-1])) == pipeline.text_tokenizer.decode(said)
         assert isinstance(answer[-1], Image.Image) and answer[-1].tobytes() == drawn[0].tobytes()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("vit", [False, True])
+@pytest.mark.parametrize("ending", ["boi", "eos"])
+def test_a_plan_ends_where_its_picture_would_begin(pipeline: Pipeline, vit: bool, ending: str) -> None:
+    """Or where the model ends it; of 40 plans of random weights there are some of each."""
+    if vit and not pipeline.transformer.flow:
+        return
+    model = tiny_flow_pipeline(vit=True) if vit else pipeline
+    specials = model.token_space.specials
+    words = replace(model.decode_config("text", 40, 1.0), until_image=True)
+    plans = model.engine.decode([model.requests(["a"], words, seed)[0] for seed in range(40)])
+    for plan in plans:
+        assert specials.boi not in plan.ids[:-1] and specials.eos not in plan.ids[:-1]
+        assert (plan.finish == "end") == (plan.ids[-1] in (specials.boi, specials.eos))
+    assert any(plan.ids[-1] == getattr(specials, ending) for plan in plans)
+
+
+def test_until_image_goes_with_text_alone(pipeline: Pipeline) -> None:
+    for wrong in ({"mode": "mixed"}, {"mode": "text", "constrained": False}):
+        with pytest.raises(ValueError, match="until_image goes with mode 'text'"):
+            DecodeConfig(until_image=True, **wrong)  # type: ignore[arg-type]
 
 
 def test_the_plan_changes_the_picture(pipeline: Pipeline) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.oracles.tiny import tiny_bundle, tiny_picture
+from tests.oracles.tiny import tiny_bundle, tiny_flow_pipeline, tiny_picture
 from unimodal.training.cli import main as train
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 2}, "image": {"type": "image"}}}
@@ -103,6 +103,24 @@ def test_a_line_that_cannot_be_answered_is_named_in_one_line(
         predict(bundle, write(tmp_path, [ROWS[0], row]), tmp_path / "out")
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert ended.value.code == 2 and reason in last and last.startswith("train.py: ")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a", "json_schema": SCHEMA}, "line 2: with the flow branch a grammar goes with mode 'text' alone"),
+        ({"prompt": "a", "mode": "image", "aspect_ratio": 2}, "line 2: "),
+        ({"prompt": [{"image": "p.png"}, "a" * 47], "max_new_tokens": 6}, "line 2: a prompt of 61 tokens, latents"),
+    ],
+)
+def test_what_a_model_with_the_flow_branch_cannot_answer_is_named_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any, reason: str
+) -> None:
+    tiny_picture(0).save(tmp_path / "p.png")
+    tiny_flow_pipeline(max_length=60).save(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        predict(tmp_path / "model", write(tmp_path, [ROWS[0], row]), tmp_path / "out")
+    assert reason in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_files_that_are_no_prompts_or_no_answers_are_refused(

@@ -63,10 +63,13 @@ class Engine:
         self, requests: Sequence[Request], *, rows: int = ROWS, check_every: int | None = None, pieces: bool = True
     ) -> Iterator[Update]:
         """As `decode`, as it happens; with `pieces` an update for the new ids of every answer at every look."""
-        context = self.transformer.config.max_length
         for request in requests:
-            request.check(self.space, context)
+            self.check(request)
         return _Run(self, requests, rows, check_every, pieces).updates()
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError for a request that this model cannot answer."""
+        request.check(self.space, self.transformer.config.max_length)
 
     def room_before_picture(self, request: Request) -> int:
         """Tokens that may stand between a prompt and a picture that is to fit behind them, with its end."""
@@ -147,4 +150,5 @@ class _Run:
         if drew_nothing or self.batch.structured.stuck(index):
             return "no room for an image"
         ended = ids[-1] == specials.eos or (config.mode == "image" and config.constrained and ids[-1] == specials.eoi)
+        ended |= config.until_image and ids[-1] == specials.boi
         return "end" if ended else "length"

@@ -6,6 +6,7 @@ of the picture that was drawn. What is drawn is read again, as latents and as co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -71,10 +72,21 @@ class FlowEngine(Engine):
     A picture is drawn as a whole, so none comes out malformed, whether rules are on (`constrained`) or off.
     """
 
-    def __init__(self, transformer: Transformer, space: TokenSpace, text: Engine, grid: tuple[int, int], read: Read):
-        """grid: rows and columns of latents of a picture."""
+    def __init__(
+        self,
+        transformer: Transformer,
+        space: TokenSpace,
+        text: Engine,
+        grid: tuple[int, int],
+        image_size: int,
+        read: Read,
+    ) -> None:
+        """grid: rows and columns of latents of a picture, whose sides have `image_size` pixels."""
         super().__init__(transformer, space)
         self.text, self.grid, self.read = text, grid, read
+        policy = patch_policy(transformer)
+        self.seen = space.layout.span if policy is None else math.prod(policy.grid(image_size, image_size)) + 2
+        """Tokens of a drawn picture as it is understood, in codes or in patches."""
 
     def stream(
         self, requests: Sequence[Request], *, rows: int = ROWS, check_every: int | None = None, pieces: bool = True
@@ -86,6 +98,10 @@ class FlowEngine(Engine):
         text = self.text.stream([requests[n] for n in in_text], rows=rows, check_every=check_every, pieces=pieces)
         drawing = [self._row(n, requests[n], context) for n, context in contexts.items() if context is not None]
         return self._updates(text, in_text, [drawing[start : start + rows] for start in range(0, len(drawing), rows)])
+
+    def check(self, request: Request) -> None:
+        """As `Engine.check`."""
+        self._checked(request)
 
     def score(self, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[Tensor]:
         """As `Engine.score`, for text. Raises ValueError for a model that sees pictures through a ViT."""
@@ -126,7 +142,8 @@ class FlowEngine(Engine):
 
     def room_before_picture(self, request: Request) -> int:
         """As `Engine.room_before_picture`; a picture is drawn as a copy in latents, and told as codes."""
-        most, told = self.transformer.config.max_length, replace(request, config=replace(request.config, mode="image"))
+        config = replace(request.config, mode="image", until_image=False)
+        most, told = self.transformer.config.max_length, replace(request, config=config)
         by_ids = super().room_before_picture(request)
         return min(by_ids, most - len(self._context(told)) - self._copy)
 
@@ -184,13 +201,14 @@ class FlowEngine(Engine):
     def _say(self, row: _Row, token: int, log_prob: float) -> None:
         specials = self.space.specials
         row.said += 1
-        if token == specials.boi:
+        plans = row.request.config.until_image
+        if token == specials.boi and not plans:
             row.due = True
             return
         row.ids.append(token)
         row.log_probs.append(log_prob)
         row.used += 1
-        if token == specials.eos:
+        if token in (specials.eos, specials.boi):
             row.finish = "end"
         elif self._full(row):
             row.finish = "length"
@@ -199,11 +217,14 @@ class FlowEngine(Engine):
         return len(row.ids) >= row.room or row.used >= self.transformer.config.max_length
 
     def _fits(self, row: _Row) -> bool:
-        """Whether it may draw, has room for a picture's codes, and the context for what is seen and its clean copy."""
-        codes = self.space.layout.span
+        """Whether it may draw, has room for a picture's codes, and the context for what is seen and its clean copy.
+
+        An answer that ends before its picture needs no room for it.
+        """
         if row.request.config.mode == "text":
-            return False
-        return len(row.ids) + codes <= row.room and row.used + codes + self._copy <= self.transformer.config.max_length
+            return row.request.config.until_image
+        seen = row.used + self._copy + self.seen
+        return len(row.ids) + self.space.layout.span <= row.room and seen <= self.transformer.config.max_length
 
     def _draw(self, rows: Sequence[_Row]) -> None:
         """A picture for each row. The settings of a solver are those of a batch: rows of others come after them."""

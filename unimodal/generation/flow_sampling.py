@@ -60,7 +60,7 @@ class FlowSamplingConfig:
 
 def time_grid(steps: int, shift: float) -> list[float]:
     """steps + 1 times from 1 to 0."""
-    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).clamp(max=1).tolist()
 
 
 def integrate(velocity: Velocity, noise: Tensor, times: list[float], solver: Solver) -> Tensor:

@@ -46,6 +46,8 @@ class Kind(IntEnum):
     CODE = 8
     EOL = 9
     EOI = 10
+    PLAN = 11
+    """Text up to a picture, whose beginning ends the answer."""
 
 
 OUTSIDE = {"text": Kind.TEXT, "image": Kind.IMAGE, "mixed": Kind.MIXED}
@@ -154,7 +156,8 @@ class ModalityGrammar:
         kind = torch.where(said == Kind.ROWS, int(Kind.COLUMNS), kind)
         kind = torch.where(begun, int(Kind.ROWS if self.is_grid else Kind.CODE), kind)
         kind = torch.where(closed | free, state.outside, kind)
-        ended = (tokens == specials.eos) | (closed & (state.outside == Kind.IMAGE))
+        planned = begun & (state.outside == Kind.PLAN)
+        ended = (tokens == specials.eos) | (closed & (state.outside == Kind.IMAGE)) | planned
         return ModalityState(
             kind=kind,
             outside=state.outside,
@@ -162,7 +165,7 @@ class ModalityGrammar:
             rows=rows,
             columns=columns,
             drawn=drawn,
-            in_image=(state.in_image | begun) & ~closed,
+            in_image=(state.in_image | begun) & ~closed & ~planned,
             done=state.done | ended,
         )
 
@@ -216,8 +219,9 @@ def _allowed_table(space: TokenSpace) -> Tensor:
     text = torch.zeros(size, dtype=torch.bool)
     text[: space.text_size] = True
     text[[specials.pad, specials.bos, specials.boi, specials.eoi, specials.sep, specials.null]] = False
-    table[Kind.TEXT] = table[Kind.MIXED] = text
-    table[Kind.MIXED, specials.boi] = table[Kind.IMAGE, specials.boi] = True
+    table[Kind.TEXT] = table[Kind.MIXED] = table[Kind.PLAN] = text
+    for kind in (Kind.MIXED, Kind.IMAGE, Kind.PLAN):
+        table[kind, specials.boi] = True
     table[Kind.END, specials.eos] = table[Kind.EOI, specials.eoi] = True
     table[Kind.CODE, space.image_offset :] = True
     table[Kind.STRUCTURED, : space.text_size] = True

@@ -84,8 +84,8 @@ class Pipeline:
         if self.transformer.flow is None or self.autoencoder is None:
             self.engine = engine
             return
-        grid = (self.autoencoder.grid, self.autoencoder.grid)
-        self.engine = FlowEngine(self.transformer, self.token_space, engine, grid, self._read)
+        grid, size = (self.autoencoder.grid, self.autoencoder.grid), self.autoencoder.image_size
+        self.engine = FlowEngine(self.transformer, self.token_space, engine, grid, size, self._read)
 
     def _read(self, latents: Tensor) -> tuple[Tensor, list[list[int]]]:
         """Latents that were drawn (B, R, K, C) -> pictures (B, 3, H, W), and the ids of each."""

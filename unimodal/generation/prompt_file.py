@@ -45,7 +45,7 @@ class PromptLine:
             parts = self.prompt if isinstance(self.prompt, str) else [self._part(part) for part in self.prompt]
             config = pipeline.decode_config(**self.settings)
             request = pipeline.requests([parts], config, self.seed)[0]
-            request.check(pipeline.token_space, pipeline.transformer.config.max_length)
+            pipeline.engine.check(request)
         except (ValueError, TypeError, DamagedSample) as error:
             raise ValueError(f"{self.where}: {error}") from error
         return request

@@ -47,7 +47,8 @@ class DecodeConfig:
 
     `guidance` acts inside images. `image_size` asks for a size of the grid layout, None leaves it to the model.
     `grammar` rules the text (JSON, a list of answers, ...). `constrained=False` switches all rules off. `flow` says how
-    a model with the flow branch draws.
+    a model with the flow branch draws. With `until_image` an answer in text also ends where the model would begin a
+    picture, and boi is its last id.
     """
 
     mode: Mode = "mixed"
@@ -58,6 +59,7 @@ class DecodeConfig:
     grammar: TextGrammar | None = None
     constrained: bool = True
     flow: FlowSamplingConfig = field(default_factory=FlowSamplingConfig)
+    until_image: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -67,13 +69,17 @@ class DecodeConfig:
             raise ValueError(f"constrained is true or false, got {self.constrained!r}")
         if self.grammar is not None and (self.mode == "image" or not self.constrained):
             raise ValueError("a grammar rules text: it goes with mode 'text' or 'mixed' and with constrained decoding")
+        if self.until_image and (self.mode != "text" or not self.constrained or self.grammar is not None):
+            raise ValueError("until_image goes with mode 'text', constrained and without a grammar")
 
     @property
     def outside(self) -> Kind:
         """What the machine is in outside images."""
         if not self.constrained:
             return Kind.FREE
-        return OUTSIDE[self.mode] if self.grammar is None else Kind.STRUCTURED
+        if self.grammar is not None:
+            return Kind.STRUCTURED
+        return Kind.PLAN if self.until_image else OUTSIDE[self.mode]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
     <bos> instruction request <sep> plan  |  <boi> picture <eoi>
 
-It is the form of an answer that speaks and then draws, so either branch can do it, and dialogues teach it.
+It is the form of an answer that speaks and then draws, so either branch can do it, and dialogues teach it. A plan ends
+where the model would begin the picture, as it does in training, or by itself.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def think_then_draw(
     """Answers of a plan and one picture; `config` is that of the picture. Raises ValueError for another mode."""
     if config.mode != "image":
         raise ValueError(f"thinking ends in a picture: it goes with mode 'image', not {config.mode!r}")
-    words = pipeline.decode_config("text", thinking.room, thinking.temperature)
+    words = replace(pipeline.decode_config("text", thinking.room, thinking.temperature), until_image=True)
     told = [_instructed(prompt, thinking.instruction) for prompt in prompts]
     requests = [_with_room(pipeline, request) for request in pipeline.requests(told, words, seed)]
     plans = pipeline.engine.decode(requests, rows=batch_size)
@@ -73,7 +74,7 @@ def _with_room(pipeline: Pipeline, request: Request) -> Request:
 
 
 def _said(plan: Decoded) -> int:
-    """Tokens of a plan without its end."""
+    """Tokens of a plan without its end, eos or boi."""
     return len(plan.ids) - (plan.finish == "end")
 
 

@@ -130,5 +130,6 @@ def _question(pipeline: Pipeline, document: TokenDocument, config: DecodeConfig)
     specials = pipeline.token_space.specials
     image = next(segment for segment in document.segments if segment.kind == "image")
     question = next(segment for segment in document.segments if segment.role == "question")
-    prompt = [specials.bos, specials.boi, *image.ids.tolist(), specials.eoi, *question.ids.tolist(), specials.sep]
-    return Request(prompt=prompt, config=config, pixels=() if image.pixels is None else [image.pixels])
+    codes = np.asarray(image.ids).tolist()
+    prompt = [specials.bos, specials.boi, *codes, specials.eoi, *question.ids.tolist(), specials.sep]
+    return Request(prompt=prompt, config=config, pixels=() if image.pixels is None else [np.asarray(image.pixels)])
