@@ -109,7 +109,6 @@ def test_a_line_that_cannot_be_answered_is_named_in_one_line(
     ("row", "reason"),
     [
         ({"prompt": "a", "json_schema": SCHEMA}, "line 2: with the flow branch a grammar goes with mode 'text' alone"),
-        ({"prompt": "a", "mode": "image", "aspect_ratio": 2}, "line 2: "),
         ({"prompt": [{"image": "p.png"}, "a" * 47], "max_new_tokens": 6}, "line 2: a prompt of 61 tokens, latents"),
     ],
 )
