@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tests.kill.training import kill_and_resume
 from tests.oracles.tiny import tiny_shards
-from tests.oracles.tiny_training import finish, fit_arguments, logged, start_training
+from tests.oracles.tiny_training import finish, fit_arguments, logged, losses, start_training
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.cli import main, run
 
@@ -42,6 +42,19 @@ def train_and_kill(arguments: list[str], flag: Path) -> None:
     process.kill()
     output = finish(process)
     assert flag.exists() and still_running, output
+
+
+def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(shards: Path, tmp_path: Path) -> None:
+    file = tmp_path / "losses"
+    arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=100_000)
+    callback = "--trainer.callbacks+=tests.oracles.tiny_training.LossFile"
+    process = start_training([*arguments, callback, f"--trainer.callbacks.path={file}"])
+    deadline = time.monotonic() + 120
+    while len(losses(file)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    output = finish(process)
+    assert process.returncode == 143 and "train.py: stopped by SIGTERM; --ckpt_path last" in output, output
 
 
 def test_a_run_that_was_killed_and_resumed_has_the_losses_of_an_unbroken_one(shards: Path, tmp_path: Path) -> None:

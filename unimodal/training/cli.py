@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from data_pipelines import datamodule as _datamodules
 from data_pipelines import raw as _raw
@@ -126,9 +128,15 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """As `run`; what a user did wrong becomes one line on stderr and exit code 2."""
+    """As `run`; what a user did wrong becomes one line on stderr and exit code 2.
+
+    SIGTERM gives 143, as for any program that it stops; Lightning would end as if all were done.
+    """
     try:
         run(arguments)
+    except SIGTERMException:
+        print("train.py: stopped by SIGTERM; --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except (ValueError, FileNotFoundError) as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
