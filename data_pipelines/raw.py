@@ -28,7 +28,7 @@ from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
-BYTES_KEPT = 512 * 2**20
+BYTES_KEPT = 256 * 2**20
 """Of codes, and as many of latents, that a loader process remembers; later epochs do not encode those again."""
 
 
