@@ -16,6 +16,7 @@ from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline
 from unimodal.generation.flow_context import Context, ContextCache, read_prompt, seen_pictures, shown_pictures
 from unimodal.generation.flow_context import clean_latents as clean
+from unimodal.generation.flow_engine import FlowEngine
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.pipeline import Pipeline, load
 from unimodal.model.masks import dense_mask
@@ -130,3 +131,20 @@ def test_an_answer_in_text_is_read_as_questions_are_in_training(pipeline: Pipeli
     bare = dataclasses.replace(request, pixels=(), latents=())
     with pytest.raises(ValueError, match="they go together"):
         pipeline.engine.decode([bare])
+
+
+def test_a_picture_begins_only_where_its_patches_fit_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its 16 patches take more of it than its codes would."""
+    small = tiny_flow_pipeline(vit=True, max_length=60)
+    used: list[int] = []
+    real = FlowEngine._drawn
+
+    def drawn(engine: FlowEngine, row: Any, *given: Any) -> None:
+        real(engine, row, *given)
+        used.append(row.used)
+
+    monkeypatch.setattr(FlowEngine, "_drawn", drawn)
+    prompts = ["a" * length for length in range(2, 50, 2)]
+    for seed in range(16):
+        small.generate(prompts, mode="mixed", flow=FEW, max_new_tokens=58, seed=seed, temperature=2.0)
+    assert len(used) > 10 and max(used) <= 60
