@@ -206,7 +206,7 @@ class RawDataModule(TokenDataModule):
             return
         image = ImageTokenizer.open(self.tokenizers / "image_tokenizer")
         text = TextTokenizer.open(self.tokenizers / "text_tokenizer")
-        autoencoder = open_autoencoder(self.tokenizers / "autoencoder") if self.templates.latents else None
+        autoencoder = self._autoencoder()
         self.autoencoder = describe_autoencoder(autoencoder, image) if autoencoder else None
         patches = PatchPolicy.of(patch, self.most_patches) if (patch := self.templates.vit_patch) else None
         self.patches = asdict(patches) if patches else None
@@ -218,3 +218,14 @@ class RawDataModule(TokenDataModule):
         self.folders = [self.tokenizers]
         self.train_sources = [self.side([documents], held_out=False)]
         self.val_documents = self.side([documents], held_out=True)
+
+    def _autoencoder(self) -> LatentAutoencoder | None:
+        """What latents are made with; None where the templates ask for none. Raises ValueError where it is not there."""
+        if self.templates.latents is None:
+            return None
+        folder = self.tokenizers / "autoencoder"
+        if not folder.is_dir():
+            raise ValueError(
+                f"the flow branch needs {folder}, which is not there: tokenize with --autoencoder beforehand"
+            )
+        return open_autoencoder(folder)
