@@ -220,7 +220,7 @@ class RawDataModule(TokenDataModule):
         self.val_documents = self.side([documents], held_out=True)
 
     def _autoencoder(self) -> LatentAutoencoder | None:
-        """What latents are made with; None where the templates ask for none. Raises ValueError where it is not there."""
+        """What latents are made with, None where none are asked for. Raises ValueError where it is not there."""
         if self.templates.latents is None:
             return None
         folder = self.tokenizers / "autoencoder"

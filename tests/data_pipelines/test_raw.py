@@ -133,9 +133,7 @@ def test_loader_processes_begin_as_forks_wherever_python_would_rather_not(
 def test_the_flow_branch_without_an_autoencoder_is_refused(folder: Path) -> None:
     templates = TemplateConfig(latents=LatentTemplateConfig())
     data = RawDataModule("imagefolder", folder / "shards", folder / "pictures", stream=STREAM, templates=templates)
-    with pytest.raises(
-        ValueError, match=r"needs .*shards/autoencoder, which is not there: tokenize with --autoencoder"
-    ):
+    with pytest.raises(ValueError, match=r"needs .*shards/autoencoder, which is not there: tokenize"):
         data.setup("fit")
 
 
