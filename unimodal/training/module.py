@@ -27,6 +27,10 @@ from unimodal.training.vision import VisionTrainingConfig, begin_vision
 
 log = logging.getLogger(__name__)
 
+SEED_STRIDE = 0x9E3779B1
+"""Of 32 bits, which is all that a generator on a CPU takes of its seed: numbers of batches under neighbouring seeds lie
+far apart."""
+
 
 class TransformerModule(L.LightningModule):
     """The loss of a step is the sum over all its tokens (ranks, accumulated batches) over their summed weight."""
@@ -159,7 +163,7 @@ class TransformerModule(L.LightningModule):
             return None
         rounds = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._batches_of_step
         number = rounds * self.trainer.world_size + self.trainer.global_rank
-        return torch.Generator().manual_seed(self.flow.seed * 2**32 + number)
+        return torch.Generator().manual_seed((self.flow.seed * SEED_STRIDE + number) % 2**32)
 
     def training_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The sum over this batch's tokens; `on_before_optimizer_step` divides by the step's weight.
