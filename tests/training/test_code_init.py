@@ -43,7 +43,7 @@ def test_only_the_rows_of_image_codes_change(head: bool, space: TokenSpace) -> N
     before = {name: parameter.clone() for name, parameter in transformer.named_parameters()}
     begin_with_codebook(transformer, space, TOKENIZER, CodebookInitConfig(head=head))
     changed = {name for name, parameter in transformer.named_parameters() if not torch.equal(parameter, before[name])}
-    assert changed == {"embedding.weight", "head.weight"} if head else {"embedding.weight"}
+    assert changed == ({"embedding.weight", "head.weight"} if head else {"embedding.weight"})
     embedding, old = transformer.embedding.weight, before["embedding.weight"]
     assert torch.equal(embedding[: space.image_offset], old[: space.image_offset])
     assert (embedding[space.image_offset :] != old[space.image_offset :]).any(1).all()

@@ -23,7 +23,7 @@ from unimodal.generation.pipeline import load
 from unimodal.model.config import FlowConfig
 from unimodal.model.flow import logit_normal_times
 from unimodal.training.cli import run
-from unimodal.training.flow import FlowTrainingConfig, flow_sums, noise
+from unimodal.training.flow import flow_sums, noise
 
 FLOW: dict[str, str | float] = {"model__flow": "{weight: 0.5}", "data__templates__latents": "{}"}
 ADAMW: dict[str, str | float] = {
@@ -159,14 +159,6 @@ def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: P
     whole = velocity(batch, slice(0, 4))
     alone = torch.cat([velocity(batch.rows(i, i + 1), slice(i, i + 1)) for i in range(4)])
     torch.testing.assert_close(whole, alone, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("what", ["no image", "no text"])
-def test_a_pack_without_an_image_or_without_text_trains(shards: Path, tmp_path: Path, what: str) -> None:
-    share = {"no image": 1.0, "no text": 0.0}[what]
-    options = {**FLOW, "data__templates__image_first": share, "data__templates__prompt_weight": 0.0}
-    run(fit_arguments(shards, tmp_path, trainer__max_steps=2, **options))
-    assert all(float(value) == float(value) for value in logged(tmp_path, "train/loss").values())
 
 
 def test_without_any_weighted_token_latents_count_all_the_same() -> None:
@@ -319,23 +311,6 @@ def test_a_checkpoint_of_another_autoencoder_is_refused(
     assert "latents of another autoencoder" in refusal([*arguments, f"--ckpt_path={tmp_path / 'other.ckpt'}"], capsys)
 
 
-def test_predictions_read_the_latents(shards: Path, tmp_path: Path) -> None:
-    from unimodal.training.module import TransformerModule
-
-    run(fit_arguments(shards, tmp_path, trainer__max_steps=1, **FLOW))
-    batch = batches(shards, 1)[0]
-    module = TransformerModule(dim=16, flow=FlowTrainingConfig(), compile=False)
-    module.transformer = load(tmp_path / "model", packed=False).transformer
-    module._features = module.transformer.features
-    assert batch.latents is not None
-    moved = dataclasses.replace(batch.latents, values=batch.latents.values + 100)
-    before, after = (
-        module._read(b, torch.Generator().manual_seed(0))[0] for b in (batch, dataclasses.replace(batch, latents=moved))
-    )
-    assert not torch.equal(before, after)
-    assert module.predict_step(batch, 0).shape == batch.tokens.shape
-
-
 def test_a_discrete_run_mixes_shards_with_and_without_latents(shards: Path, tmp_path: Path) -> None:
     plain = tiny_shards(tmp_path / "plain")
     data = TokenDataModule([str(shards), str(plain)], StreamConfig(length=48, rows=2))
@@ -357,10 +332,3 @@ def test_shards_without_latents_are_refused_in_one_line(tmp_path: Path, capsys: 
     plain = tiny_shards(tmp_path / "plain")
     line = refusal(fit_arguments(plain, tmp_path / "run", **FLOW), capsys)
     assert "tokenize with --autoencoder" in line
-
-
-def test_a_flow_config_says_its_shape() -> None:
-    shape = FlowTrainingConfig(time_channels=8).shape({"latent_dim": 3, "grid": 2, "hash": "h"})
-    assert shape == {"mixture": True, "flow": FlowConfig(latent_dim=3, side=2, time_channels=8, autoencoder="h")}
-    with pytest.raises(ValueError, match="hold none"):
-        FlowTrainingConfig().shape(None)
