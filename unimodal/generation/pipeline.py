@@ -373,8 +373,3 @@ def bundle(transformer: Transformer, space: TokenSpace, tokenizers: Path) -> Pip
     """A pipeline of a transformer in training and the tokenizers kept in a folder."""
     text, image = open_tokenizers(tokenizers, space)
     return Pipeline(transformer, space, text, image, autoencoder=_autoencoder(tokenizers, transformer))
-
-
-def describe(pipeline: Pipeline) -> dict[str, Any]:
-    """What a results file says about the model."""
-    return {"path": str(pipeline.path or ""), "sha256": pipeline.sha256}
