@@ -14,8 +14,8 @@ from data_pipelines.datamodule import ImageDataModule, TokenDataModule
 from tests.oracles.tiny_training import ROOT
 from tokenizers_vq.autoencoder_module import AutoencoderModule
 from tokenizers_vq.module import ImageTokenizerModule
-from unimodal.model.config import TransformerConfig
-from unimodal.model.transformer import Transformer
+from unimodal.model.config import ModelConfig
+from unimodal.model.model import UnifiedModel
 from unimodal.training.cli import TrainingCLI, run
 from unimodal.training.module import TransformerModule
 from unimodal.training.optim import build_optimizer
@@ -69,7 +69,7 @@ def _check_transformer(module: TransformerModule, data: Any) -> None:
     assert data.stream.length <= module.shape["max_length"]
     with torch.device("meta"):
         branch = module.flow.shape({"latent_dim": 16, "grid": 8, "hash": ""}) if module.flow else {}
-        transformer = Transformer(TransformerConfig(vocab_size=VOCABULARY, **module.shape, **branch))
+        model = UnifiedModel(ModelConfig(vocab_size=VOCABULARY, **module.shape, **branch))
     assert (module.flow is None) == (data.templates.latents is None)
-    groups = build_optimizer(transformer, module.optimizer_config).param_groups
-    assert sum(len(group["params"]) for group in groups) == len(list(transformer.parameters()))
+    groups = build_optimizer(model, module.optimizer_config).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))

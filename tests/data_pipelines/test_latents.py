@@ -16,10 +16,10 @@ from data_pipelines.batch import PackedBatch, PackedLatents, collate
 from data_pipelines.shards.format import DamagedShard, TokenDocument, TokenSegment
 from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, outline, render
 from tests.oracles import token_documents
-from tests.oracles.tiny import tiny_transformer
+from tests.oracles.tiny import tiny_model
 from tests.oracles.token_documents import BOI, BOS, CODES, EOI, EOS, NULL, PAD, SEP, SPACE, document, read, text, write
 from unimodal.model.config import FlowConfig
-from unimodal.model.flow import latent_tokens
+from unimodal.model.branches.flow import latent_tokens
 from unimodal.model.masks import dense_mask
 
 KEPT = LatentTemplateConfig(drop_clean=0.0, drop_codes=0.0, whole=0.0)
@@ -236,7 +236,7 @@ def test_an_outline_knows_its_weight_and_its_noised_latents_before_it_is_built()
 def test_documents_packed_in_a_row_have_the_outputs_of_documents_alone() -> None:
     """Through the whole model, latents and all: no document sees another, and positions are its own."""
     config = FlowConfig(latent_dim=5, side=3, time_channels=8)
-    model = tiny_transformer(SPACE.vocab_size, flow=config, mixture=True)
+    model = tiny_model(SPACE.vocab_size, flow=config, mixture=True)
     edit = document(image("image", 1), text("request", 8), image("answer", 2), layout="dialogue", task="edit")
     question = document(image("image"), text("question", 8), text("answer", 9), text("question", 9), text("answer", 8))
     asked = dataclasses.replace(TOLD, image_first=1.0)
@@ -253,7 +253,7 @@ def test_documents_packed_in_a_row_have_the_outputs_of_documents_alone() -> None
             places = packed.cells[standing] @ torch.tensor([3, 1])
             media = latent_tokens(standing, packed.values[standing].double(), times, places)
         mask = dense_mask(batch.documents, batch.branches, batch.spans)
-        return model.features(batch.tokens, batch.positions, mask, media=media)[0]
+        return model(batch.tokens, batch.positions, mask, media=media)[0]
 
     together = features(collate([sequences], sum(map(len, sequences)) + 3, SPACE))
     start = 0

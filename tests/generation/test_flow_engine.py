@@ -152,7 +152,7 @@ def test_the_cached_context_gives_the_velocities_of_the_whole_sequence(pipeline:
     """Against a slow oracle: everything in one forward pass, no cache, the noised copy at the end."""
     requests = pipeline.requests(PROMPTS, pipeline.decode_config("image"))
     contexts = [read_prompt(r.prompt, shown_pictures(r, None), pipeline.token_space) for r in requests]
-    model, space, count = pipeline.transformer, pipeline.token_space, 4
+    model, space, count = pipeline.model, pipeline.token_space, 4
     with torch.inference_mode():
         cache = ContextCache(model, space, contexts, count + 2)
         latents = torch.randn(len(contexts), count, 3)
@@ -169,9 +169,9 @@ def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, 
 
     from data_pipelines.batch import collate
     from data_pipelines.outline import Outline, Run
-    from unimodal.model.flow import latent_tokens
+    from unimodal.model.branches.flow import latent_tokens
 
-    model, space = pipeline.transformer, pipeline.token_space
+    model, space = pipeline.model, pipeline.token_space
     filler = [space.specials.boi, *[space.specials.pad] * 4, space.specials.eoi]
     drawn = Run(np.array(filler), 0.0, latents.view(2, 2, 3).numpy(), noised=True)
     sequence = Outline((), ((*context.runs, drawn),)).build()
@@ -183,7 +183,7 @@ def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, 
     places = packed.cells[standing][:, 0] * model.flow.config.side + packed.cells[standing][:, 1]
     media = latent_tokens(standing, packed.values[standing], times, places)
     mask = dense_mask(batch.documents, batch.branches, batch.spans)
-    features = model.features(batch.tokens, batch.positions, mask, media=media)
+    features = model(batch.tokens, batch.positions, mask, media=media)
     return model.flow.velocity(features.flatten(0, 1)[media.index])[-4:]
 
 
@@ -230,7 +230,7 @@ def test_pictures_of_a_prompt_count_with_their_latents_and_too_many_are_refused(
     for mode, more in modes:
         with pytest.raises(ValueError, match="latents of its pictures among them, leaves no room"):
             small.generate([[*pictures, *PICTURES[:more], "a"]], mode=mode, flow=FEW, max_new_tokens=8)
-    most = small.transformer.config.max_length
+    most = small.model.config.trunk.max_length
     (request,) = small.requests([[*pictures, "a"]], small.decode_config("mixed", max_new_tokens=60, flow=FEW))
     (decoded,) = small.engine.decode([request])
     context = read_prompt(request.prompt, shown_pictures(request, None), small.token_space)

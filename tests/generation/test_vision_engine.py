@@ -51,7 +51,7 @@ def test_a_batch_answers_as_each_prompt_alone(pipeline: Pipeline, mode: Any) -> 
 def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline, mode: Any) -> None:
     requests = pipeline.requests(PROMPTS, pipeline.decode_config(mode))
     contexts = [read_prompt(r.prompt, shown_pictures(r, 4), pipeline.token_space) for r in requests]
-    model, space = pipeline.transformer, pipeline.token_space
+    model, space = pipeline.model, pipeline.token_space
     with torch.inference_mode():
         found = ContextCache(model, space, contexts, 1).logits
         for row, context in enumerate(contexts):
@@ -59,8 +59,8 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline, mo
             batch = collate([[sequence]], len(sequence), space)
             mask = dense_mask(batch.documents, batch.branches, batch.spans)
             media, seen = clean(batch, model), seen_pictures(batch, model)
-            features = model.features(batch.tokens, batch.positions, mask, media=media, seen=seen)
-            torch.testing.assert_close(found[row], model.head(features[0, -1]), rtol=1e-4, atol=1e-4)
+            features = model(batch.tokens, batch.positions, mask, media=media, seen=seen)
+            torch.testing.assert_close(found[row], model.token_head(features[0, -1]), rtol=1e-4, atol=1e-4)
 
 
 def test_pictures_are_seen_in_their_own_shape_and_their_codes_are_not_read(pipeline: Pipeline) -> None:
@@ -72,10 +72,10 @@ def test_pictures_are_seen_in_their_own_shape_and_their_codes_are_not_read(pipel
     codes = {token for run in context.runs for token in run.ids.tolist() if token >= space.image_offset}
     assert codes == set()
     with torch.inference_mode():
-        plain = ContextCache(pipeline.transformer, space, [context], 1).logits
+        plain = ContextCache(pipeline.model, space, [context], 1).logits
         other = dataclasses.replace(request, pixels=[255 - request.pixels[0], *request.pixels[1:]])
         changed = read_prompt(request.prompt, shown_pictures(other, 4), space)
-        assert (ContextCache(pipeline.transformer, space, [changed], 1).logits - plain).abs().max() > 1e-3
+        assert (ContextCache(pipeline.model, space, [changed], 1).logits - plain).abs().max() > 1e-3
 
 
 def test_what_was_drawn_is_seen_through_the_vit(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,10 +49,10 @@ def test_an_export_comes_back_with_the_bits_of_every_weight_and_the_same_token_s
     export_hf(tmp_path / "model", tmp_path / "theirs")
     import_hf(tmp_path / "theirs", tmp_path / "back")
     after = unimodal.load(tmp_path / "back")
-    assert after.transformer.config == before.transformer.config
+    assert after.model.config == before.model.config
     assert after.token_space.fingerprint == before.token_space.fingerprint
-    weights = after.transformer.state_dict()
-    for name, tensor in before.transformer.state_dict().items():
+    weights = after.model.state_dict()
+    for name, tensor in before.model.state_dict().items():
         assert weights[name].dtype == dtype and torch.equal(weights[name], tensor), name
     names = [
         f"{TEXT_TOKENIZER}/tokenizer.json",
@@ -67,7 +67,7 @@ def test_an_export_without_an_image_tokenizer_comes_back_without_and_dropout_sta
     export_hf(tmp_path / "model", tmp_path / "theirs")
     import_hf(tmp_path / "theirs", tmp_path / "back")
     after = unimodal.load(tmp_path / "back")
-    assert after.image_tokenizer is None and after.transformer.config.dropout == 0
+    assert after.image_tokenizer is None and after.model.config.dropout == 0
 
 
 def test_an_export_that_their_library_saved_anew_in_shards_comes_back(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_an_export_that_their_library_saved_anew_in_shards_comes_back(tmp_path: 
     (tmp_path / "tuned" / "model.safetensors").unlink()
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
     with torch.no_grad():
-        theirs.model.norm.weight.fill_(2.5)
+        theirs.model.trunk.norm.weight.fill_(2.5)
     theirs.save_pretrained(tmp_path / "tuned", max_shard_size="8KB")
     assert len(list((tmp_path / "tuned").glob("model-*.safetensors"))) > 1
     import_hf(tmp_path / "tuned", tmp_path / "back")
-    assert bool((unimodal.load(tmp_path / "back").transformer.get_parameter("norm.weight") == 2.5).all())
+    assert bool((unimodal.load(tmp_path / "back").model.get_parameter("norm.weight") == 2.5).all())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -95,7 +95,7 @@ def test_a_llama_of_others_gives_their_logits_for_their_ids(
     import_hf(folder, tmp_path / "ours", codes)
     ids = torch.randint(KNOWN, (2, 40))
     with torch.no_grad():
-        logits = unimodal.load(tmp_path / "ours").transformer(ids)[..., :KNOWN]
+        logits = unimodal.load(tmp_path / "ours").model(ids)[..., :KNOWN]
         torch.testing.assert_close(logits, theirs(ids).logits[..., :KNOWN], rtol=0, atol=TOLERANCE)
 
 
@@ -108,7 +108,7 @@ def test_a_chameleon_of_others_gives_their_logits_for_all_but_their_masked_image
     assert done.left_out == len(theirs.model.vqmodel.state_dict())
     ids = torch.randint(KNOWN, (2, 40))
     with torch.no_grad():
-        logits = unimodal.load(tmp_path / "ours").transformer(ids)[..., :KNOWN]
+        logits = unimodal.load(tmp_path / "ours").model(ids)[..., :KNOWN]
         expected = theirs(ids).logits[..., :KNOWN]
     assert bool((expected[..., 9] < -1e30).all()) and bool((logits[..., 9].abs() < 1e3).all())
     expected[..., 9] = logits[..., 9]
@@ -122,7 +122,7 @@ def test_a_chameleon_trained_in_parts_gives_each_head_the_norm_of_its_part(codes
     parts = torch.randn(2, weights[name].shape[1])
     save_file({**weights, name: parts}, folder / "model.safetensors", metadata={"format": "pt"})
     import_hf(folder, tmp_path / "ours", codes)
-    bias = unimodal.load(tmp_path / "ours").transformer.get_parameter("blocks.1.attention.q_norm.bias")
+    bias = unimodal.load(tmp_path / "ours").model.get_parameter("blocks.1.attention.q_norm.bias")
     assert torch.equal(bias, parts[[0, 0, 1, 1]])
 
 
@@ -133,7 +133,7 @@ def test_rotary_angles_in_the_words_of_older_versions_are_read(codes: Path, tmp_
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     save_file({**weights, **buffer}, folder / "model.safetensors", metadata={"format": "pt"})
     import_hf(folder, tmp_path / "ours", codes)
-    assert unimodal.load(tmp_path / "ours").transformer.config.rope_theta == 777.0
+    assert unimodal.load(tmp_path / "ours").model.config.rope_theta == 777.0
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -266,7 +266,7 @@ def with_holes(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(plain))
 
 
-NORM = "model.norm.weight"
+NORM = "model.trunk.norm.weight"
 SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
 REFUSALS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("rope scaling", configured(rope_parameters=SCALED), "rotary positions are scaled (linear)"),
@@ -294,7 +294,7 @@ REFUSALS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("strange shard", indexed("../other/model.safetensors"), "outside its folder: '../other/model.safetensors'"),
     ("odd shard", indexed(3), "outside its folder: 3"),
     ("broken index", lambda f: (without_weights(f), written("model.safetensors.index.json", "[]")(f)), "not an index"),
-    ("lost weight", weighted(NORM, None), "lacks 1 weights of a llama, the first is model.norm.weight"),
+    ("lost weight", weighted(NORM, None), "lacks 1 weights of a llama, the first is model.trunk.norm.weight"),
     ("extra weight", weighted("model.extra", torch.ones(2)), "has not 1 of these weights, the first is model.extra"),
     ("other shape", weighted(NORM, torch.ones(3)), "has shape (3,), its config says (32,)"),
     ("whole numbers", weighted(NORM, torch.ones(32, dtype=torch.int8)), "is of type torch.int8"),

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import ChameleonConfig, ChameleonModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
-from tests.oracles.tiny import tiny_transformer
-from unimodal.model.config import TransformerConfig
-from unimodal.model.transformer import Transformer
+from tests.oracles.tiny import tiny_model
+from unimodal.model.config import ModelConfig
+from unimodal.model.model import UnifiedModel
 
 TOLERANCE = 1e-4
 """Theirs computes norms and angles in float32 whatever the dtype; logits here are about 5."""
@@ -26,16 +26,16 @@ RENAMED = (
 SHAPE = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48, "rope_theta": 500.0}
 
 
-def their_names(transformer: Transformer) -> dict[str, Tensor]:
+def their_names(model: UnifiedModel) -> dict[str, Tensor]:
     weights = {}
-    for name, tensor in transformer.state_dict().items():
+    for name, tensor in model.state_dict().items():
         for ours, theirs in RENAMED:
             name = name.replace(ours, theirs)
         weights[name] = tensor
     return weights
 
 
-def their_shape(config: TransformerConfig) -> dict:
+def their_shape(config: ModelConfig) -> dict:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,
@@ -56,7 +56,7 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], *, ignored: str 
 
 
 def test_without_qk_norm_the_logits_are_those_of_llama() -> None:
-    ours = tiny_transformer(qk_norm=None, **SHAPE)
+    ours = tiny_model(qk_norm=None, **SHAPE)
     llama = LlamaForCausalLM(LlamaConfig(**their_shape(ours.config))).double().eval()
     weights = their_names(ours)
     head = {"lm_head.weight": weights.pop("head.weight")}
@@ -68,7 +68,7 @@ def test_without_qk_norm_the_logits_are_those_of_llama() -> None:
 
 @pytest.mark.parametrize("norm_placement", ["pre", "swin"])
 def test_with_qk_norm_the_hidden_states_are_those_of_chameleon(norm_placement: str) -> None:
-    ours = tiny_transformer(norm_placement=norm_placement, **SHAPE)
+    ours = tiny_model(norm_placement=norm_placement, **SHAPE)
     small = ChameleonVQVAEConfig(base_channels=32, channel_multiplier=[1], num_res_blocks=1, embed_dim=4)
     config = ChameleonConfig(
         **their_shape(ours.config),

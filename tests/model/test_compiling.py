@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.oracles.tiny import tiny_transformer
+from tests.oracles.tiny import tiny_model
 from unimodal.model import compiling
-from unimodal.model.compiling import compiled_features, sizes_vary
+from unimodal.model.inference.compiling import compiled_features, sizes_vary
 from unimodal.model.config import FlowConfig
-from unimodal.model.flow import LatentTokens, latent_tokens
+from unimodal.model.branches.flow import LatentTokens, latent_tokens
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def media_of(count: int, rows: int, length: int) -> LatentTokens:
 
 
 def test_one_block_is_compiled_for_all_layers(graphs: list[torch.fx.GraphModule]) -> None:
-    transformer = tiny_transformer(num_layers=4)
-    features, tokens = compiled_features(transformer), torch.randint(24, (3, 10))
-    torch.testing.assert_close(features(tokens), transformer.features(tokens))
+    model = tiny_model(num_layers=4)
+    features, tokens = compiled_features(model), torch.randint(24, (3, 10))
+    torch.testing.assert_close(features(tokens), model(tokens))
     (graph,) = graphs
     products = [node for node in graph.graph.nodes if node.target is torch.nn.functional.linear]
     assert len(products) == 7, "queries, keys, values, output, gate, up, down"
@@ -50,10 +50,10 @@ def test_one_block_is_compiled_for_all_layers(graphs: list[torch.fx.GraphModule]
 
 def test_a_graph_serves_batches_of_any_number_of_latents(graphs: list[torch.fx.GraphModule]) -> None:
     flow = FlowConfig(latent_dim=3, side=2, time_channels=8, axial_turn=1.5)
-    transformer = tiny_transformer(num_layers=3, mixture=True, flow=flow)
-    features, tokens = compiled_features(transformer), torch.randint(24, (3, 10))
+    model = tiny_model(num_layers=3, mixture=True, flow=flow)
+    features, tokens = compiled_features(model), torch.randint(24, (3, 10))
     for count in (8, 5, 12):
         media = media_of(count, *tokens.shape)
         sizes_vary(media)
-        torch.testing.assert_close(features(tokens, media=media), transformer.features(tokens, media=media))
+        torch.testing.assert_close(features(tokens, media=media), model(tokens, media=media))
     assert len(graphs) == 1

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests.oracles.slow_attention import spanned_layout, visible_with_spans
-from tests.oracles.tiny import tiny_config, tiny_transformer
+from tests.oracles.tiny import tiny_config, tiny_model
 from unimodal.model.config import FlowConfig
-from unimodal.model.flow import (
+from unimodal.model.branches.flow import (
     FlowBranch,
     LatentTokens,
     image_places,
@@ -25,7 +25,7 @@ from unimodal.model.flow import (
 from unimodal.model.masks import allowed, block_mask, dense_mask
 from unimodal.model.rope import RotaryEmbedding, rotate
 from unimodal.model.sinusoids import axial_turns, sincos_places, sinusoids
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 LENGTH, CHANNELS = 24, 4
 FLOW = FlowConfig(latent_dim=CHANNELS, side=6, time_channels=8)
@@ -84,25 +84,25 @@ def one_row(noise_seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, LatentToke
 
 @pytest.mark.parametrize("mixture", [True, False])
 def test_another_noise_in_an_image_changes_no_token_outside_it(mixture: bool) -> None:
-    model = tiny_transformer(flow=FLOW, mixture=mixture)
+    model = tiny_model(flow=FLOW, mixture=mixture)
     outputs = []
     for seed in (1, 2):
         tokens, spans, media = one_row(seed)
-        outputs.append(model.features(tokens, mask=dense_mask(torch.zeros_like(spans), None, spans), media=media))
+        outputs.append(model(tokens, mask=dense_mask(torch.zeros_like(spans), None, spans), media=media))
     inside = one_row()[1][0] == -1
     assert torch.equal(outputs[0][0, ~inside], outputs[1][0, ~inside])
     assert ((outputs[0] - outputs[1])[0, inside].abs().amax(-1) > 1e-6).all()
 
 
 def test_the_first_velocity_is_zero_and_the_first_loss_that_of_noise_minus_image() -> None:
-    model = Transformer(tiny_config(flow=FLOW, mixture=True))
+    model = UnifiedModel(tiny_config(flow=FLOW, mixture=True))
     standing = torch.zeros(64, 40, dtype=torch.bool)
     standing[:, 2:38] = True
     count = int(standing.sum())
     clean, noise = torch.randn(count, CHANNELS), torch.randn(count, CHANNELS)
     times = logit_normal_times(64, 1.0).repeat_interleave(36)
     media = latent_tokens(standing, noised(clean, noise, times), times, image_places(6, 6, 6).repeat(64))
-    features = model.features(torch.zeros(64, 40, dtype=torch.int64), media=media)
+    features = model(torch.zeros(64, 40, dtype=torch.int64), media=media)
     assert model.flow is not None
     velocity = model.flow.velocity(features.flatten(0, 1)[media.index])
     loss = (velocity - (noise - clean)).square().mean()
@@ -175,7 +175,7 @@ def test_only_latents_are_turned_and_only_where_the_config_says_so() -> None:
     mask = dense_mask(torch.zeros_like(spans), None, spans)
     seen = {}
     for turn in (0.0, 1.5):
-        model = tiny_transformer(flow=replace(FLOW, axial_turn=turn), mixture=True)
+        model = tiny_model(flow=replace(FLOW, axial_turn=turn), mixture=True)
         assert model.flow is not None
         turns = model.flow.turns(media, tokens.shape)
         assert (turns is None) == (turn == 0)
@@ -186,7 +186,7 @@ def test_only_latents_are_turned_and_only_where_the_config_says_so() -> None:
             assert torch.equal(turns.flatten(0, 1)[media.index], angles)
             rounded = copy.deepcopy(model.flow).bfloat16().turns(media, tokens.shape)
             assert rounded is not None and torch.equal(rounded, turns), "angles are never rounded"
-        seen[turn] = model.features(tokens, mask=mask, media=media)
+        seen[turn] = model(tokens, mask=mask, media=media)
     assert torch.equal(seen[0.0][0, :2], seen[1.5][0, :2]), "text before any latent"
     assert (seen[0.0] - seen[1.5])[0, 2:5].abs().amax() > 1e-6
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.oracles.tiny import tiny_config, tiny_transformer
+from tests.oracles.tiny import tiny_config, tiny_model
 from unimodal.model.config import FlowConfig
-from unimodal.model.flow import LatentTokens, latent_tokens
+from unimodal.model.branches.flow import LatentTokens, latent_tokens
 from unimodal.model.masks import dense_mask
 from unimodal.model.mixture import freeze, from_dense, is_understanding, merge, split
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 ROWS, LENGTH, CHANNELS = 3, 11, 4
 FLOW = FlowConfig(latent_dim=CHANNELS, side=4, time_channels=8)
@@ -29,8 +29,8 @@ def media_at(standing: Tensor, seed: int = 0) -> LatentTokens:
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("shape", [{}, {"qk_norm": None, "qkv_bias": True}])
 def test_copied_from_a_dense_model_it_is_that_model_whatever_is_a_latent(share: float, shape: dict) -> None:
-    dense = tiny_transformer(flow=FLOW, **shape)
-    mixture = Transformer(tiny_config(flow=FLOW, mixture=True, **shape)).double()
+    dense = tiny_model(flow=FLOW, **shape)
+    mixture = UnifiedModel(tiny_config(flow=FLOW, mixture=True, **shape)).double()
     mixture.load_state_dict(from_dense(dense.state_dict()))
     tokens = torch.randint(24, (ROWS, LENGTH))
     documents = torch.tensor([[0] * 6 + [1] * 5]).expand(ROWS, -1)
@@ -39,13 +39,13 @@ def test_copied_from_a_dense_model_it_is_that_model_whatever_is_a_latent(share: 
     for seed in range(5):
         standing = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(seed)) < share
         found, expected = (
-            model.features(tokens, mask=mask, media=media_at(standing, seed)) for model in (mixture, dense)
+            model(tokens, mask=mask, media=media_at(standing, seed)) for model in (mixture, dense)
         )
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_without_latents_only_the_understanding_side_is_asked() -> None:
-    mixture = tiny_transformer(flow=FLOW, mixture=True)
+    mixture = tiny_model(flow=FLOW, mixture=True)
     tokens = torch.randint(24, (ROWS, LENGTH))
     before = mixture(tokens)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_split_and_merge_are_inverse_and_keep_the_places() -> None:
 
 
 def test_every_generation_parameter_gets_a_gradient_and_frozen_understanding_none() -> None:
-    mixture = tiny_transformer(flow=FLOW, mixture=True).train()
+    mixture = tiny_model(flow=FLOW, mixture=True).train()
     freeze(mixture, is_understanding)
     standing = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
     standing[:, 4:8] = True
@@ -86,6 +86,6 @@ def test_every_generation_parameter_gets_a_gradient_and_frozen_understanding_non
 def test_a_mixture_of_swin_blocks_and_latents_without_a_branch_are_refused() -> None:
     with pytest.raises(ValueError, match="norm_placement 'pre'"):
         tiny_config(mixture=True, norm_placement="swin")
-    plain = tiny_transformer()
+    plain = tiny_model()
     with pytest.raises(ValueError, match="no flow branch"):
         plain.features(torch.zeros(1, 2, dtype=torch.int64), media=media_at(torch.tensor([[False, True]])))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.oracles.tiny import tiny_transformer
+from tests.oracles.tiny import tiny_model
 from unimodal.model.config import QKNormConfig
-from unimodal.model.packed import PackedLinear, PackedRMSNorm, can_pack, packed
-from unimodal.model.transformer import Transformer
+from unimodal.model.inference.prepacked import PackedLinear, PackedRMSNorm, can_pack, packed
+from unimodal.model.model import UnifiedModel
 
 
 @pytest.mark.parametrize("qk_norm", [QKNormConfig(kind="layer"), QKNormConfig(kind="rms"), None], ids=str)
 def test_a_packed_transformer_gives_the_same_logits_for_any_number_of_rows(qk_norm: QKNormConfig | None) -> None:
-    transformer = tiny_transformer(dtype=torch.float32, qk_norm=qk_norm)
-    exact = tiny_transformer(qk_norm=qk_norm)
-    exact.load_state_dict(transformer.state_dict())
-    fast = packed(transformer)
+    model = tiny_model(dtype=torch.float32, qk_norm=qk_norm)
+    exact = tiny_model(qk_norm=qk_norm)
+    exact.load_state_dict(model.state_dict())
+    fast = packed(model)
     assert sum(isinstance(module, PackedLinear) for module in fast.modules()) == 2 * 4 + 1
     for rows, length in ((1, 1), (2, 1), (5, 1), (3, 7), (1, 40)):
         tokens = torch.randint(24, (rows, length))
@@ -33,17 +33,17 @@ def test_the_norm_in_one_kernel_is_rms_norm() -> None:
 
 
 def test_packing_leaves_the_given_transformer_alone_and_shares_its_embedding() -> None:
-    transformer = tiny_transformer(dtype=torch.float32)
-    before = {name: value.clone() for name, value in transformer.state_dict().items()}
-    fast = packed(transformer)
-    assert type(transformer) is Transformer and fast is not transformer
-    assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
-    assert fast.embedding.weight is transformer.embedding.weight and not fast.training
+    model = tiny_model(dtype=torch.float32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fast = packed(model)
+    assert type(model) is UnifiedModel and fast is not transformer
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert fast.embedding.weight is model.trunk.embedding.weight and not fast.training
 
 
 def test_what_cannot_be_packed_is_used_as_it_is() -> None:
-    transformer = tiny_transformer(dtype=torch.float64)
-    assert not can_pack(transformer.embedding.weight) and packed(transformer) is transformer
+    model = tiny_model(dtype=torch.float64)
+    assert not can_pack(model.trunk.embedding.weight) and packed(model) is transformer
 
 
 def test_biases_are_added_in_the_order_of_their_layers() -> None:

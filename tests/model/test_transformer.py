@@ -12,10 +12,10 @@ from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
-from tests.oracles.tiny import tiny_config, tiny_space, tiny_transformer
-from unimodal.model.config import QKNormConfig, TransformerConfig
+from tests.oracles.tiny import tiny_config, tiny_space, tiny_model
+from unimodal.model.config import QKNormConfig, ModelConfig
 from unimodal.model.masks import dense_mask
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 from unimodal.training.losses import LossSums, next_token_losses
 
 SPACE = tiny_space()
@@ -29,8 +29,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=KINDS.values(), ids=list(KINDS))
-def transformer(request: pytest.FixtureRequest) -> Transformer:
-    return tiny_transformer(SPACE.vocab_size, **request.param)
+def transformer(request: pytest.FixtureRequest) -> UnifiedModel:
+    return tiny_model(SPACE.vocab_size, **request.param)
 
 
 def random_sequence(random: Random) -> Rendered:
@@ -55,14 +55,14 @@ def alone(sequence: Rendered) -> list[Tensor]:
     return [((branches == 0) | (branches == number)).nonzero().flatten() for number in numbers]
 
 
-def loss(transformer: Transformer, batch: PackedBatch) -> LossSums:
+def loss(model: UnifiedModel, batch: PackedBatch) -> LossSums:
     mask = dense_mask(batch.documents, batch.branches)
-    features = transformer.features(batch.tokens, batch.positions, mask)
+    features = model(batch.tokens, batch.positions, mask)
     fields = (batch.targets, batch.loss_weights.double(), batch.modality)
-    return next_token_losses(features, transformer.head, *fields, z_weight=1e-2)
+    return next_token_losses(features, model.head, *fields, z_weight=1e-2)
 
 
-def test_changing_a_token_changes_no_output_before_it(transformer: Transformer) -> None:
+def test_changing_a_token_changes_no_output_before_it(model: UnifiedModel) -> None:
     tokens = torch.randint(SPACE.vocab_size, (2, 12))
     before = transformer(tokens)
     for place in range(12):
@@ -73,16 +73,16 @@ def test_changing_a_token_changes_no_output_before_it(transformer: Transformer) 
         assert all((after[:, later] - before[:, later]).abs().max() > 1e-9 for later in range(place, 12))
 
 
-def test_every_parameter_gets_a_gradient(transformer: Transformer) -> None:
-    transformer.train()
+def test_every_parameter_gets_a_gradient(model: UnifiedModel) -> None:
+    model.train()
     logits = transformer(torch.randint(SPACE.vocab_size, (4, 10)))
     (logits * torch.randn_like(logits)).sum().backward()
-    dead = [n for n, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert dead == []
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_packed_documents_and_branches_have_the_logits_of_sequences_alone(transformer: Transformer, seed: int) -> None:
+def test_packed_documents_and_branches_have_the_logits_of_sequences_alone(model: UnifiedModel, seed: int) -> None:
     rows = packed_rows(seed)
     batch = collate(rows, ROW, SPACE)
     packed = transformer(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
@@ -95,28 +95,28 @@ def test_packed_documents_and_branches_have_the_logits_of_sequences_alone(transf
             start += len(sequence)
 
 
-def test_packed_documents_give_the_same_loss_as_documents_alone(transformer: Transformer) -> None:
+def test_packed_documents_give_the_same_loss_as_documents_alone(model: UnifiedModel) -> None:
     rows = packed_rows(seed=5)
-    packed = loss(transformer, collate(rows, ROW, SPACE))
-    singles = [loss(transformer, collate([[sequence]], ROW, SPACE)) for row in rows for sequence in row]
+    packed = loss(model, collate(rows, ROW, SPACE))
+    singles = [loss(model, collate([[sequence]], ROW, SPACE)) for row in rows for sequence in row]
     for name in set(LossSums._fields) - {"flow"}:
         total = torch.stack([getattr(single, name) for single in singles]).sum()
         assert total > 0
         torch.testing.assert_close(getattr(packed, name), total, rtol=1e-12, atol=1e-12)
 
 
-def test_training_and_evaluation_without_dropout_are_the_same_function(transformer: Transformer) -> None:
+def test_training_and_evaluation_without_dropout_are_the_same_function(model: UnifiedModel) -> None:
     tokens = torch.randint(SPACE.vocab_size, (2, 12))
     with torch.no_grad():
         evaluated = transformer(tokens)
-    torch.testing.assert_close(transformer.train()(tokens).detach(), evaluated, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model.train()(tokens).detach(), evaluated, rtol=1e-12, atol=1e-12)
 
 
 def test_dropout_acts_in_training_alone() -> None:
-    transformer = tiny_transformer(dropout=0.5)
+    model = tiny_model(dropout=0.5)
     tokens = torch.randint(24, (1, 8))
     assert torch.equal(transformer(tokens), transformer(tokens))
-    transformer.train()
+    model.train()
     assert not torch.equal(transformer(tokens), transformer(tokens))
 
 
@@ -126,15 +126,15 @@ def test_parameters_and_operations_are_counted_by_the_formula() -> None:
     attention = 2 * width * width + 2 * width * kv + 2 * (4 + 2) * head
     layer = attention + 3 * width * config.hidden_dim + 2 * width
     expected = config.num_layers * layer + width + config.vocab_size * width
-    transformer = Transformer(config)
-    assert transformer.num_parameters() == expected
-    assert transformer.num_parameters(without_embedding=False) == expected + config.vocab_size * width
-    assert transformer.flops_per_token(100) == 6 * expected + 12 * config.num_layers * width * 100
+    model = UnifiedModel(config)
+    assert model.num_parameters() == expected
+    assert model.num_parameters(without_embedding=False) == expected + config.vocab_size * width
+    assert model.flops_per_token(100) == 6 * expected + 12 * config.num_layers * width * 100
 
 
 def test_projections_into_the_residual_stream_start_smaller() -> None:
-    transformer = Transformer(tiny_config(dim=128, num_layers=8, hidden_dim=256))
-    block: Any = transformer.blocks[0]
+    model = UnifiedModel(tiny_config(dim=128, num_layers=8, hidden_dim=256))
+    block: Any = model.trunk.blocks[0]
     assert block.attention.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert block.attention.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
     assert block.feed_forward.down_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
@@ -160,7 +160,7 @@ def test_a_config_that_exists_is_valid(changes: dict[str, Any], reason: str) -> 
 @pytest.mark.parametrize("qk_norm", [None, QKNormConfig(eps=1e-4)])
 def test_a_config_survives_json_and_unknown_fields_are_refused(qk_norm: QKNormConfig | None) -> None:
     config = tiny_config(qk_norm=qk_norm)
-    assert TransformerConfig.from_dict(config.to_dict()) == config
+    assert ModelConfig.from_dict(config.to_dict()) == config
     for wrong in (
         {**config.to_dict(), "colour": "red"},
         {**config.to_dict(), "qk_norm": {"epsilon": 1}},
@@ -169,4 +169,4 @@ def test_a_config_survives_json_and_unknown_fields_are_refused(qk_norm: QKNormCo
         None,
     ):
         with pytest.raises(ValueError, match="not a transformer config"):
-            TransformerConfig.from_dict(wrong)  # pyright: ignore[reportArgumentType]
+            ModelConfig.from_dict(wrong)  # pyright: ignore[reportArgumentType]

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from data_pipelines.images import cut_patches
-from tests.oracles.tiny import tiny_transformer
-from unimodal.model.config import TransformerConfig, VisionConfig
+from tests.oracles.tiny import tiny_model
+from unimodal.model.config import ModelConfig, VisionConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.mixture import from_dense
-from unimodal.model.vision import PatchTokens, Seen, VisionBlock, VisionTower, no_patches, patch_tokens
+from unimodal.model.branches.vision.siglip import PatchTokens, Seen, VisionBlock, VisionTower, no_patches, patch_tokens
 
 VISION = VisionConfig(
     patch=2, most=12, longest=5, side=3, width=16, num_layers=2, num_heads=2, hidden_dim=24, place_period=10.0
@@ -95,7 +95,7 @@ def test_the_tower_is_the_slow_transformer_written_out() -> None:
 
 
 def test_what_was_seen_takes_the_place_of_tokens_and_gives_every_weight_a_gradient() -> None:
-    model = tiny_transformer(dim=16, vision=VISION)
+    model = tiny_model(dim=16, vision=VISION)
     assert model.vision is not None
     given = packed(pixels(0, 3, 3), pixels(1, 1, 2))
     tokens = torch.arange(13)[None]
@@ -103,21 +103,21 @@ def test_what_was_seen_takes_the_place_of_tokens_and_gives_every_weight_a_gradie
     spans = torch.zeros(1, 13, dtype=torch.int64)
     spans[0, 1:10], spans[0, 11:13] = 1, 2
     mask = dense_mask(torch.zeros_like(spans), None, spans)
-    features = model.features(tokens, mask=mask, seen=seen)
+    features = model(tokens, mask=mask, seen=seen)
     other = tokens.clone()
     other[0, seen.index] = 5
-    assert torch.equal(model.features(other, mask=mask, seen=seen), features), "ids under a picture mean nothing"
-    assert (model.features(tokens, mask=mask) - features).abs().max() > 1e-3
+    assert torch.equal(model(other, mask=mask, seen=seen), features), "ids under a picture mean nothing"
+    assert (model(tokens, mask=mask) - features).abs().max() > 1e-3
     model.requires_grad_(True)
-    model.features(tokens, mask=mask, seen=model.vision(given)).square().sum().backward()
+    model(tokens, mask=mask, seen=model.vision(given)).square().sum().backward()
     dead = [name for name, p in model.vision.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert dead == []
 
 
 def test_a_mixture_reads_what_was_seen_with_the_understanding_side() -> None:
-    dense = tiny_transformer(dim=16, vision=VISION)
+    dense = tiny_model(dim=16, vision=VISION)
     seen = dense.vision(packed(pixels(0, 2, 2)))  # pyright: ignore[reportOptionalCall]
-    mixed = tiny_transformer(dim=16, vision=VISION, mixture=True)
+    mixed = tiny_model(dim=16, vision=VISION, mixture=True)
     mixed.load_state_dict(from_dense(dense.state_dict()))
     tokens = torch.arange(5)[None]
     torch.testing.assert_close(mixed.features(tokens, seen=seen), dense.features(tokens, seen=seen))
@@ -151,5 +151,5 @@ def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
 
 
 def test_the_config_comes_back_from_json() -> None:
-    config = TransformerConfig(vocab_size=24, vision=VISION)
-    assert TransformerConfig.from_dict(config.to_dict()) == config
+    config = ModelConfig(vocab_size=24, vision=VISION)
+    assert ModelConfig.from_dict(config.to_dict()) == config

@@ -21,7 +21,7 @@ from tests.oracles.tiny_training import fit_arguments, logged, weights_after
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
 from unimodal.generation.pipeline import load
 from unimodal.model.config import FlowConfig
-from unimodal.model.flow import logit_normal_times
+from unimodal.model.branches.flow import logit_normal_times
 from unimodal.training.cli import run
 from unimodal.training.flow import FlowTrainingConfig, flow_sums, noise
 
@@ -131,17 +131,17 @@ def test_weights_of_latents_are_those_of_the_whole_step(shards: Path) -> None:
 
 def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: Path) -> None:
     """Sums of a whole batch are the sums of its rows, latents included: packed = alone."""
-    from tests.oracles.tiny import tiny_transformer
+    from tests.oracles.tiny import tiny_model
     from unimodal.model.masks import dense_mask
 
     batch = batches(shards, 1)[0]
     assert batch.latents is not None
-    model = tiny_transformer(int(batch.tokens.max()) + 400, flow=CONFIG, mixture=True)
+    model = tiny_model(int(batch.tokens.max()) + 400, flow=CONFIG, mixture=True)
     given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(3))
     standing = batch.latents.cells[..., 0] >= 0
 
     def velocity(part: PackedBatch, rows: slice) -> torch.Tensor:
-        from unimodal.model.flow import latent_tokens
+        from unimodal.model.branches.flow import latent_tokens
 
         own = standing.nonzero()[:, 0]
         chosen = (own >= rows.start) & (own < rows.stop)
@@ -153,7 +153,7 @@ def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: P
         )
         assert part.latents is not None and model.flow is not None
         mask = dense_mask(part.documents, part.branches, part.spans)
-        features = model.features(part.tokens, part.positions, mask, media=media)
+        features = model(part.tokens, part.positions, mask, media=media)
         return model.flow.velocity(features.flatten(0, 1)[media.index])
 
     whole = velocity(batch, slice(0, 4))
@@ -325,8 +325,8 @@ def test_predictions_read_the_latents(shards: Path, tmp_path: Path) -> None:
     run(fit_arguments(shards, tmp_path, trainer__max_steps=1, **FLOW))
     batch = batches(shards, 1)[0]
     module = TransformerModule(dim=16, flow=FlowTrainingConfig(), compile=False)
-    module.transformer = load(tmp_path / "model", packed=False).transformer
-    module._features = module.transformer.features
+    module.model = load(tmp_path / "model", packed=False).model
+    module._features = module.model.features
     assert batch.latents is not None
     moved = dataclasses.replace(batch.latents, values=batch.latents.values + 100)
     before, after = (

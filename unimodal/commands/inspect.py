@@ -70,16 +70,18 @@ def _bundle(folder: Path) -> int:
         model = load(folder)
     except ValueError as error:
         return _damaged([str(error)])
-    space, config = model.token_space, model.transformer.config
+    space, config, trunk = model.token_space, model.model.config, model.model.config.trunk
     table = Table("part", "what it is", title=str(folder))
-    table.add_row("transformer", f"{config.num_layers} layers of {config.dim}, {config.num_heads} heads")
-    table.add_row("parameters", f"{model.transformer.num_parameters(without_embedding=False):,}")
-    table.add_row("context", f"{config.max_length} tokens")
+    table.add_row("trunk", f"{trunk.num_layers} layers of {trunk.dim}, {trunk.num_heads} heads")
+    table.add_row("parameters", f"{sum(parameter.numel() for parameter in model.model.parameters()):,}")
+    table.add_row("context", f"{trunk.max_length} tokens")
     table.add_row("text ids", f"{space.text_size}")
     table.add_row("image codes", f"{space.codebook_size}, {_sizes(space.layout)}")
-    if config.flow is not None and model.autoencoder is not None:
-        sides = "two sets of weights" if config.mixture else "one set of weights"
-        about = f"{config.flow.side}x{config.flow.side} latents of {config.flow.latent_dim} channels, {sides}"
+    if config.flow and model.autoencoder:
+        experts = "two experts" if trunk.mixture else "one expert"
+        about = (
+            f"{config.flow.grid_size}x{config.flow.grid_size} latents of {config.flow.latent_dim} channels, {experts}"
+        )
         table.add_row("flow branch", about)
         table.add_row("autoencoder", model.autoencoder.hash[:16])
     table.add_row("token space", space.fingerprint[:16])

@@ -22,7 +22,7 @@ from unimodal.generation.requests import Request
 from unimodal.generation.sampling import RowSampling, pick, row_uniforms
 from unimodal.generation.structured import Structured
 from unimodal.model.cache import KVCache, LayerCache
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 # Shapes: P answers, R rows of the cache, V vocabulary, N most new tokens.
 
@@ -66,14 +66,13 @@ class Batch:
     """Answers in the making. Empty at first; `add` and `remove` change it between steps."""
 
     def __init__(
-        self, transformer: Transformer, space: TokenSpace, slots: int, steps: int, forward: Forward | None = None
+        self, model: UnifiedModel, space: TokenSpace, slots: int, steps: int, forward: Forward | None = None
     ) -> None:
-        self.transformer, self.space, self.slots = transformer, space, slots
-        self.forward = forward or EagerForward(transformer)
-        weight = transformer.embedding.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.model, self.space, self.slots = model, space, slots
+        self.forward = forward or EagerForward(model)
+        self.device, self.dtype = model.device, model.dtype
         self.grammar = ModalityGrammar(space, self.device)
-        self.cache = KVCache(transformer.config, 0, slots, self.dtype, self.device)
+        self.cache = KVCache(model.config.trunk, 0, slots, self.dtype, self.device)
         self.rows: list[Row] = []
         self.numbers: list[int] = []
         self.requests: list[Request] = []
@@ -110,7 +109,7 @@ class Batch:
         configs = [request.config for request in requests]
         begun = self.grammar.start([config.outside for config in configs], [config.image_size for config in configs])
         self.state = ModalityState.cat([self.state, begun])
-        context, steps = self.transformer.config.max_length, self.out.shape[1]
+        context, steps = self.model.config.trunk.max_length, self.out.shape[1]
         self.room = torch.cat([self.room, self._integers([request.room(context) for request in requests])])
         self.step_count = torch.cat([self.step_count, self._integers([0] * len(new))])
         self.position = torch.cat([self.position, self._integers([len(r.prompt) - 1 for r in requests])])
@@ -234,7 +233,7 @@ class Batch:
             row = len(self.rows)
             self.cache.grow(row + 1)
             if role == 1:
-                self.cache.put(row, self._null_beginning(row))
+                self.cache.load_row(row, self._null_beginning(row))
             else:
                 self._run(row, [context], [0])
             self.rows.append(Row(answer=number, shift=len(context) - position, role=role))
@@ -243,7 +242,7 @@ class Batch:
         if self._null is None:
             context = null_context(self.space)
             self._run(row, [context], [0])
-            self._null = self.cache.take(row, len(context))
+            self._null = self.cache.export_row(row, len(context))
         return self._null
 
     # -- prompts
@@ -256,10 +255,10 @@ class Batch:
                 unknown.setdefault(item.group, item)
         for group, item in unknown.items():
             self._run(rows[item.number], [item.request.prompt[: item.shared]], [0])
-            self.beginnings[group] = self.cache.take(rows[item.number], item.shared)
+            self.beginnings[group] = self.cache.export_row(rows[item.number], item.shared)
         for item in new:
             if item.shared:
-                self.cache.put(rows[item.number], self.beginnings[item.group])
+                self.cache.load_row(rows[item.number], self.beginnings[item.group])
         rest = [item.request.prompt[item.shared : -1] for item in new]
         self._run(first, rest, [item.shared for item in new])
 
@@ -278,7 +277,7 @@ class Batch:
             )
             view = self.cache.view(first + begin, first + begin + len(part))
             view.reserve(min(int(max(starts[begin : begin + at_once])) + width, self.slots))
-            self.transformer.features(tokens, positions.clamp_max(self.slots - 1), cache=view)
+            self.model(tokens, positions.clamp_max(self.slots - 1), cache=view)
 
     def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)

@@ -21,7 +21,7 @@ from unimodal.generation.prefixes import plan
 from unimodal.generation.requests import Decoded, Finish, Request, Update
 from unimodal.generation.scoring import score
 from unimodal.generation.settings import check_number
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 ROWS = 64
 """Answers decoded side by side."""
@@ -37,8 +37,8 @@ CHECK_EVERY_ELSEWHERE = 8
 class Engine:
     """Decodes requests with one transformer; `forward` makes the logits of a step (generation/forward.py)."""
 
-    def __init__(self, transformer: Transformer, space: TokenSpace, forward: Forward | None = None) -> None:
-        self.transformer, self.space, self.forward = transformer, space, forward
+    def __init__(self, model: UnifiedModel, space: TokenSpace, forward: Forward | None = None) -> None:
+        self.model, self.space, self.forward = model, space, forward
 
     def decode(
         self,
@@ -69,16 +69,16 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise ValueError for a request that this model cannot answer."""
-        request.check(self.space, self.transformer.config.max_length)
+        request.check(self.space, self.model.config.trunk.max_length)
 
     def room_before_picture(self, request: Request) -> int:
         """Tokens that may stand between a prompt and a picture that is to fit behind them, with its end."""
         least = min(map(self.space.layout.span_of, self.space.layout.sizes)) + 1
-        return self.transformer.config.max_length - len(request.prompt) - least
+        return self.model.config.trunk.max_length - len(request.prompt) - least
 
     def score(self, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[Tensor]:
         """Logarithms of the probabilities of the tokens of given answers; see generation/scoring.py."""
-        return score(self.transformer, self.space, requests, answers)
+        return score(self.model, self.space, requests, answers)
 
 
 class _Run:
@@ -92,11 +92,11 @@ class _Run:
         self.space, self.requests, self.max_rows, self.pieces = engine.space, requests, rows, pieces
         self.queue = deque(plan([request.prompt for request in requests]))
         self.waiting_for = Counter(item.group for item in self.queue)
-        rooms = [request.room(engine.transformer.config.max_length) for request in requests]
+        rooms = [request.room(engine.model.config.trunk.max_length) for request in requests]
         furthest = max((len(r.prompt) + room for r, room in zip(requests, rooms, strict=True)), default=0)
         slots = furthest + len(null_context(engine.space)) + 1
         with torch.inference_mode():
-            self.batch = Batch(engine.transformer, engine.space, slots, max(rooms, default=1), engine.forward)
+            self.batch = Batch(engine.model, engine.space, slots, max(rooms, default=1), engine.forward)
         self.check_every = check_every or CHECK_EVERY.get(self.batch.device.type, CHECK_EVERY_ELSEWHERE)
         self.told: dict[int, int] = {}
 

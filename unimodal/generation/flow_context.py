@@ -13,12 +13,12 @@ from torch import Tensor
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Run, copy_in_latents, copy_in_patches
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.batch_media import media_of
 from unimodal.generation.requests import Request
+from unimodal.model.branches.base import MediaTokens, grid_positions
 from unimodal.model.cache import KVCache
-from unimodal.model.flow import LatentTokens, image_places, latent_tokens, places_of
 from unimodal.model.masks import dense_mask
-from unimodal.model.transformer import Transformer
-from unimodal.model.vision import Seen, patch_tokens
+from unimodal.model.model import LATENTS, VELOCITY, UnifiedModel
 
 # Shapes: B contexts, T tokens of the longest, L length of a context, N latents of an image, C channels.
 
@@ -110,14 +110,12 @@ def without_words(context: Context, space: TokenSpace, *, pictures: bool) -> Con
 class ContextCache:
     """Contexts read by the model, side by side: their keys and values, and where each of them ends."""
 
-    def __init__(self, model: Transformer, space: TokenSpace, contexts: Sequence[Context], room: int) -> None:
+    def __init__(self, model: UnifiedModel, space: TokenSpace, contexts: Sequence[Context], room: int) -> None:
         """room: slots to keep for what follows the longest of them."""
-        self.model, self.device = model, model.embedding.weight.device
+        self.model, self.device = model, model.device
         longest = max(map(len, contexts))
         batch = collate([[Outline((), (tuple(c.runs),)).build()] for c in contexts], longest, space).to(self.device)
-        self.cache = KVCache(
-            model.config, len(contexts), longest + room, model.embedding.weight.dtype, device=self.device
-        )
+        self.cache = KVCache(model.config.trunk, len(contexts), longest + room, model.dtype, device=self.device)
         self.lengths = torch.tensor([len(context) for context in contexts], device=self.device)
         self.positions = torch.tensor([context.position for context in contexts], device=self.device)
         self.logits = self._read(batch)
@@ -128,56 +126,41 @@ class ContextCache:
         slots = torch.arange(length, device=self.device).expand(rows, length)
         mask = dense_mask(batch.documents, batch.branches, batch.spans)
         self.cache.reserve(length)
-        media, seen = clean_latents(batch, self.model), seen_pictures(batch, self.model)
-        features = self.model.features(
-            batch.tokens, batch.positions, mask, self.cache, media=media, seen=seen, slots=slots
-        )
+        media = clean_media(batch, self.model)
+        features = self.model(batch.tokens, batch.positions, mask, self.cache, media=media, slots=slots)
         last = features[torch.arange(rows, device=self.device), self.lengths - 1]
-        return self.model.head(last).float()
+        return self.model.token_head(last).float()
 
     def say(self, tokens: Tensor) -> None:
         """One more token for each context: tokens (B,); `logits` are those of the next."""
         self.cache.reserve(int(self.lengths.max()) + 1)
         mask = torch.arange(self.cache.used, device=self.device) <= self.lengths[:, None]
         slots, positions = self.lengths[:, None], self.positions[:, None]
-        features = self.model.features(tokens[:, None], positions, mask[:, None, None], self.cache, slots=slots)
-        self.logits = self.model.head(features[:, 0]).float()
+        features = self.model(tokens[:, None], positions, mask[:, None, None], self.cache, slots=slots)
+        self.logits = self.model.token_head(features[:, 0]).float()
         self.lengths, self.positions = self.lengths + 1, self.positions + 1
 
     def velocities(self, latents: Tensor, time: float, space: TokenSpace, size: tuple[int, int]) -> Tensor:
         """Velocities (B, N, C) of noised images (B, N, C), one behind each context, which stays as it is."""
         rows, count, width = latents.shape
-        assert self.model.flow is not None
-        places = image_places(*size, self.model.flow.config.side).to(self.device).repeat(rows)
         tokens = torch.full((rows, count + 2), space.specials.pad, device=self.device)
         tokens[:, 0], tokens[:, -1] = space.specials.boi, space.specials.eoi
         slots = self.lengths[:, None] + torch.arange(count + 2, device=self.device)
         self.cache.reserve(int(self.lengths.max()) + count + 2)
         mask = torch.arange(self.cache.used, device=self.device) < self.lengths[:, None] + count + 2
-        standing = torch.zeros_like(tokens, dtype=torch.bool)
-        standing[:, 1:-1] = True
-        flat = latents.reshape(-1, width).to(self.model.embedding.weight.dtype)
+        starts = torch.arange(rows, device=self.device)[:, None] * (count + 2) + 1
+        index = (starts + torch.arange(count, device=self.device)).flatten()
+        flat = latents.reshape(-1, width).to(self.model.dtype)
         times = torch.full((len(flat),), time, device=self.device)
-        media = latent_tokens(standing, flat, times, places)
+        row_col = grid_positions(*size).to(self.device).repeat(rows, 1)
+        media = {LATENTS: MediaTokens(index, flat, row_col, (size,) * rows, times)}
         positions = self.positions[:, None].expand_as(tokens)
         mask = mask[:, None, None].expand(-1, -1, count + 2, -1)
-        features = self.model.features(tokens, positions, mask, self.cache, media=media, slots=slots)
-        return self.model.flow.velocity(features.flatten(0, 1)[media.index]).float().view(rows, count, width)
+        features = self.model(tokens, positions, mask, self.cache, media=media, slots=slots)
+        velocity = self.model.heads[VELOCITY](features.flatten(0, 1)[index])
+        return velocity.float().view(rows, count, width)
 
 
-def seen_pictures(batch: PackedBatch, model: Transformer) -> Seen | None:
-    """What the ViT makes of a batch's pictures; None where it has none to see."""
-    if batch.patches is None or model.vision is None:
-        return None
-    return model.vision(patch_tokens(batch.patches.values, batch.patches.cells, model.embedding.weight.dtype))
-
-
-def clean_latents(batch: PackedBatch, model: Transformer) -> LatentTokens | None:
-    """The clean copies of a batch as they enter the model; None where there are none."""
-    packed = batch.latents
-    if packed is None or model.flow is None:
-        return None
-    standing = packed.cells[..., 0] >= 0
-    places = places_of(packed.cells[standing], model.flow.config.side)
-    latents = packed.values[standing].to(model.embedding.weight.dtype)
-    return latent_tokens(standing, latents, torch.zeros(len(places), device=places.device), places)
+def clean_media(batch: PackedBatch, model: UnifiedModel) -> dict[str, MediaTokens]:
+    """The clean latents and the patches of a batch, for the branches that a model has."""
+    return {name: tokens for name, tokens in media_of(batch).items() if name in model.branches}

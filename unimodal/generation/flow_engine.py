@@ -29,15 +29,19 @@ from unimodal.generation.guidance import RowGuidance, scale_now
 from unimodal.generation.requests import Decoded, Finish, Request, Update
 from unimodal.generation.sampling import RowSampling, pick, row_uniforms
 from unimodal.generation.settings import check_number
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import PATCHES, UnifiedModel
 
 # Shapes: B rows, N latents of an image, C channels, H and W sides of a picture.
 
 
-def patch_policy(transformer: Transformer) -> PatchPolicy | None:
+def patch_policy(model: UnifiedModel) -> PatchPolicy | None:
     """How the ViT of a model takes pictures; None where it has none."""
-    config = transformer.config.vision
-    return None if config is None else PatchPolicy(patch=config.patch, most=config.most, longest=config.longest)
+    config = model.config.vision
+    return (
+        None
+        if config is None
+        else PatchPolicy(patch=config.patches.size, most=config.patches.max_patches, longest=config.patches.max_side)
+    )
 
 
 Read = Callable[[Tensor], tuple[Tensor, list[list[int]]]]
@@ -74,7 +78,7 @@ class FlowEngine(Engine):
 
     def __init__(
         self,
-        transformer: Transformer,
+        model: UnifiedModel,
         space: TokenSpace,
         text: Engine,
         grid: tuple[int, int],
@@ -82,9 +86,9 @@ class FlowEngine(Engine):
         read: Read,
     ) -> None:
         """grid: rows and columns of latents of a picture, whose sides have `image_size` pixels."""
-        super().__init__(transformer, space)
+        super().__init__(model, space)
         self.text, self.grid, self.read = text, grid, read
-        policy = patch_policy(transformer)
+        policy = patch_policy(model)
         self.seen = space.layout.span if policy is None else math.prod(policy.grid(image_size, image_size)) + 2
         """Tokens of a drawn picture as it is understood, in codes or in patches."""
 
@@ -105,7 +109,7 @@ class FlowEngine(Engine):
 
     def score(self, requests: Sequence[Request], answers: Sequence[Sequence[int]]) -> list[Tensor]:
         """As `Engine.score`, for text. Raises ValueError for a model that sees pictures through a ViT."""
-        if self.transformer.vision is not None and any(request.pixels for request in requests):
+        if PATCHES in self.model.branches and any(request.pixels for request in requests):
             raise ValueError("answers about a picture that a ViT sees cannot be scored: scoring reads ids alone")
         return super().score(requests, answers)
 
@@ -117,11 +121,11 @@ class FlowEngine(Engine):
 
     def _checked(self, request: Request) -> Context | None:
         """What a request that is answered here begins with. Raises ValueError for one that cannot be answered."""
-        most, config = self.transformer.config.max_length, request.config
+        most, config = self.model.config.trunk.max_length, request.config
         request.check(self.space, most)
         if config.image_size is not None:
             raise ValueError(f"this model draws {self.grid[0]}x{self.grid[1]} latents and no other size")
-        if config.mode == "text" and self.transformer.vision is None:
+        if config.mode == "text" and PATCHES not in self.model.branches:
             return None
         if config.grammar is not None:
             known = "codes, not a ViT" if config.mode == "text" else "mode 'text' alone"
@@ -136,14 +140,14 @@ class FlowEngine(Engine):
         return context
 
     def _context(self, request: Request) -> Context:
-        policy = patch_policy(self.transformer)
+        policy = patch_policy(self.model)
         shown = shown_pictures(request, policy and policy.patch)
         return read_prompt(request.prompt, shown, self.space)
 
     def room_before_picture(self, request: Request) -> int:
         """As `Engine.room_before_picture`; a picture is drawn as a copy in latents, and told as codes."""
         config = replace(request.config, mode="image", until_image=False)
-        most, told = self.transformer.config.max_length, replace(request, config=config)
+        most, told = self.model.config.trunk.max_length, replace(request, config=config)
         by_ids = super().room_before_picture(request)
         return min(by_ids, most - len(self._context(told)) - self._copy)
 
@@ -153,7 +157,7 @@ class FlowEngine(Engine):
         return self.grid[0] * self.grid[1] + 2
 
     def _row(self, number: int, request: Request, context: Context) -> _Row:
-        room = request.room(self.transformer.config.max_length)
+        room = request.room(self.model.config.trunk.max_length)
         return _Row(
             number=number,
             request=request,
@@ -180,7 +184,7 @@ class FlowEngine(Engine):
     def _talk(self, rows: Sequence[_Row]) -> None:
         """Text until every row has ended or has a picture due."""
         room = max(row.room for row in rows) + 1
-        cache = ContextCache(self.transformer, self.space, [row.context for row in rows], room)
+        cache = ContextCache(self.model, self.space, [row.context for row in rows], room)
         sampling = RowSampling.of([row.request.config.sampling for row in rows], cache.device)
         text = self._text(cache.logits.shape[1]).to(cache.device)
         begun = [len(row.ids) for row in rows]
@@ -214,7 +218,7 @@ class FlowEngine(Engine):
             row.finish = "length"
 
     def _full(self, row: _Row) -> bool:
-        return len(row.ids) >= row.room or row.used >= self.transformer.config.max_length
+        return len(row.ids) >= row.room or row.used >= self.model.config.trunk.max_length
 
     def _fits(self, row: _Row) -> bool:
         """Whether it may draw, has room for a picture's codes, and the context for what is seen and its clean copy.
@@ -224,7 +228,7 @@ class FlowEngine(Engine):
         if row.request.config.mode == "text":
             return row.request.config.until_image
         seen = row.used + self._copy + self.seen
-        return len(row.ids) + self.space.layout.span <= row.room and seen <= self.transformer.config.max_length
+        return len(row.ids) + self.space.layout.span <= row.room and seen <= self.model.config.trunk.max_length
 
     def _draw(self, rows: Sequence[_Row]) -> None:
         """A picture for each row. The settings of a solver are those of a batch: rows of others come after them."""
@@ -251,12 +255,12 @@ class FlowEngine(Engine):
 
     def _shown(self, latents: Tensor, pixels: Tensor) -> Shown:
         """What stands in the context of a picture (R, K, C) and (3, H, W) that was drawn."""
-        policy = patch_policy(self.transformer)
+        policy = patch_policy(self.model)
         return Shown(latents) if policy is None else Shown(latents, policy.apply(to_image(pixels)), policy.patch)
 
     def _latents(self, rows: Sequence[_Row]) -> Tensor:
         """(B, R, K, C), drawn from each row's own noise."""
-        flow = self.transformer.flow
+        flow = self.model.config.flow
         assert flow is not None
         count, config = self.grid[0] * self.grid[1], rows[0].request.config.flow
         contexts = [row.context for row in rows]
@@ -264,7 +268,7 @@ class FlowEngine(Engine):
         by_image = [index for index in guided if rows[index].request.config.guidance.image_scale is not None]
         contexts += [without_words(rows[index].context, self.space, pictures=False) for index in guided]
         contexts += [without_words(rows[index].context, self.space, pictures=True) for index in by_image]
-        cache = ContextCache(self.transformer, self.space, contexts, count + 2)
+        cache = ContextCache(self.model, self.space, contexts, count + 2)
         scales = RowGuidance.of([row.request.config.guidance for row in rows], cache.device)
         null_of = torch.tensor(guided, dtype=torch.int64, device=cache.device)
         image_of = torch.tensor(by_image, dtype=torch.int64, device=cache.device)
@@ -283,7 +287,7 @@ class FlowEngine(Engine):
             changed = guide(plain, with_pictures, nulls, of_text, of_images, config)
             return plain.index_copy(0, null_of, changed[null_of])
 
-        shape = (count, flow.config.latent_dim)
+        shape = (count, flow.latent_dim)
         noise = torch.stack([torch.randn(shape, generator=row.noise) for row in rows]).to(cache.device)
         drawn = integrate(velocity, noise, time_grid(config.steps, config.shift), config.solver)
         return drawn.unflatten(1, self.grid)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from unimodal.model.cache import KVCache, LayerCache
-from unimodal.model.compiling import can_build_for_cpu
-from unimodal.model.streamed import streamed
-from unimodal.model.transformer import Transformer
+from unimodal.model.inference.compiling import can_build_for_cpu
+from unimodal.model.inference.matvec import matvec
+from unimodal.model.model import UnifiedModel
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +40,15 @@ class Forward(Protocol):
 class EagerForward:
     """As many rows and positions as there are."""
 
-    def __init__(self, transformer: Transformer) -> None:
-        self.transformer = transformer
+    def __init__(self, model: UnifiedModel) -> None:
+        self.model = model
         self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
         """See `Forward`."""
         view = self.views.of(cache, len(tokens))
         view.reserve(min(used, cache.slots))
-        return _logits(self.transformer, tokens, positions, view)
+        return _logits(self.model, tokens, positions, view)
 
 
 class StaticForward:
@@ -57,9 +57,9 @@ class StaticForward:
     `options` go to torch.compile. A padding row writes to position 0 of a row that nobody uses yet.
     """
 
-    def __init__(self, transformer: Transformer, **options: Any) -> None:
-        self.transformer = transformer
-        if not options and transformer.embedding.weight.is_cuda:
+    def __init__(self, model: UnifiedModel, **options: Any) -> None:
+        self.model = model
+        if not options and model.device.type == "cuda":
             options = {"mode": "reduce-overhead"}
         self.function = torch.compile(_own_logits(), dynamic=False, fullgraph=True, **options)
         self.views = _Views()
@@ -76,17 +76,17 @@ class StaticForward:
         for layer in view.layers:
             for part in layer:
                 torch._dynamo.mark_static_address(part)
-        return self.function(self.transformer, tokens, positions, view)[:rows].clone()
+        return self.function(self.model, tokens, positions, view)[:rows].clone()
 
 
 class StreamedForward:
-    """For CPUs: a row or two through a compiled step of the first transformer, more through the second.
+    """For CPUs: a row or two through a compiled step of the first model, more through the second.
 
     Compiled when the first such step comes, once for one row and once for two; `options` go to torch.compile.
     """
 
-    def __init__(self, transformer: Transformer, packed: Transformer, **options: Any) -> None:
-        self.few, self.many = streamed(transformer), EagerForward(packed)
+    def __init__(self, model: UnifiedModel, packed: UnifiedModel, **options: Any) -> None:
+        self.few, self.many = matvec(model), EagerForward(packed)
         self.function = torch.compile(_own_logits(), dynamic=True, fullgraph=True, **options)
         self.views = _Views()
 
@@ -99,12 +99,12 @@ class StreamedForward:
         return self.function(self.few, tokens, positions, view)
 
 
-def compiled_forward(transformer: Transformer, packed: Transformer) -> Forward:
+def compiled_forward(model: UnifiedModel, packed: UnifiedModel) -> Forward:
     """The compiled steps of the device that the weights are on; packed ones where nothing can be compiled."""
-    if transformer.embedding.weight.device.type != "cpu":
-        return StaticForward(transformer)
+    if model.device.type != "cpu":
+        return StaticForward(model)
     if can_build_for_cpu():
-        return StreamedForward(transformer, packed)
+        return StreamedForward(model, packed)
     log.warning("no working C++ compiler with Python headers: decoding runs uncompiled")
     return EagerForward(packed)
 
@@ -129,11 +129,11 @@ class _Views:
         return views[rows]
 
 
-def _logits(transformer: Transformer, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-    features = transformer.features(tokens[:, None], positions[:, None], cache=cache)
-    return transformer.head(features[:, 0]).float()
+def _logits(model: UnifiedModel, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+    features = model(tokens[:, None], positions[:, None], cache=cache)
+    return model.token_head(features[:, 0]).float()
 
 
-def _own_logits() -> Callable[[Transformer, Tensor, Tensor, KVCache], Tensor]:
+def _own_logits() -> Callable[[UnifiedModel, Tensor, Tensor, KVCache], Tensor]:
     """`_logits` with a code object of its own: for one, torch.compile makes so many graphs and then gives up."""
     return FunctionType(_logits.__code__.replace(), globals(), "logits")

@@ -17,14 +17,14 @@ from unimodal.generation.guidance import RowGuidance, contexts, guide
 from unimodal.generation.requests import Request, check_ids
 from unimodal.generation.sampling import RowSampling, log_probabilities
 from unimodal.generation.structured import text_mask
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 # Shapes: T tokens of an answer, V vocabulary.
 
 
 @torch.inference_mode()
 def score(
-    transformer: Transformer, space: TokenSpace, requests: Sequence[Request], answers: Sequence[Sequence[int]]
+    model: UnifiedModel, space: TokenSpace, requests: Sequence[Request], answers: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """Logarithms of the probabilities of every token of the answers: (T,) float32 each, -inf for what cannot be said.
 
@@ -32,12 +32,12 @@ def score(
     """
     if len(requests) != len(answers):
         raise ValueError(f"{len(requests)} requests and {len(answers)} answers")
-    grammar = ModalityGrammar(space, transformer.embedding.weight.device)
-    return [_score(transformer, grammar, *pair) for pair in zip(requests, answers, strict=True)]
+    grammar = ModalityGrammar(space, model.device)
+    return [_score(model, grammar, *pair) for pair in zip(requests, answers, strict=True)]
 
 
-def _score(transformer: Transformer, grammar: ModalityGrammar, request: Request, answer: Sequence[int]) -> Tensor:
-    context = transformer.config.max_length
+def _score(model: UnifiedModel, grammar: ModalityGrammar, request: Request, answer: Sequence[int]) -> Tensor:
+    context = model.config.trunk.max_length
     request.check(grammar.space, context)
     if not 0 < len(answer) <= context - len(request.prompt):
         raise ValueError(
@@ -48,7 +48,7 @@ def _score(transformer: Transformer, grammar: ModalityGrammar, request: Request,
     check_ids("an answer", answer, grammar.space)
     tokens = torch.tensor(answer, device=grammar.device)
     states = _states(grammar, request, tokens)
-    logits = _guided(transformer, grammar.space, request, answer, states.progress)
+    logits = _guided(model, grammar.space, request, answer, states.progress)
     room = request.room(context) - torch.arange(len(answer), device=grammar.device)
     logits = logits + grammar.bias(states, room)
     if config.grammar is not None:
@@ -58,22 +58,22 @@ def _score(transformer: Transformer, grammar: ModalityGrammar, request: Request,
     return log_probabilities(logits, tokens, sampling).masked_fill(over, float("-inf"))
 
 
-def _after(transformer: Transformer, before: Sequence[int], answer: Sequence[int]) -> Tensor:
+def _after(model: UnifiedModel, before: Sequence[int], answer: Sequence[int]) -> Tensor:
     """Logits (T, V) for each token of `answer` after `before` and what precedes it."""
-    ids = torch.tensor([[*before, *answer[:-1]]], device=transformer.embedding.weight.device)
-    return transformer.head(transformer.features(ids)[0, len(before) - 1 :]).float()
+    ids = torch.tensor([[*before, *answer[:-1]]], device=model.device)
+    return model.token_head(model(ids)[0, len(before) - 1 :]).float()
 
 
 def _guided(
-    transformer: Transformer, space: TokenSpace, request: Request, answer: Sequence[int], progress: Tensor
+    model: UnifiedModel, space: TokenSpace, request: Request, answer: Sequence[int], progress: Tensor
 ) -> Tensor:
-    logits, guidance = _after(transformer, request.prompt, answer), request.config.guidance
+    logits, guidance = _after(model, request.prompt, answer), request.config.guidance
     compared = contexts(space, request.prompt, guidance)
     if not compared:
         return logits
     for begin, end in _open_images(answer, space):
         piece = answer[begin:end]
-        others = [_after(transformer, [*context, space.specials.boi], piece) for context in compared]
+        others = [_after(model, [*context, space.specials.boi], piece) for context in compared]
         rows = RowGuidance.of([guidance] * len(piece), logits.device)
         logits[begin:end] = guide(logits[begin:end], others[-1], others[0], rows, progress[begin:end])
     return logits

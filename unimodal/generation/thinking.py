@@ -68,7 +68,7 @@ def _with_room(pipeline: Pipeline, request: Request) -> Request:
     if room < 1:
         raise ValueError(
             f"a prompt of {len(request.prompt)} tokens leaves no room for a plan and a picture in a context of "
-            f"{pipeline.transformer.config.max_length}"
+            f"{pipeline.model.config.trunk.max_length}"
         )
     return replace(request, config=replace(request.config, max_new_tokens=room))
 

@@ -1,4 +1,4 @@
-"""Who may look at whom: one predicate, from which every attention backend takes its mask."""
+"""Which token may attend to which: one predicate, from which every attention backend takes its mask."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.model.transformer import INIT_STD, Transformer
+from unimodal.model.config import INIT_STD
+from unimodal.model.model import UnifiedModel
 
 # Shapes: C codes, D width of a code in the image tokenizer, W width of the model.
 
@@ -28,12 +29,12 @@ class CodebookInitConfig:
 
 
 def begin_with_codebook(
-    transformer: Transformer, space: TokenSpace, tokenizer: ImageTokenizer, config: CodebookInitConfig
+    model: UnifiedModel, space: TokenSpace, tokenizer: ImageTokenizer, config: CodebookInitConfig
 ) -> None:
     """Overwrite the image rows, which keep the size (standard deviation) of the usual start."""
     codes = torch.arange(tokenizer.codebook_size)[None]
     vectors = tokenizer.quantizer.lookup(codes)[0].detach().float()
-    for chosen, table in ((config.embedding, transformer.embedding.weight), (config.head, transformer.head.weight)):
+    for chosen, table in ((config.embedding, model.trunk.embedding.weight), (config.head, model.token_head.weight)):
         if chosen:
             rows = projected(vectors, table.shape[1])
             with torch.no_grad():

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipelines.batch import PackedLatents
-from unimodal.model.checkpoint import open_transformer
-from unimodal.model.config import FlowConfig, TransformerConfig
-from unimodal.model.flow import LatentTokens, latent_tokens, logit_normal_times, noised, places_of
+from data_pipelines.batch import PackedBatch
+from unimodal.generation.batch_media import media_of
+from unimodal.model.branches.base import MediaTokens
+from unimodal.model.branches.flow import FlowBranch, add_noise, logit_normal_times
+from unimodal.model.checkpoint import open_model
+from unimodal.model.config import FlowConfig, ModelConfig
 from unimodal.model.mixture import freeze, from_dense, is_understanding
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import LATENTS, UnifiedModel
 from unimodal.training.losses import FlowSums
 
 # Shapes: B rows, T tokens, C channels, M latent tokens of a batch.
@@ -53,84 +55,72 @@ class FlowTrainingConfig:
             raise ValueError(f"the seed of a flow lies in [0, 2^31), got {self.seed}")
 
     def shape(self, autoencoder: dict[str, Any] | None) -> dict[str, Any]:
-        """What it adds to the config of a transformer. Raises ValueError where the data holds no latents."""
+        """What it adds to the config of a model. Raises ValueError where the data holds no latents."""
         if autoencoder is None:
             raise ValueError("a flow trains on latents, and these shards hold none: tokenize with --autoencoder")
         flow = FlowConfig(
             latent_dim=autoencoder["latent_dim"],
-            side=autoencoder["grid"],
+            grid_size=autoencoder["grid"],
             time_channels=self.time_channels,
-            place_period=self.place_period,
-            axial_turn=self.axial_turn,
+            pos_embed_period=self.place_period,
+            axial_rope_max=self.axial_turn,
             autoencoder=autoencoder["hash"],
         )
         return {"mixture": self.mixture, "flow": flow}
 
 
-def begin(transformer: Transformer, config: FlowTrainingConfig, fingerprint: str) -> None:
+def begin(model: UnifiedModel, config: FlowTrainingConfig, fingerprint: str) -> None:
     """Weights of a dense bundle on both sides, and the understanding side frozen, where the config says so."""
     if config.begin_with is not None:
-        dense, space = open_transformer(config.begin_with)
+        dense, space = open_model(config.begin_with)
         if space.fingerprint != fingerprint:
             raise ValueError(f"{config.begin_with} has another token space than the data: it cannot be begun with")
         state = dense.state_dict()
-        _check_same_shape(dense.config, transformer.config, config.begin_with)
-        transformer.load_state_dict(from_dense(state) if config.mixture else state, strict=False)
+        _check_same_shape(dense.config, model.config, config.begin_with)
+        model.load_state_dict(from_dense(state) if config.mixture else state, strict=False)
     if config.freeze_understanding:
-        freeze(transformer, is_understanding)
+        freeze(model, is_understanding)
 
 
-FREE = ("mixture", "flow", "vision", "dropout", "max_length")
+FREE = ("mixture", "dropout", "max_length")
 """What may differ between a dense model and one that begins with its weights."""
 
 
-def _check_same_shape(dense: TransformerConfig, own: TransformerConfig, folder: Path) -> None:
-    if dense.mixture or dense.flow is not None:
+def _check_same_shape(dense: ModelConfig, own: ModelConfig, folder: Path) -> None:
+    if dense.trunk.mixture or dense.flow:
         raise ValueError(f"{folder} has a flow branch already: begin with a dense bundle, or go on from its checkpoint")
-    for name, value in own.to_dict().items():
-        found = dense.to_dict()[name]
-        if name not in FREE and found != value:
-            raise ValueError(f"{folder} cannot be begun with: its {name} is {found}, this model's {value}")
+    theirs = {"vocab_size": dense.vocab_size, **dense.to_dict()["trunk"]}
+    for name, value in {"vocab_size": own.vocab_size, **own.to_dict()["trunk"]}.items():
+        if name not in FREE and theirs[name] != value:
+            raise ValueError(f"{folder} cannot be begun with: its {name} is {theirs[name]}, this model's {value}")
 
 
 class Noised(NamedTuple):
     """Latents of a batch as they enter, and what is to be said of them."""
 
-    media: LatentTokens
+    media: MediaTokens
     target: Tensor
     """noise - x_0 (M, C)."""
     weights: Tensor
     """(M,), 0 for clean copies."""
 
 
-def noise(
-    packed: PackedLatents | None,
-    spans: Tensor | None,
-    config: FlowConfig,
-    shift: float,
-    like: Tensor,
-    generator: torch.Generator | None = None,
-) -> Noised:
-    """Draw a time for each noised picture and noise for each of its latents.
-
-    spans (B, T) and like, the tokens (B, T), are the batch's. Raises ValueError for a picture larger than the
-    model's table of places.
-    """
-    device = like.device
-    if packed is None or spans is None:
-        nothing, no_latents = torch.zeros(0, device=device), torch.zeros(0, config.latent_dim, device=device)
-        standing = torch.zeros_like(like, dtype=torch.bool)
-        return Noised(latent_tokens(standing, no_latents, nothing, nothing.long()), no_latents, nothing)
-    standing = packed.cells[..., 0] >= 0
-    cells, latents, spans = packed.cells[standing], packed.values[standing], spans[standing]
-    rows = standing.nonzero()[:, 0]
-    most = int(spans.abs().max()) + 1
-    times = logit_normal_times(len(like) * most, shift, generator).to(device)
+def noise(batch: PackedBatch, branch: FlowBranch, shift: float, generator: torch.Generator | None = None) -> Noised:
+    """Draw a time for each noised picture and noise for each of its latents."""
+    clean, device = media_of(batch).get(LATENTS), batch.tokens.device
+    if not clean:
+        nothing = torch.zeros(0, device=device)
+        empty = branch.empty(nothing)
+        return Noised(empty, empty.values, nothing)
+    assert batch.spans is not None and batch.latents is not None
+    rows, spans = clean.index // batch.tokens.shape[1], batch.spans.flatten()[clean.index]
+    most = int(batch.spans.flatten()[clean.index].abs().max()) + 1
+    times = logit_normal_times(len(batch.tokens) * most, shift, generator).to(device)
     own = torch.where(spans < 0, times[rows * most + spans.abs()], 0.0)
-    drawn = torch.randn(latents.shape, generator=generator).to(device)
-    entering = torch.where((spans < 0)[:, None], noised(latents, drawn, own), latents)
-    media = latent_tokens(standing, entering, own, places_of(cells, config.side))
-    return Noised(media, drawn - latents, packed.weights[standing])
+    drawn = torch.randn(clean.values.shape, generator=generator).to(device)
+    entering = torch.where((spans < 0)[:, None], add_noise(clean.values, drawn, own), clean.values)
+    media = clean._replace(values=entering, times=own)
+    return Noised(media, drawn - clean.values, batch.latents.weights.flatten()[clean.index])
 
 
 def flow_sums(velocity: Tensor, given: Noised) -> FlowSums:

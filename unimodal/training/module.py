@@ -13,11 +13,13 @@ from torch import Tensor
 from data_pipelines.batch import LEAST_WEIGHT, PackedBatch
 from data_pipelines.datamodule import TokenDataModule
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.model.compiling import compiled_features, sizes_vary
-from unimodal.model.config import TransformerConfig
+from unimodal.generation.batch_media import media_of
+from unimodal.model.branches.base import MediaTokens
+from unimodal.model.branches.flow import FlowBranch
+from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.inference.compiling import compile_blocks, sizes_vary
 from unimodal.model.masks import training_mask
-from unimodal.model.transformer import Transformer
-from unimodal.model.vision import Seen, no_patches, patch_tokens
+from unimodal.model.model import LATENTS, PATCHES, VELOCITY, UnifiedModel
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.flow import FlowTrainingConfig, Noised, begin, flow_sums, noise
 from unimodal.training.losses import LossSums, next_token_losses
@@ -60,19 +62,18 @@ class TransformerModule(L.LightningModule):
             "dropout": dropout,
             "norm_placement": norm_placement,
         }
-        TransformerConfig(vocab_size=1, **self.shape)  # say now what is wrong with it
+        TransformerConfig(**self.shape)  # say now what is wrong with it
         self.flow, self.vision = flow, vision
         self.z_weight, self.compile_model, self.codebook_init = z_weight, compile, codebook_init
         self.optimizer_config = optimizer or MuonConfig()
         self.schedule = schedule or ScheduleConfig()
-        self.transformer: Transformer | None = None
-        self._features: Any = None
+        self.model: UnifiedModel | None = None
         self._step_weight, self._batches_of_step = torch.zeros(()), 0
         self._random_state: Tensor | None = None
 
     def configure_model(self) -> None:
         """Build the transformer once the data has told the size of the vocabulary."""
-        if self.transformer is None:
+        if self.model is None:
             vocab_size = self.space.vocab_size
             if (self.flow is None) != (self.data.templates.latents is None):
                 raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
@@ -84,16 +85,18 @@ class TransformerModule(L.LightningModule):
                 )
             branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
             branch |= {"vision": self.vision.shape(self.data.patches)} if self.vision else {}
-            config = TransformerConfig(vocab_size=vocab_size, **self.shape, **branch)
-            self.transformer = Transformer(config)
+            trunk = TransformerConfig(**self.shape, mixture=branch.pop("mixture", False))
+            config = ModelConfig(vocab_size=vocab_size, trunk=trunk, **branch)
+            self.model = UnifiedModel(config)
             if self.codebook_init is not None:
                 tokenizer = open_beside(self.data.folders[0])
-                begin_with_codebook(self.transformer, self.space, tokenizer, self.codebook_init)
+                begin_with_codebook(self.model, self.space, tokenizer, self.codebook_init)
             if self.flow is not None:
-                begin(self.transformer, self.flow, self.space.fingerprint)
+                begin(self.model, self.flow, self.space.fingerprint)
             if self.vision is not None:
-                begin_vision(self.transformer, self.vision)
-            self._features = compiled_features(self.transformer) if self.compile_model else self.transformer.features
+                begin_vision(self.model, self.vision)
+            if self.compile_model:
+                compile_blocks(self.model)
 
     @property
     def data(self) -> TokenDataModule:
@@ -110,44 +113,38 @@ class TransformerModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config, stepped once an optimizer step."""
-        assert self.transformer is not None
-        optimizer = build_optimizer(self.transformer, self.optimizer_config)
+        assert self.model is not None
+        optimizer = build_optimizer(self.model, self.optimizer_config)
         total = max(self.trainer.max_steps, 1)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def losses(self, batch: PackedBatch, generator: torch.Generator | None = None) -> LossSums:
         """Forward pass and sums of a batch; the generator draws the noise of the flow branch, torch's own if None."""
-        assert self.transformer is not None
+        assert self.model is not None
         features, given = self._read(batch, generator)
-        sums = next_token_losses(
-            features, self.transformer.head, batch.targets, batch.loss_weights, batch.modality, self.z_weight
-        )
-        if given is None or self.transformer.flow is None:
+        head = self.model.token_head
+        sums = next_token_losses(features, head, batch.targets, batch.loss_weights, batch.modality, self.z_weight)
+        if not given:
             return sums
-        velocity = self.transformer.flow.velocity(features.flatten(0, 1)[given.media.index])
+        velocity = self.model.heads[VELOCITY](features.flatten(0, 1)[given.media.index])
         return sums._replace(flow=flow_sums(velocity, given))
 
     def _read(self, batch: PackedBatch, generator: torch.Generator | None = None) -> tuple[Tensor, Noised | None]:
-        """Features (B, T, D) before the head, and with the flow branch what entered it."""
-        if self.flow is None or self.transformer is None or self.transformer.flow is None:
-            mask = training_mask(batch.documents, batch.branches)
-            return self._features(batch.tokens, batch.positions, mask), None
-        branch, spans = self.transformer.flow, batch.spans
-        given = noise(batch.latents, spans, branch.config, self.flow.shift, batch.tokens, generator)
-        mask, seen = training_mask(batch.documents, batch.branches, spans), self._see(batch)
-        sizes_vary([*given.media, *(seen or ())])
-        return self._features(batch.tokens, batch.positions, mask, media=given.media, seen=seen), given
-
-    def _see(self, batch: PackedBatch) -> Seen | None:
-        """What the ViT makes of the pictures of a batch, which may hold none."""
-        assert self.transformer is not None
-        tower, weight = self.transformer.vision, self.transformer.embedding.weight
-        if tower is None:
-            return None
-        if batch.patches is None:
-            return tower(no_patches(tower.config, weight))
-        return tower(patch_tokens(batch.patches.values, batch.patches.cells, weight.dtype))
+        """Features (B, T, D) before the heads, and with the flow branch what entered it."""
+        assert self.model is not None
+        media: dict[str, MediaTokens] = {}
+        given = None
+        if self.flow and (branch := self.model.branches[LATENTS]):
+            assert isinstance(branch, FlowBranch)
+            given = noise(batch, branch, self.flow.shift, generator)
+            media[LATENTS] = given.media
+        if PATCHES in self.model.branches:
+            empty = self.model.branches[PATCHES].empty(self.model.trunk.embedding.weight)  # pyright: ignore
+            media[PATCHES] = media_of(batch).get(PATCHES, empty)
+        sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
+        mask = training_mask(batch.documents, batch.branches, batch.spans if media else None)
+        return self.model(batch.tokens, batch.positions, mask, media=media), given
 
     def _total(self, sums: LossSums) -> Tensor:
         total = sums.text + sums.image + sums.z
@@ -208,9 +205,9 @@ class TransformerModule(L.LightningModule):
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""
-        assert self.transformer is not None
+        assert self.model is not None
         features, _ = self._read(batch, torch.Generator().manual_seed(batch_index))
-        return self.transformer.head(features).argmax(-1)
+        return self.model.token_head(features).argmax(-1)
 
     def _log(self, stage: str, sums: LossSums, batch: PackedBatch) -> None:
         values = {

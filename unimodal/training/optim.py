@@ -165,7 +165,7 @@ def _sorted_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], li
     for name, parameter in model.named_parameters():
         if "norm" in name or parameter.ndim < 2:
             vectors.append(parameter)
-        elif "embedding" in name or name.startswith(("head", "flow.", "vision.connector")):
+        elif "embedding" in name or name.startswith(("heads.", "branches.latents.", "branches.patches.connector")):
             tables.append(parameter)
         else:
             matrices.append(parameter)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenizers_vq.media import PatchSpec
 from unimodal.interop.siglip import load_siglip, siglip_config
+from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.config import VisionConfig
 from unimodal.model.mixture import freeze
-from unimodal.model.transformer import Transformer
-from unimodal.model.vision import VisionTower
+from unimodal.model.model import PATCHES, UnifiedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +37,30 @@ class VisionTrainingConfig:
         """What the model's config says of it. Raises ValueError where the data holds no pixels, or of other patches."""
         if patches is None:
             raise ValueError("a ViT sees pixels, and these shards hold none: tokenize with --patch")
+        spec = PatchSpec(size=patches["patch"], max_patches=patches["most"], max_side=patches["longest"])
         if self.begin_with is not None:
-            found = siglip_config(self.begin_with, most=patches["most"], longest=patches["longest"])
-            if found.patch != patches["patch"]:
+            found = siglip_config(self.begin_with, max_patches=spec.max_patches, max_side=spec.max_side)
+            if found.patches != spec:
                 raise ValueError(
-                    f"{self.begin_with} sees patches of {found.patch} pixels, the shards are for {patches['patch']}"
+                    f"{self.begin_with} sees patches of {found.patches.size} pixels, the shards are for {spec.size}"
                 )
-            return replace(found, place_period=self.place_period)
+            return replace(found, pos_embed_period=self.place_period)
         return VisionConfig(
-            **patches,
-            side=max(1, int(patches["most"] ** 0.5)),
-            width=self.width,
+            patches=spec,
+            grid_size=max(1, int(spec.max_patches**0.5)),
+            dim=self.width,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             hidden_dim=self.hidden_dim,
-            place_period=self.place_period,
+            pos_embed_period=self.place_period,
         )
 
 
-def begin_vision(transformer: Transformer, config: VisionTrainingConfig) -> None:
+def begin_vision(model: UnifiedModel, config: VisionTrainingConfig) -> None:
     """Weights of a SigLIP folder, and all but the connector frozen, where the config says so."""
-    tower = transformer.vision
-    assert isinstance(tower, VisionTower)
+    branch = model.branches[PATCHES]
+    assert isinstance(branch, VisionBranch)
     if config.begin_with is not None:
-        load_siglip(tower, config.begin_with)
+        load_siglip(branch.encoder, config.begin_with)
     if config.frozen:
-        freeze(tower, lambda name: not name.startswith("connector"))
+        freeze(branch.encoder, lambda name: True)

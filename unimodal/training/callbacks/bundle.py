@@ -22,7 +22,7 @@ class BundleWriter(L.Callback):
         data = getattr(trainer, "datamodule", None)
         if not trainer.is_global_zero or not isinstance(pl_module, TransformerModule):
             return
-        if not isinstance(data, TokenDataModule) or pl_module.transformer is None:
+        if not isinstance(data, TokenDataModule) or pl_module.model is None:
             return
         out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
-        bundle(pl_module.transformer.eval(), pl_module.space, data.folders[0]).save(out)
+        bundle(pl_module.model.eval(), pl_module.space, data.folders[0]).save(out)

@@ -95,8 +95,8 @@ class Samples(L.Callback):
 
     def _write(self, trainer: L.Trainer, module: TransformerModule, data: TokenDataModule) -> None:
         documents = [d for d in data.val_documents if d.meta.get("layout", "sample") == "sample"][: self.count]
-        assert module.transformer is not None
-        pipeline = bundle(module.transformer, module.space, data.folders[0])
+        assert module.model is not None
+        pipeline = bundle(module.model, module.space, data.folders[0])
         captions = [_text(pipeline, document, "caption") for document in documents]
         captions = [caption for caption in captions if caption]
         if captions and pipeline.image_tokenizer is not None:

@@ -12,12 +12,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 # Shapes: R rows, I inputs, O outputs.
 
 
-class StreamedLinear(nn.Module):
+class MatvecLinear(nn.Module):
     """A linear layer as multiply and sum, in float32 at least, on the same weight; slow unless it is compiled."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -34,12 +34,12 @@ class StreamedLinear(nn.Module):
         return out.to(x.dtype).view(*x.shape[:-1], outputs)
 
 
-def streamed(transformer: Transformer) -> Transformer:
-    """A transformer for inference whose linear layers are streamed; it shares all weights with the given one."""
-    shared = {id(parameter): parameter for parameter in transformer.parameters()}
-    copied = copy.deepcopy(transformer, shared).eval()  # pyright: ignore[reportArgumentType]
+def matvec(model: UnifiedModel) -> UnifiedModel:
+    """A copy for inference whose linear layers are `MatvecLinear`; it shares all weights with the given model."""
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    copied = copy.deepcopy(model, shared).eval()  # pyright: ignore[reportArgumentType]
     linears = [(name, module) for name, module in copied.named_modules() if isinstance(module, nn.Linear)]
     for name, module in linears:
         parent, _, own = name.rpartition(".")
-        setattr(copied.get_submodule(parent), own, StreamedLinear(module))
+        setattr(copied.get_submodule(parent), own, MatvecLinear(module))
     return copied

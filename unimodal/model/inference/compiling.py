@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from sysconfig import get_paths
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from unimodal.model.block import run_block
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 log = logging.getLogger(__name__)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of tensors; about twice as fast on CPUs, but it needs a C++ compiler there."""
-    if torch.cuda.is_available() or can_build_for_cpu():
-        torch._dynamo.config.allow_unspec_int_on_nn_module = True
-        return torch.compile(function)
-    log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")
-    return function
+def compile_blocks(model: UnifiedModel) -> None:
+    """Compile the trunk's blocks in place for training; about twice as fast on CPUs, which need a C++ compiler.
 
-
-def compiled_features(transformer: Transformer) -> Callable[..., Tensor]:
-    """`transformer.features` for training: blocks are alike, so one is compiled and serves for all."""
-    return partial(transformer.features, run=compiled(run_block))
+    Blocks are alike, so one graph serves for all of them.
+    """
+    if not (torch.cuda.is_available() or can_build_for_cpu()):
+        log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")
+        return
+    torch._dynamo.config.allow_unspec_int_on_nn_module = True
+    for block in model.trunk.blocks:
+        block.compile()
 
 
 def sizes_vary(tensors: Iterable[Tensor]) -> None:

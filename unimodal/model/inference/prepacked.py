@@ -14,20 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.model.attention import Attention, HeadLayerNorm, Rotation
-from unimodal.model.feedforward import FeedForward
+from unimodal.model.attention import HeadLayerNorm, QKVProjection, QueriesKeysValues
+from unimodal.model.block import PreNormBlock
+from unimodal.model.context import Rotation, Route
+from unimodal.model.feedforward.dense import FeedForward
 from unimodal.model.mixture import MixtureBlock, MixtureNorm
+from unimodal.model.model import TOKENS, UnifiedModel
 from unimodal.model.rope import rotate
-from unimodal.model.transformer import Transformer
 
 ROWS_HINT = 8
 """The number of rows that the order is chosen for; it serves others too."""
 
-LEAST_ROWS = 4
+MIN_ROWS = 4
 """Fewer rows are padded to this many: the product is slower below it."""
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """Linear layers that read the same input, as one whose weight has been reordered; for inference.
 
     All of them have a bias or none has.
@@ -45,14 +47,14 @@ class PackedLinear(nn.Module):
         """(..., in) -> (..., out)."""
         rows = x.reshape(-1, self.in_features)
         count = rows.shape[0]
-        if count < LEAST_ROWS:
-            padding = rows[:1].expand(LEAST_ROWS - count, -1)
+        if count < MIN_ROWS:
+            padding = rows[:1].expand(MIN_ROWS - count, -1)
             rows = torch.cat([rows, padding])
         out = torch.ops.mkldnn._linear_pointwise(rows, self.order, self.bias, "none", [], "")
         return out[:count].view(*x.shape[:-1], self.out_features)
 
 
-class PackedRMSNorm(nn.Module):
+class PrepackedRMSNorm(nn.Module):
     """RMSNorm as the first half of LayerNorm of (x, -x), which has mean zero and variance mean(x^2).
 
     torch's RMSNorm is six kernels on a CPU, its LayerNorm one.
@@ -63,39 +65,41 @@ class PackedRMSNorm(nn.Module):
         self.dim, self.eps = norm.normalized_shape[0], norm.eps or torch.finfo(norm.weight.dtype).eps
         self.weight = nn.Parameter(torch.cat([norm.weight, norm.weight]).detach(), requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """(..., dim) -> (..., dim)."""
+        del route
         both = torch.cat([x, -x], dim=-1)
         return F.layer_norm(both, (2 * self.dim,), self.weight, None, self.eps)[..., : self.dim]
 
 
-class PackedAttention(Attention):
-    """Attention with one product for queries, keys and values, and one rotation for queries and keys."""
+class PrepackedQKV(nn.Module):
+    """Queries, keys and values with one product, and one rotation for queries and keys."""
 
-    def __init__(self, attention: Attention) -> None:
-        nn.Module.__init__(self)
-        self.layer, self.head_dim = attention.layer, attention.head_dim
-        self.num_heads = attention.q_proj.out_features // self.head_dim
-        self.num_kv_heads = attention.k_proj.out_features // self.head_dim
-        self.qkv_proj = PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.o_proj = PackedLinear([attention.o_proj])
-        self.qk_norm = _joined(attention.q_norm, attention.k_norm, self.num_heads)
+    def __init__(self, qkv: QKVProjection) -> None:
+        super().__init__()
+        self.head_dim = qkv.head_dim
+        self.num_heads = qkv.q_proj.out_features // self.head_dim
+        self.num_kv_heads = qkv.k_proj.out_features // self.head_dim
+        self.qkv_proj = PrepackedLinear([qkv.q_proj, qkv.k_proj, qkv.v_proj])
+        self.qk_norm = _joined_norm(qkv.q_norm, qkv.k_norm, self.num_heads)
 
-    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Attention.project`."""
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> QueriesKeysValues:
+        """As `QKVProjection`."""
         heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        together, values = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
-        queries, keys = rotate(self.qk_norm(together), *rotation).split([self.num_heads, self.num_kv_heads], dim=2)
+        together, values = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=-2)
+        together = self.qk_norm(together)
+        together = together if rotation is None else rotate(together, *rotation)
+        queries, keys = together.split([self.num_heads, self.num_kv_heads], dim=-2)
         return queries, keys, values
 
 
-class PackedFeedForward(FeedForward):
+class PrepackedFeedForward(nn.Module):
     """SwiGLU with one product for gate and up."""
 
     def __init__(self, feed_forward: FeedForward) -> None:
-        nn.Module.__init__(self)
-        self.gate_up_proj = PackedLinear([feed_forward.gate_proj, feed_forward.up_proj])
-        self.down_proj = PackedLinear([feed_forward.down_proj])
+        super().__init__()
+        self.gate_up_proj = PrepackedLinear([feed_forward.gate_proj, feed_forward.up_proj])
+        self.down_proj = PrepackedLinear([feed_forward.down_proj])
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
@@ -103,8 +107,8 @@ class PackedFeedForward(FeedForward):
         return self.down_proj(F.silu(gate) * up)
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether this machine has kernels for packed weights of this type."""
+def can_prepack(weight: Tensor) -> bool:
+    """Whether this machine has kernels for prepacked weights of this type."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
@@ -112,33 +116,39 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def packed(transformer: Transformer) -> Transformer:
-    """A transformer for inference with packed weights; the given one itself where this machine cannot pack.
+def prepacked(model: UnifiedModel) -> UnifiedModel:
+    """A copy for inference with prepacked weights; the given model itself where this machine cannot prepack.
 
-    Of a mixture only the understanding side is packed: the copy decodes text.
-
-    Costs the memory of the matrices once more. Later changes of the given one's matrices do not reach it.
+    Of a mixture only the understanding expert is prepacked: the copy decodes text. Prepacking costs the memory of the
+    matrices once more, and later changes of the given model's matrices do not reach the copy.
     """
-    if not can_pack(transformer.embedding.weight):
-        return transformer
-    shared = {id(parameter): parameter for parameter in transformer.parameters()}
+    if not can_prepack(model.trunk.embedding.weight):
+        return model
+    shared = {id(parameter): parameter for parameter in model.parameters()}
     with torch.no_grad():
-        copied = copy.deepcopy(transformer, shared).eval()  # pyright: ignore[reportArgumentType]
-        for block in map(_text_side, copied.blocks):
-            block.attention = PackedAttention(block.attention)  # pyright: ignore[reportArgumentType]
-            block.feed_forward = PackedFeedForward(block.feed_forward)  # pyright: ignore[reportArgumentType]
-            block.attention_norm = PackedRMSNorm(block.attention_norm)  # pyright: ignore[reportArgumentType]
-            block.feed_forward_norm = PackedRMSNorm(block.feed_forward_norm)  # pyright: ignore[reportArgumentType]
-            block.dropout = nn.Identity()
-        norm = copied.norm.understanding if isinstance(copied.norm, MixtureNorm) else copied.norm
-        copied.norm = PackedRMSNorm(norm)  # pyright: ignore
-        copied.head = PackedLinear([copied.head])  # pyright: ignore[reportAttributeAccessIssue]
+        copied = copy.deepcopy(model, shared).eval()  # pyright: ignore[reportArgumentType]
+        for block in copied.trunk.blocks:
+            _prepack_block(block.understanding if isinstance(block, MixtureBlock) else block)
+        norm = copied.trunk.norm
+        prepacked_norm = PrepackedRMSNorm(norm.understanding if isinstance(norm, MixtureNorm) else norm)
+        copied.trunk.norm = prepacked_norm  # pyright: ignore[reportAttributeAccessIssue]
+        copied.heads[TOKENS] = PrepackedLinear([copied.token_head])
     return copied
 
 
-def _text_side(block: nn.Module) -> nn.Module:
-    """The block that decodes text."""
-    return block.understanding if isinstance(block, MixtureBlock) else block
+def _prepack_block(block: nn.Module) -> None:
+    """Replace the parts of a block by their prepacked forms."""
+    assert isinstance(block, PreNormBlock)
+    replaced: dict[str, nn.Module] = {
+        "attention.qkv": PrepackedQKV(block.attention.qkv),
+        "attention.o_proj": PrepackedLinear([block.attention.o_proj]),
+        "feed_forward": PrepackedFeedForward(block.feed_forward),
+        "attention_norm": PrepackedRMSNorm(block.attention_norm),
+        "feed_forward_norm": PrepackedRMSNorm(block.feed_forward_norm),
+        "dropout": nn.Identity(),
+    }
+    for name, module in replaced.items():
+        block.set_submodule(name, module)
 
 
 class NormsApart(nn.Module):
@@ -154,7 +164,7 @@ class NormsApart(nn.Module):
         return torch.cat([self.first(first), self.rest(rest)], dim=2)
 
 
-def _joined(queries: nn.Module, keys: nn.Module, num_heads: int) -> nn.Module:
+def _joined_norm(queries: nn.Module, keys: nn.Module, num_heads: int) -> nn.Module:
     """One norm over the heads of queries and keys together."""
     if isinstance(queries, nn.Identity) and isinstance(keys, nn.Identity):
         return nn.Identity()
