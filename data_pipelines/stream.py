@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data_pipelines.batch import PackedBatch, collate, weight_of_latents
+from data_pipelines.batch import PackedBatch, collate, weight_of_noised
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.outline import Outline, Rendered
 from data_pipelines.planning import Plan, StreamConfig, StreamReport
@@ -135,7 +135,7 @@ class PackedStream(IterableDataset[PackedBatch]):
         if not self._plan.templates.latents:
             return 0.0
         outlines = [outline for row in step for outline in row]
-        return weight_of_latents(sum(o.weight for o in outlines), sum(o.noised_latents for o in outlines))
+        return weight_of_noised(sum(o.weight for o in outlines), sum(o.num_noised for o in outlines))
 
     def _tell(self, epochs: Sequence[int]) -> None:
         """A line for each source that was begun anew."""
