@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.outline import Outline, Run, copy_in_latents, copy_in_patches
+from data_pipelines.images import cut_patches
+from data_pipelines.media_batch import PackedMedia
+from data_pipelines.outline import Outline, Run, RunMedia, media_run
+from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.requests import Request
 from unimodal.model.cache import KVCache
 from unimodal.model.flow import LatentTokens, image_places, latent_tokens, places_of
 from unimodal.model.masks import dense_mask
 from unimodal.model.transformer import Transformer
-from unimodal.model.vision import Seen, patch_tokens
+from unimodal.model.vision import PatchTokens, Seen
 
 # Shapes: B contexts, T tokens of the longest, L length of a context, N latents of an image, C channels.
 
@@ -45,9 +48,10 @@ class Context:
     def show(self, body: Sequence[int], shown: Shown, space: TokenSpace) -> None:
         """A picture that follows: its clean copy, and its patches for a ViT or else its codes."""
         if shown.latents is not None:
-            self.runs.append(copy_in_latents(shown.latents.cpu().numpy(), space, 0.0, noised=False))
+            self.runs.append(media_run(RunMedia(LATENTS, shown.latents.cpu().numpy(), "clean"), space, 0.0))
         if shown.pixels is not None:
-            self.runs.append(copy_in_patches(shown.pixels, shown.patch, space))
+            patches = cut_patches(shown.pixels, shown.patch)
+            self.runs.append(media_run(RunMedia(PATCHES, patches, "clean"), space, 0.0))
         else:
             self.say([space.specials.boi, *body, space.specials.eoi])
 
@@ -101,7 +105,7 @@ def without_words(context: Context, space: TokenSpace, *, pictures: bool) -> Con
     specials = space.specials
     kept: list[Run] = []
     for run in context.runs if pictures else ():
-        if run.is_copy or run.ids[0] == specials.boi:
+        if run.media or run.ids[0] == specials.boi:
             kept.append(run)
     bos, null, sep = ([Run(np.array([token]), 0.0)] for token in (specials.bos, specials.null, specials.sep))
     return Context(runs=[*bos, *null, *kept, *sep])
@@ -167,17 +171,23 @@ class ContextCache:
 
 def seen_pictures(batch: PackedBatch, model: Transformer) -> Seen | None:
     """What the ViT makes of a batch's pictures; None where it has none to see."""
-    if batch.patches is None or model.vision is None:
+    if PATCHES not in batch.media or model.vision is None:
         return None
-    return model.vision(patch_tokens(batch.patches.values, batch.patches.cells, model.embedding.weight.dtype))
+    return model.vision(to_patch_tokens(batch.media[PATCHES], model.embedding.weight.dtype))
+
+
+def to_patch_tokens(packed: PackedMedia, dtype: torch.dtype) -> PatchTokens:
+    """Packed patches as the ViT takes them, in [-1, 1]."""
+    return PatchTokens(packed.index, packed.values.to(dtype) / 127.5 - 1, packed.row_col, packed.grids)
 
 
 def clean_latents(batch: PackedBatch, model: Transformer) -> LatentTokens | None:
     """The clean copies of a batch as they enter the model; None where there are none."""
-    packed = batch.latents
-    if packed is None or model.flow is None:
+    if LATENTS not in batch.media or model.flow is None:
         return None
-    standing = packed.cells[..., 0] >= 0
-    places = places_of(packed.cells[standing], model.flow.config.side)
-    latents = packed.values[standing].to(model.embedding.weight.dtype)
+    packed = batch.media[LATENTS]
+    standing = torch.zeros_like(batch.tokens, dtype=torch.bool).flatten().index_fill(0, packed.index, True)
+    standing = standing.view_as(batch.tokens)
+    places = places_of(packed.row_col, model.flow.config.side)
+    latents = packed.values.to(model.embedding.weight.dtype)
     return latent_tokens(standing, latents, torch.zeros(len(places), device=places.device), places)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from data_pipelines.images import PatchPolicy, to_image
+from data_pipelines.images import resize_to_patches, to_image
+from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.flow_context import (
@@ -34,10 +35,10 @@ from unimodal.model.transformer import Transformer
 # Shapes: B rows, N latents of an image, C channels, H and W sides of a picture.
 
 
-def patch_policy(transformer: Transformer) -> PatchPolicy | None:
+def patch_spec(transformer: Transformer) -> PatchSpec | None:
     """How the ViT of a model takes pictures; None where it has none."""
     config = transformer.config.vision
-    return None if config is None else PatchPolicy(patch=config.patch, most=config.most, longest=config.longest)
+    return None if config is None else PatchSpec(size=config.patch, max_patches=config.most, max_side=config.longest)
 
 
 Read = Callable[[Tensor], tuple[Tensor, list[list[int]]]]
@@ -84,8 +85,8 @@ class FlowEngine(Engine):
         """grid: rows and columns of latents of a picture, whose sides have `image_size` pixels."""
         super().__init__(transformer, space)
         self.text, self.grid, self.read = text, grid, read
-        policy = patch_policy(transformer)
-        self.seen = space.layout.span if policy is None else math.prod(policy.grid(image_size, image_size)) + 2
+        spec = patch_spec(transformer)
+        self.seen = space.layout.span if spec is None else math.prod(spec.grid(image_size, image_size)) + 2
         """Tokens of a drawn picture as it is understood, in codes or in patches."""
 
     def stream(
@@ -136,8 +137,8 @@ class FlowEngine(Engine):
         return context
 
     def _context(self, request: Request) -> Context:
-        policy = patch_policy(self.transformer)
-        shown = shown_pictures(request, policy and policy.patch)
+        spec = patch_spec(self.transformer)
+        shown = shown_pictures(request, spec and spec.size)
         return read_prompt(request.prompt, shown, self.space)
 
     def room_before_picture(self, request: Request) -> int:
@@ -251,8 +252,8 @@ class FlowEngine(Engine):
 
     def _shown(self, latents: Tensor, pixels: Tensor) -> Shown:
         """What stands in the context of a picture (R, K, C) and (3, H, W) that was drawn."""
-        policy = patch_policy(self.transformer)
-        return Shown(latents) if policy is None else Shown(latents, policy.apply(to_image(pixels)), policy.patch)
+        spec = patch_spec(self.transformer)
+        return Shown(latents) if spec is None else Shown(latents, resize_to_patches(to_image(pixels), spec), spec.size)
 
     def _latents(self, rows: Sequence[_Row]) -> Tensor:
         """(B, R, K, C), drawn from each row's own noise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipelines.batch import PackedLatents
+from data_pipelines.media_batch import PackedMedia
+from tokenizers_vq.media import LATENTS, MediaSpec
 from unimodal.model.checkpoint import open_transformer
 from unimodal.model.config import FlowConfig, TransformerConfig
 from unimodal.model.flow import LatentTokens, latent_tokens, logit_normal_times, noised, places_of
@@ -52,17 +54,17 @@ class FlowTrainingConfig:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"the seed of a flow lies in [0, 2^31), got {self.seed}")
 
-    def shape(self, autoencoder: dict[str, Any] | None) -> dict[str, Any]:
+    def shape(self, media: Mapping[str, MediaSpec]) -> dict[str, Any]:
         """What it adds to the config of a transformer. Raises ValueError where the data holds no latents."""
-        if autoencoder is None:
+        if LATENTS not in media:
             raise ValueError("a flow trains on latents, and these shards hold none: tokenize with --autoencoder")
         flow = FlowConfig(
-            latent_dim=autoencoder["latent_dim"],
-            side=autoencoder["grid"],
+            latent_dim=media[LATENTS].width,
+            side=media[LATENTS].max_side,
             time_channels=self.time_channels,
             place_period=self.place_period,
             axial_turn=self.axial_turn,
-            autoencoder=autoencoder["hash"],
+            autoencoder=media[LATENTS].source,
         )
         return {"mixture": self.mixture, "flow": flow}
 
@@ -104,8 +106,7 @@ class Noised(NamedTuple):
 
 
 def noise(
-    packed: PackedLatents | None,
-    spans: Tensor | None,
+    packed: PackedMedia | None,
     config: FlowConfig,
     shift: float,
     like: Tensor,
@@ -113,24 +114,23 @@ def noise(
 ) -> Noised:
     """Draw a time for each noised picture and noise for each of its latents.
 
-    spans (B, T) and like, the tokens (B, T), are the batch's. Raises ValueError for a picture larger than the
-    model's table of places.
+    like, the tokens (B, T), are the batch's. Raises ValueError for a picture larger than the model's table of places.
     """
     device = like.device
-    if packed is None or spans is None:
+    if packed is None:
         nothing, no_latents = torch.zeros(0, device=device), torch.zeros(0, config.latent_dim, device=device)
         standing = torch.zeros_like(like, dtype=torch.bool)
         return Noised(latent_tokens(standing, no_latents, nothing, nothing.long()), no_latents, nothing)
-    standing = packed.cells[..., 0] >= 0
-    cells, latents, spans = packed.cells[standing], packed.values[standing], spans[standing]
-    rows = standing.nonzero()[:, 0]
+    latents, spans = packed.values, packed.spans
+    standing = torch.zeros_like(like, dtype=torch.bool).flatten().index_fill(0, packed.index, True).view_as(like)
+    rows = packed.index // like.shape[1]
     most = int(spans.abs().max()) + 1
     times = logit_normal_times(len(like) * most, shift, generator).to(device)
     own = torch.where(spans < 0, times[rows * most + spans.abs()], 0.0)
     drawn = torch.randn(latents.shape, generator=generator).to(device)
     entering = torch.where((spans < 0)[:, None], noised(latents, drawn, own), latents)
-    media = latent_tokens(standing, entering, own, places_of(cells, config.side))
-    return Noised(media, drawn - latents, packed.weights[standing])
+    media = latent_tokens(standing, entering, own, places_of(packed.row_col, config.side))
+    return Noised(media, drawn - latents, packed.weights)
 
 
 def flow_sums(velocity: Tensor, given: Noised) -> FlowSums:

@@ -10,14 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.batch import LEAST_WEIGHT, PackedBatch
-from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.batch import MIN_WEIGHT, PackedBatch
+from data_pipelines.spec import DataSpec, data_spec
+from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.flow_context import to_patch_tokens
 from unimodal.model.compiling import compiled_features, sizes_vary
 from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import training_mask
 from unimodal.model.transformer import Transformer
-from unimodal.model.vision import Seen, no_patches, patch_tokens
+from unimodal.model.vision import Seen, no_patches
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
 from unimodal.training.flow import FlowTrainingConfig, Noised, begin, flow_sums, noise
 from unimodal.training.losses import LossSums, next_token_losses
@@ -74,20 +76,21 @@ class TransformerModule(L.LightningModule):
         """Build the transformer once the data has told the size of the vocabulary."""
         if self.transformer is None:
             vocab_size = self.space.vocab_size
-            if (self.flow is None) != (self.data.templates.latents is None):
-                raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
-            if (self.vision is None) != (self.data.templates.vit_patch is None):
-                raise ValueError("model.vision and data.templates.latents.vit_patch go together: set both, or neither")
+            media = self.data.media
+            if (self.flow is None) != (LATENTS not in media):
+                raise ValueError("model.flow and data.templates.drawn: latents go together: set both, or neither")
+            if (self.vision is None) != (PATCHES not in media):
+                raise ValueError("model.vision and data.templates.seen: patches go together: set both, or neither")
             if self.flow is not None and self.flow.freeze_understanding and self.vision is not None:
                 raise ValueError(
                     "freeze_understanding would freeze a ViT that nothing has trained: leave out one of them"
                 )
-            branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
-            branch |= {"vision": self.vision.shape(self.data.patches)} if self.vision else {}
+            branch = self.flow.shape(media) if self.flow else {}
+            branch |= {"vision": self.vision.shape(media)} if self.vision else {}
             config = TransformerConfig(vocab_size=vocab_size, **self.shape, **branch)
             self.transformer = Transformer(config)
             if self.codebook_init is not None:
-                tokenizer = open_beside(self.data.folders[0])
+                tokenizer = open_beside(self.data.tokenizers_folder)
                 begin_with_codebook(self.transformer, self.space, tokenizer, self.codebook_init)
             if self.flow is not None:
                 begin(self.transformer, self.flow, self.space.fingerprint)
@@ -96,17 +99,14 @@ class TransformerModule(L.LightningModule):
             self._features = compiled_features(self.transformer) if self.compile_model else self.transformer.features
 
     @property
-    def data(self) -> TokenDataModule:
-        """The data module of the run."""
-        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    def data(self) -> DataSpec:
+        """What the data module of the run tells of itself."""
+        return data_spec(self.trainer)
 
     @property
     def space(self) -> TokenSpace:
         """The token space of the data."""
-        space = getattr(getattr(self.trainer, "datamodule", None), "space", None)
-        if space is None:
-            raise ValueError("this module trains on a TokenDataModule, which knows the token space")
-        return space
+        return self.data.space
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config, stepped once an optimizer step."""
@@ -134,7 +134,7 @@ class TransformerModule(L.LightningModule):
             mask = training_mask(batch.documents, batch.branches)
             return self._features(batch.tokens, batch.positions, mask), None
         branch, spans = self.transformer.flow, batch.spans
-        given = noise(batch.latents, spans, branch.config, self.flow.shift, batch.tokens, generator)
+        given = noise(batch.media.get(LATENTS), branch.config, self.flow.shift, batch.tokens, generator)
         mask, seen = training_mask(batch.documents, batch.branches, spans), self._see(batch)
         sizes_vary([*given.media, *(seen or ())])
         return self._features(batch.tokens, batch.positions, mask, media=given.media, seen=seen), given
@@ -145,9 +145,9 @@ class TransformerModule(L.LightningModule):
         tower, weight = self.transformer.vision, self.transformer.embedding.weight
         if tower is None:
             return None
-        if batch.patches is None:
+        if PATCHES not in batch.media:
             return tower(no_patches(tower.config, weight))
-        return tower(patch_tokens(batch.patches.values, batch.patches.cells, weight.dtype))
+        return tower(to_patch_tokens(batch.media[PATCHES], weight.dtype))
 
     def _total(self, sums: LossSums) -> Tensor:
         total = sums.text + sums.image + sums.z
@@ -186,7 +186,7 @@ class TransformerModule(L.LightningModule):
         self._step_weight, self._batches_of_step = torch.zeros(()), 0
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         for gradient in gradients:
-            gradient.mul_(ranks / max(float(weight), LEAST_WEIGHT))
+            gradient.mul_(ranks / max(float(weight), MIN_WEIGHT))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {float(norm)} at step {self.trainer.global_step}")
@@ -194,8 +194,7 @@ class TransformerModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """The stream of a mixture that is to stop ends once; without this, Lightning would begin it again for ever."""
-        mixture = getattr(getattr(self.trainer, "datamodule", None), "mixture", None)
-        if mixture is not None and mixture.when_dry == "stop":
+        if self.data.ends:
             self.trainer.should_stop = True
 
     def validation_step(self, batch: PackedBatch, batch_index: int) -> None:
@@ -214,7 +213,7 @@ class TransformerModule(L.LightningModule):
 
     def _log(self, stage: str, sums: LossSums, batch: PackedBatch) -> None:
         values = {
-            "loss": self._total(sums) / sums.weight.clamp_min(LEAST_WEIGHT),
+            "loss": self._total(sums) / sums.weight.clamp_min(MIN_WEIGHT),
             "loss_text": sums.text / sums.text_weight.clamp_min(1e-8),
             "loss_image": sums.image / sums.image_weight.clamp_min(1e-8),
             "z_loss": sums.z / sums.weight.clamp_min(1e-8),
@@ -235,15 +234,21 @@ class TransformerModule(L.LightningModule):
         """Random state and token space travel with the weights."""
         checkpoint["random_state"] = self._random_state
         checkpoint["token_space"] = self.space.to_dict()
-        checkpoint["autoencoder"] = self.data.autoencoder if self.flow else None
+        checkpoint["autoencoder"] = self.data.media[LATENTS].source if self.flow else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the same random numbers; refuse another token space."""
         saved = TokenSpace.from_dict(checkpoint["token_space"])
         saved.check_same(self.space, "the checkpoint", "the data")
-        if self.flow is not None and checkpoint.get("autoencoder") != self.data.autoencoder:
+        if self.flow is not None and autoencoder_hash(checkpoint) != self.data.media[LATENTS].source:
             raise ValueError("the checkpoint was trained on latents of another autoencoder than the data's")
         self._random_state = checkpoint["random_state"]
+
+
+def autoencoder_hash(checkpoint: dict[str, Any]) -> str | None:
+    """Of the latents that a checkpoint was trained on; older ones hold a dict."""
+    saved = checkpoint.get("autoencoder")
+    return saved.get("hash") if isinstance(saved, dict) else saved
 
 
 def _get_random_state(device: torch.device) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenizers_vq.media import PATCHES, MediaSpec, PatchSpec
 from unimodal.interop.siglip import load_siglip, siglip_config
 from unimodal.model.config import VisionConfig
 from unimodal.model.mixture import freeze
@@ -32,20 +34,23 @@ class VisionTrainingConfig:
         if self.frozen and self.begin_with is None:
             raise ValueError("a frozen ViT needs begin_with: nothing is to be kept of random weights")
 
-    def shape(self, patches: dict[str, int] | None) -> VisionConfig:
-        """What the model's config says of it. Raises ValueError where the data holds no pixels, or of other patches."""
-        if patches is None:
-            raise ValueError("a ViT sees pixels, and these shards hold none: tokenize with --patch")
+    def shape(self, media: Mapping[str, MediaSpec]) -> VisionConfig:
+        """What the model's config says of it. Raises ValueError where the data holds no patches, or of another size."""
+        sizing = media[PATCHES].sizing if PATCHES in media else None
+        if not isinstance(sizing, PatchSpec):
+            raise ValueError("a ViT sees patches, and these shards hold none: tokenize with --patch")
         if self.begin_with is not None:
-            found = siglip_config(self.begin_with, most=patches["most"], longest=patches["longest"])
-            if found.patch != patches["patch"]:
+            found = siglip_config(self.begin_with, most=sizing.max_patches, longest=sizing.max_side)
+            if found.patch != sizing.size:
                 raise ValueError(
-                    f"{self.begin_with} sees patches of {found.patch} pixels, the shards are for {patches['patch']}"
+                    f"{self.begin_with} sees patches of {found.patch} pixels, the shards are for {sizing.size}"
                 )
             return replace(found, place_period=self.place_period)
         return VisionConfig(
-            **patches,
-            side=max(1, int(patches["most"] ** 0.5)),
+            patch=sizing.size,
+            most=sizing.max_patches,
+            longest=sizing.max_side,
+            side=max(1, int(sizing.max_patches**0.5)),
             width=self.width,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
