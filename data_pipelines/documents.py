@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -80,16 +80,41 @@ class ImageSegment:
 
 Segment = TextSegment | ImageSegment
 
+DocumentLayout = Literal["sample", "dialogue", "interleaved"]
+"""`sample` is a picture with captions, questions and answers; in a `dialogue` the order itself is the content (request,
+image, question, answer, request, image); `interleaved` is text and images as a page has them, all of it to be learnt."""
+DocumentTask = Literal["edit", "riddle"]
+
+
+class WithMeta:
+    """What templates and tokenization read of a document's `meta`; nothing else reads these two keys."""
+
+    meta: Mapping[str, Any]
+
+    @property
+    def layout(self) -> DocumentLayout:
+        """A sample where nothing is said. Raises ValueError for a layout that does not exist."""
+        return cast("DocumentLayout", _known("layout", self.meta.get("layout", "sample"), get_args(DocumentLayout)))
+
+    @property
+    def task(self) -> DocumentTask | None:
+        """None where it has no task of its own. Raises ValueError for a task that does not exist."""
+        task = self.meta.get("task")
+        return None if task is None else cast("DocumentTask", _known("task", task, get_args(DocumentTask)))
+
+
+def _known(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"the {name} of a document is one of {', '.join(choices)}, got {value!r}")
+    return value
+
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class Document(WithMeta):
     """Text and pictures in reading order.
 
     A picture with its caption and question/answer pairs is one document: image, caption, question, answer,
-    question, answer ... Templates make training sequences of it. `meta` is kept beside the tokens as JSON;
-    `meta["layout"]` is `"sample"` for such a document, `"dialogue"` when the order itself is the content
-    (request, image, question, answer, request, image), and `"interleaved"` when it is text and images as a page has
-    them, all of it to be learnt.
+    question, answer ... Templates make training sequences of it. `meta` is kept beside the tokens as JSON.
     """
 
     key: str

@@ -14,11 +14,13 @@ from tokenizers_vq.token_space import FixedLayout, TokenSpace
 
 # Shapes: S segments, N ids of them all.
 
-Keyed = Sequence[tuple[str, TokenSegment]]
+KeyedSegments = Sequence[tuple[str, TokenSegment]]
 
 
 def check_ids(documents: Sequence[TokenDocument], space: TokenSpace) -> None:
     """Raises ValueError, naming the document, for an id outside its range and an image that is none of the layout."""
+    for document in documents:
+        _check_meta(document)
     segments = [(document.key, segment) for document in documents for segment in document.segments]
     for key, segment in segments:
         if segment.kind not in ("text", "image"):
@@ -53,6 +55,13 @@ def malformed(lengths: np.ndarray, ids: np.ndarray, space: TokenSpace) -> np.nda
     return ~known | (wrong_ids > 0)
 
 
+def _check_meta(document: TokenDocument) -> None:
+    try:
+        _ = document.layout, document.task
+    except ValueError as error:
+        raise ValueError(f"{document.key!r}: {error}") from error
+
+
 def _check_ranges(segments: Keyed, space: TokenSpace) -> None:
     ranges = {"text": (0, space.text_size), "image": (space.text_size, space.vocab_size)}
     lengths, ids = _joined(segments)
@@ -64,7 +73,7 @@ def _check_ranges(segments: Keyed, space: TokenSpace) -> None:
         raise ValueError(f"{key!r} holds {segment.kind} id {ids[outside[0]]}; those are {first} to {end - 1}")
 
 
-def _joined(segments: Keyed) -> tuple[np.ndarray, np.ndarray]:
+def _joined(segments: KeyedSegments) -> tuple[np.ndarray, np.ndarray]:
     """Lengths (S,) and ids (N,) int64."""
     lengths = np.array([len(segment.ids) for _, segment in segments], dtype=np.int64)
     empty = np.zeros(0, dtype=np.int64)

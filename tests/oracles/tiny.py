@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import PatchPolicy
+from data_pipelines.media_makers import LatentsMaker, MediaMaker, PatchesMaker
 from data_pipelines.sources.registry import open_source
 from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize
 from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from tokenizers_vq.backbones import PatchBackboneConfig
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.quantizers import VQConfig
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
@@ -113,15 +114,15 @@ def tiny_picture_folder(folder: Path, count: int = 24) -> Path:
 def tiny_shards(folder: Path, count: int = 24, *, latents: bool = False, patch: int | None = None) -> Path:
     """Token shards of such a folder with both tokenizers beside them, through the code that users run.
 
-    With `latents`, those of a `tiny_autoencoder` and that autoencoder lie beside them; with `patch`, pixels for a ViT.
+    With `latents`, those of a `tiny_autoencoder` and that autoencoder lie beside them; with `patch`, patches for a ViT.
     """
     autoencoder = tiny_autoencoder() if latents else None
+    media: list[MediaMaker] = [] if autoencoder is None else [LatentsMaker(autoencoder)]
+    media += [] if patch is None else [PatchesMaker(PatchSpec(size=patch, max_patches=16, max_side=8))]
     pictures = tiny_picture_folder(folder.with_name(folder.name + "-pictures"), count)
     text, image, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), FailureLog()
     source = open_source("imagefolder", path=pictures, split="train", failures=failures)
-    patches = None if patch is None else PatchPolicy(patch=patch, most=16, longest=8)
-    config = TokenizeConfig(documents_per_shard=16)
-    tokenize(source, text, image, folder, failures, config, autoencoder=autoencoder, patches=patches)
+    tokenize(source, text, image, folder, failures, TokenizeConfig(documents_per_shard=16), media)
     text.save(folder / TEXT_TOKENIZER)
     image.save(folder / IMAGE_TOKENIZER)
     if autoencoder is not None:

@@ -12,7 +12,6 @@ from rich.table import Table
 from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_shard
 from data_pipelines.shards.format import MANIFEST_FILE
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.pipeline import load
 from unimodal.report import write_documents
 
@@ -60,7 +59,7 @@ def _shards(folder: Path) -> int:
 def _count(folder: Path, manifest: Manifest, name: str) -> tuple[int, int, int]:
     entry = next(entry for entry in manifest.shards if entry.name == name)
     totals: Counter[str] = Counter()
-    for document in read_shard(folder, entry, TokenSpace.from_dict(manifest.token_space)):
+    for document in read_shard(folder, entry, manifest):
         totals.update(documents=1, text=document.count("text"), image=document.count("image"))
     return totals["documents"], totals["text"], totals["image"]
 

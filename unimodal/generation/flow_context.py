@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.outline import Outline, Run, copy_in_latents, copy_in_patches
+from data_pipelines.images import cut_patches
+from data_pipelines.outline import Outline, Run, RunMedia, media_run
+from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch_media import media_of
 from unimodal.generation.requests import Request
 from unimodal.model.branches.base import MediaTokens, grid_positions
 from unimodal.model.cache import KVCache
 from unimodal.model.masks import dense_mask
-from unimodal.model.model import LATENTS, VELOCITY, UnifiedModel
+from unimodal.model.model import VELOCITY, UnifiedModel
 
 # Shapes: B contexts, T tokens of the longest, L length of a context, N latents of an image, C channels.
 
@@ -45,9 +47,10 @@ class Context:
     def show(self, body: Sequence[int], shown: Shown, space: TokenSpace) -> None:
         """A picture that follows: its clean copy, and its patches for a ViT or else its codes."""
         if shown.latents is not None:
-            self.runs.append(copy_in_latents(shown.latents.cpu().numpy(), space, 0.0, noised=False))
+            self.runs.append(media_run(RunMedia(LATENTS, shown.latents.cpu().numpy(), "clean"), space, 0.0))
         if shown.pixels is not None:
-            self.runs.append(copy_in_patches(shown.pixels, shown.patch, space))
+            patches = cut_patches(shown.pixels, shown.patch)
+            self.runs.append(media_run(RunMedia(PATCHES, patches, "clean"), space, 0.0))
         else:
             self.say([space.specials.boi, *body, space.specials.eoi])
 
@@ -101,7 +104,7 @@ def without_words(context: Context, space: TokenSpace, *, pictures: bool) -> Con
     specials = space.specials
     kept: list[Run] = []
     for run in context.runs if pictures else ():
-        if run.is_copy or run.ids[0] == specials.boi:
+        if run.media or run.ids[0] == specials.boi:
             kept.append(run)
     bos, null, sep = ([Run(np.array([token]), 0.0)] for token in (specials.bos, specials.null, specials.sep))
     return Context(runs=[*bos, *null, *kept, *sep])

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from data_pipelines.images import PatchPolicy, to_image
+from data_pipelines.images import resize_to_patches, to_image
+from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.flow_context import (
@@ -34,14 +35,9 @@ from unimodal.model.model import PATCHES, UnifiedModel
 # Shapes: B rows, N latents of an image, C channels, H and W sides of a picture.
 
 
-def patch_policy(model: UnifiedModel) -> PatchPolicy | None:
-    """How the ViT of a model takes pictures; None where it has none."""
-    config = model.config.vision
-    return (
-        None
-        if config is None
-        else PatchPolicy(patch=config.patches.size, most=config.patches.max_patches, longest=config.patches.max_side)
-    )
+def patch_spec(model: UnifiedModel) -> PatchSpec | None:
+    """How the ViT of a model takes images; None where it has none."""
+    return model.config.vision and model.config.vision.patches
 
 
 Read = Callable[[Tensor], tuple[Tensor, list[list[int]]]]
@@ -88,8 +84,8 @@ class FlowEngine(Engine):
         """grid: rows and columns of latents of a picture, whose sides have `image_size` pixels."""
         super().__init__(model, space)
         self.text, self.grid, self.read = text, grid, read
-        policy = patch_policy(model)
-        self.seen = space.layout.span if policy is None else math.prod(policy.grid(image_size, image_size)) + 2
+        spec = patch_spec(model)
+        self.seen = space.layout.span if spec is None else math.prod(spec.grid(image_size, image_size)) + 2
         """Tokens of a drawn picture as it is understood, in codes or in patches."""
 
     def stream(
@@ -140,8 +136,8 @@ class FlowEngine(Engine):
         return context
 
     def _context(self, request: Request) -> Context:
-        policy = patch_policy(self.model)
-        shown = shown_pictures(request, policy and policy.patch)
+        spec = patch_spec(self.model)
+        shown = shown_pictures(request, spec and spec.size)
         return read_prompt(request.prompt, shown, self.space)
 
     def room_before_picture(self, request: Request) -> int:
@@ -255,8 +251,8 @@ class FlowEngine(Engine):
 
     def _shown(self, latents: Tensor, pixels: Tensor) -> Shown:
         """What stands in the context of a picture (R, K, C) and (3, H, W) that was drawn."""
-        policy = patch_policy(self.model)
-        return Shown(latents) if policy is None else Shown(latents, policy.apply(to_image(pixels)), policy.patch)
+        spec = patch_spec(self.model)
+        return Shown(latents) if spec is None else Shown(latents, resize_to_patches(to_image(pixels), spec), spec.size)
 
     def _latents(self, rows: Sequence[_Row]) -> Tensor:
         """(B, R, K, C), drawn from each row's own noise."""

@@ -23,7 +23,7 @@ from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import ROWS, Engine
 from unimodal.generation.events import Event, Narrator
-from unimodal.generation.flow_engine import FlowEngine, patch_policy
+from unimodal.generation.flow_engine import FlowEngine, patch_spec
 from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
 from unimodal.generation.forward import compiled_forward
 from unimodal.generation.grammar import Mode, check_spans
@@ -154,7 +154,7 @@ class Pipeline:
     def requests(self, prompts: Sequence[Prompt], config: DecodeConfig, seed: int = 0) -> list[Request]:
         """Requests to the engine; prompt i is sampled with seed + i."""
         check_number("a seed", seed, -(2**63), 2**63 - 1, whole=True)
-        pixels = self.coder.pixels(prompts, patch_policy(self.model))
+        pixels = self.coder.pixels(prompts, patch_spec(self.model))
         given = zip(self.coder.encode(prompts), self.coder.latents(prompts), pixels, strict=True)
         return [
             Request(prompt=ids, config=config, seed=seed + number, latents=latents, pixels=seen)

@@ -197,8 +197,8 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
     same_positions = flow and (flow.pos_embed_period, flow.axial_rope_max) == (MAX_PERIOD, 0)
     if not (same_positions and trunk.mixture and trunk.qkv_bias and same_norm):
         raise ValueError(
-            "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps of "
-            f"its other norms, and positions with periods up to {MAX_PERIOD:g} without axial RoPE; this model is {config}"
+            "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
+            f"of its other norms, and positions of periods up to {MAX_PERIOD:g} without axial RoPE; this is {config}"
         )
     table, branch = bagel_table(trunk.num_layers), _flow_branch(model)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unimodal.model.config import INIT_STD, TransformerConfig
 from unimodal.model.context import LayerContext, Rotation
 from unimodal.model.kernels import attend
+from unimodal.model.linear import init_linear
 from unimodal.model.rope import rotate
 
 # Shapes: B batch, T tokens, D model width, H query heads, K key/value heads, W head width.
@@ -108,7 +109,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        return self.o_proj(attend_cached(*self.qkv(x, context.rotation), context, self.layer))
+        queries, keys, values = self.qkv(x, context.rotation)
+        return self.o_proj(attend_cached(queries, keys, values, context, self.layer))
 
 
 def attend_cached(queries: Tensor, keys: Tensor, values: Tensor, context: LayerContext, layer: int) -> Tensor:
@@ -122,10 +124,3 @@ def attend_cached(queries: Tensor, keys: Tensor, values: Tensor, context: LayerC
         keys, values = context.cache.update(layer, keys, values, context.slots)
     mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), context.bias)
     return mixed.transpose(1, 2).flatten(2)
-
-
-def init_linear(linear: nn.Linear, std: float) -> None:
-    """Normal weights, and a bias of zero where there is one."""
-    nn.init.normal_(linear.weight, std=std)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)

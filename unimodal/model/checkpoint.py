@@ -32,16 +32,24 @@ def save_model(model: UnifiedModel, space: TokenSpace, folder: Path) -> None:
     space.save(folder)
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """The architecture of a model on disk. Raises ValueError with the reason where there is none."""
+    try:
+        return ModelConfig.from_dict(upgrade_config(json.loads((folder / CONFIG_FILE).read_text())))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} does not hold a model: {' '.join(str(error).split())[:300]}") from error
+
+
 def open_model(folder: Path) -> tuple[UnifiedModel, TokenSpace]:
     """Open what `save_model` or an earlier version wrote, in evaluation mode.
 
     Raises ValueError with the reason where it cannot.
     """
+    config = read_config(folder)
     try:
-        config = ModelConfig.from_dict(upgrade_config(json.loads((folder / CONFIG_FILE).read_text())))
         tensors = {name: _aligned(tensor) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         model = assembled(config, upgrade_state(tensors))
-    except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder} does not hold a model: {reason}") from error
     space = TokenSpace.open(folder)
@@ -51,7 +59,7 @@ def open_model(folder: Path) -> tuple[UnifiedModel, TokenSpace]:
 
 
 def assembled(config: ModelConfig, tensors: dict[str, Tensor]) -> UnifiedModel:
-    """A model that holds these very tensors. Raises RuntimeError for one that is missing, unknown or of another shape."""
+    """A model of these very tensors. Raises RuntimeError for one that is missing, unknown or of another shape."""
     with torch.device("meta"):
         model = UnifiedModel(config)
     if config.trunk.tied_head and EMBEDDING in tensors:

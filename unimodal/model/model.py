@@ -12,13 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unimodal.model.attention import init_linear
+from tokenizers_vq.media import LATENTS, PATCHES
 from unimodal.model.branches.base import NO_MEDIA, Branch, Inserted, MediaBatch
 from unimodal.model.branches.flow import FlowBranch
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.cache import KVCache
 from unimodal.model.config import INIT_STD, ModelConfig
 from unimodal.model.context import Route
+from unimodal.model.linear import BoundaryLinear, init_linear
 from unimodal.model.masks import Mask
 from unimodal.model.transformer import Transformer
 
@@ -26,8 +27,6 @@ from unimodal.model.transformer import Transformer
 
 TOKENS, VELOCITY = "tokens", "velocity"
 """Heads."""
-LATENTS, PATCHES = "latents", "patches"
-"""Branches, by the name of their media."""
 
 
 class UnifiedModel(nn.Module):
@@ -37,11 +36,11 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = Transformer(config.trunk, config.vocab_size)
-        self.heads = nn.ModuleDict({TOKENS: nn.Linear(config.trunk.dim, config.vocab_size, bias=False)})
+        self.heads = nn.ModuleDict({TOKENS: BoundaryLinear(config.trunk.dim, config.vocab_size, bias=False)})
         self.branches = nn.ModuleDict()
         if config.flow:
             self.branches[LATENTS] = FlowBranch(config.flow, config.trunk.dim, config.trunk.head_dim)
-            self.heads[VELOCITY] = nn.Linear(config.trunk.dim, config.flow.latent_dim)
+            self.heads[VELOCITY] = BoundaryLinear(config.trunk.dim, config.flow.latent_dim)
         if config.vision:
             self.branches[PATCHES] = VisionBranch(config.vision, config.trunk.dim)
         self.init_weights()
@@ -79,7 +78,7 @@ class UnifiedModel(nn.Module):
         in blocks, and defaults to causal. With a cache, attention runs over all slots up to each token's own position,
         and `cache.reserve` must have been called for the largest position. Where tokens share positions, `slots` (B, T)
         says where a cache keeps them, and the mask (B, 1, T, used slots) comes with it. `media` goes through the branch
-        of its name and replaces the embeddings of the ids that it stands on. Raises ValueError for media without a branch.
+        of its name and replaces the embeddings of the ids it stands on. Raises ValueError for media without a branch.
         """
         inserted = self._insert(media)
         route = self._route(inserted, tokens.numel())

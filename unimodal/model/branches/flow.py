@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unimodal.model.branches.base import Branch, Inserted, MediaTokens, no_tokens, positions_of
 from unimodal.model.config import INIT_STD, FlowConfig
+from unimodal.model.linear import BoundaryLinear
 from unimodal.model.sinusoids import axial_angles, sincos_positions, sinusoids
 
 # Shapes: M latent tokens of a batch, C numbers of a latent, D model width, S side of the table of positions.
@@ -34,9 +35,9 @@ class FlowBranch(Branch):
     def __init__(self, config: FlowConfig, dim: int, head_dim: int) -> None:
         super().__init__()
         self.config, self.head_dim = config, head_dim
-        self.latent_in = nn.Linear(config.latent_dim, dim)
-        self.time_in = nn.Linear(config.time_channels, dim)
-        self.time_out = nn.Linear(dim, dim)
+        self.latent_in = BoundaryLinear(config.latent_dim, dim)
+        self.time_in = BoundaryLinear(config.time_channels, dim)
+        self.time_out = BoundaryLinear(dim, dim)
         table = sincos_positions(config.grid_size, dim, config.pos_embed_period)
         self.register_buffer("positions", table, persistent=False)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.model.attention import init_linear
 from unimodal.model.config import INIT_STD, TransformerConfig
+from unimodal.model.linear import init_linear
 
 
 class FeedForward(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.model.attention import init_linear
 from unimodal.model.branches.base import MediaTokens, positions_of
 from unimodal.model.config import INIT_STD, VisionConfig
+from unimodal.model.linear import BoundaryLinear, init_linear
 from unimodal.model.sinusoids import sincos_positions
 
 # Shapes: N patches of all images, E width of the encoder, D model width.
@@ -21,8 +21,8 @@ class MLPConnector(nn.Module):
     def __init__(self, config: VisionConfig, dim: int) -> None:
         super().__init__()
         self.max_side = config.patches.max_side
-        self.in_proj = nn.Linear(config.dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.in_proj = BoundaryLinear(config.dim, dim)
+        self.out_proj = BoundaryLinear(dim, dim)
         table = sincos_positions(self.max_side, dim, config.pos_embed_period)
         self.register_buffer("positions", table, persistent=False)
 

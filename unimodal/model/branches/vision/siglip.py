@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.model.attention import init_linear
 from unimodal.model.config import INIT_STD, VisionConfig
+from unimodal.model.linear import BoundaryLinear, init_linear
 
 # Shapes: N patches of all images, I images, E width of the ViT, H heads, S side of the table, P = 3 * size * size.
 
@@ -69,7 +69,7 @@ class SiglipEncoder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embedding = nn.Linear(3 * config.patches.size**2, config.dim)
+        self.patch_embedding = BoundaryLinear(3 * config.patches.size**2, config.dim)
         self.position_embedding = nn.Parameter(torch.empty(config.grid_size**2, config.dim))
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)

@@ -1,4 +1,4 @@
-"""Where the vectors of image codes begin: codes that look alike begin alike."""
+"""Initialises the vectors of image codes from the codebook: codes that look alike start alike."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from unimodal.model.model import UnifiedModel
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookInitConfig:
-    """The image rows of embedding and head begin as random projections of the image tokenizer's codebook.
+    """The image rows of embedding and head start as random projections of the image tokenizer's codebook.
 
-    Otherwise all codes begin unrelated, and a model has to learn from data which of them are neighbours. Measured on
+    Otherwise all codes start unrelated, and a model has to learn from data which of them are neighbours. Measured on
     easy-VQA: docs/log.md, 2026-11-24.
     """
 
@@ -28,7 +28,7 @@ class CodebookInitConfig:
     head: bool = True
 
 
-def begin_with_codebook(
+def init_from_codebook(
     model: UnifiedModel, space: TokenSpace, tokenizer: ImageTokenizer, config: CodebookInitConfig
 ) -> None:
     """Overwrite the image rows, which keep the size (standard deviation) of the usual start."""
@@ -50,8 +50,8 @@ def projected(vectors: Tensor, width: int) -> Tensor:
     return normal @ projection
 
 
-def open_beside(folder: Path) -> ImageTokenizer:
-    """The image tokenizer that lies beside the first shards. Raises ValueError where there is none."""
-    if not (folder / "image_tokenizer").is_dir():
+def open_beside(folder: Path | None) -> ImageTokenizer:
+    """The image tokenizer of a folder of tokenizers. Raises ValueError where there is none."""
+    if folder is None or not (folder / "image_tokenizer").is_dir():
         raise ValueError(f"codebook_init needs the image tokenizer, and {folder} holds no image_tokenizer folder")
     return ImageTokenizer.open(folder / "image_tokenizer")
