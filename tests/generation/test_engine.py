@@ -16,8 +16,8 @@ from tests.oracles.tiny import tiny_config, tiny_space, tiny_model
 from tokenizers_vq.layout import GridLayout
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import Engine
-from unimodal.generation.forward import EagerForward, StaticForward, StreamedForward
-from unimodal.generation.grammar import check_spans
+from unimodal.generation.forward import EagerForward, StaticForward, MatvecForward
+from unimodal.generation.modality import check_spans
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
@@ -365,7 +365,7 @@ def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSp
 def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, num_kv_heads: int) -> None:
     """Traced whole, but run as it is; one or two rows are streamed, more are packed."""
     decoder, asked = engine(torch.float32, space=space, num_kv_heads=num_kv_heads), mixed_requests(space, 12)
-    steps = StreamedForward(decoder.model, decoder.model, backend="eager")
+    steps = MatvecForward(decoder.model, decoder.model, backend="eager")
     widths: list[int] = []
     function = steps.function
     steps.function = lambda few, tokens, *rest: (widths.append(len(tokens)), function(few, tokens, *rest))[1]
@@ -392,7 +392,7 @@ def test_streamed_steps_when_compiled_are_the_same_function() -> None:
     """Traced only where there is no compiler."""
     how = {} if can_build_for_cpu() else {"backend": "eager"}
     model = tiny_model(max_length=CONTEXT, num_layers=1).requires_grad_(False)
-    steps, eager = StreamedForward(model, model, **how), EagerForward(model)
+    steps, eager = MatvecForward(model, model, **how), EagerForward(model)
     for rows in (1, 2):
         caches = [KVCache(model.config, rows, CONTEXT, torch.float32) for _ in range(2)]
         for position in range(6):

@@ -171,8 +171,8 @@ def test_compiled_steps_are_those_of_the_machine(
     pipeline.save(tmp_path)
     monkeypatch.setattr(forward, "can_build_for_cpu", lambda: True)
     compiled, apart = load(tmp_path, compile=True), load(tmp_path, compile=True, packed=False)
-    assert isinstance(compiled.engine.forward, forward.StreamedForward)
-    assert isinstance(apart.engine.forward, forward.StreamedForward)
+    assert isinstance(compiled.engine.forward, forward.MatvecForward)
+    assert isinstance(apart.engine.forward, forward.MatvecForward)
     assert apart.engine.forward.many.model is apart.model
     monkeypatch.setattr(forward, "can_build_for_cpu", lambda: False)
     without = load(tmp_path, compile=True)
