@@ -195,10 +195,12 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
     if config.vision:
         raise ValueError("BAGEL's ViT has weights under other names, which are not written: this model has a ViT")
     same_positions = flow and (flow.pos_embed_period, flow.axial_rope_max) == (MAX_PERIOD, 0)
-    if not (same_positions and trunk.mixture and trunk.qkv_bias and same_norm):
+    same_heads = trunk.head_dim * trunk.num_heads == trunk.dim and not trunk.tied_head and not trunk.rope.scaling
+    if not (same_positions and trunk.mixture and trunk.qkv_bias and same_norm and same_heads):
         raise ValueError(
             "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps of "
-            f"its other norms, and positions with periods up to {MAX_PERIOD:g} without axial RoPE; this model is {config}"
+            f"its other norms, positions with periods up to {MAX_PERIOD:g} without axial RoPE, heads as wide together as "
+            f"the model, a token head of its own and rotary positions that are not scaled; this model is {config}"
         )
     table, branch = bagel_table(trunk.num_layers), _flow_branch(model)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}

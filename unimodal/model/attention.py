@@ -108,7 +108,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        return self.o_proj(attend_cached(*self.qkv(x, context.rotation), context, self.layer))
+        queries, keys, values = self.qkv(x, context.rotation)
+        return self.o_proj(attend_cached(queries, keys, values, context, self.layer))
 
 
 def attend_cached(queries: Tensor, keys: Tensor, values: Tensor, context: LayerContext, layer: int) -> Tensor:
