@@ -18,9 +18,10 @@ from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, outli
 from tests.oracles import token_documents
 from tests.oracles.tiny import tiny_model
 from tests.oracles.token_documents import BOI, BOS, CODES, EOI, EOS, NULL, PAD, SEP, SPACE, document, read, text, write
+from unimodal.generation.batch_media import media_of
 from unimodal.model.config import FlowConfig
-from unimodal.model.branches.flow import latent_tokens
 from unimodal.model.masks import dense_mask
+from unimodal.model.model import LATENTS
 
 KEPT = LatentTemplateConfig(drop_clean=0.0, drop_codes=0.0, whole=0.0)
 TOLD = TemplateConfig(image_first=0.0, drop_prompt=0.0, drop_image=0.0, shown_image_weight=0.2, latents=KEPT)
@@ -235,7 +236,7 @@ def test_an_outline_knows_its_weight_and_its_noised_latents_before_it_is_built()
 
 def test_documents_packed_in_a_row_have_the_outputs_of_documents_alone() -> None:
     """Through the whole model, latents and all: no document sees another, and positions are its own."""
-    config = FlowConfig(latent_dim=5, side=3, time_channels=8)
+    config = FlowConfig(latent_dim=5, grid_size=3, time_channels=8)
     model = tiny_model(SPACE.vocab_size, flow=config, mixture=True)
     edit = document(image("image", 1), text("request", 8), image("answer", 2), layout="dialogue", task="edit")
     question = document(image("image"), text("question", 8), text("answer", 9), text("question", 9), text("answer", 8))
@@ -245,13 +246,10 @@ def test_documents_packed_in_a_row_have_the_outputs_of_documents_alone() -> None
     sequences = [render(one, SPACE, told, Random(0)) for one, told in chosen]
 
     def features(batch: PackedBatch) -> torch.Tensor:
-        packed = batch.latents
-        media = None
-        if packed is not None and batch.spans is not None:
-            standing = packed.cells[..., 0] >= 0
-            times = torch.where(batch.spans[standing] < 0, 0.7, 0.0).double()
-            places = packed.cells[standing] @ torch.tensor([3, 1])
-            media = latent_tokens(standing, packed.values[standing].double(), times, places)
+        media = media_of(batch)
+        if (clean := media.get(LATENTS)) and batch.spans is not None:
+            times = torch.where(batch.spans.flatten()[clean.index] < 0, 0.7, 0.0).double()
+            media[LATENTS] = clean._replace(values=clean.values.double(), times=times)
         mask = dense_mask(batch.documents, batch.branches, batch.spans)
         return model(batch.tokens, batch.positions, mask, media=media)[0]
 

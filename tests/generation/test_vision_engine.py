@@ -14,8 +14,7 @@ from data_pipelines.batch import collate
 from data_pipelines.outline import Outline
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline
-from unimodal.generation.flow_context import Context, ContextCache, read_prompt, seen_pictures, shown_pictures
-from unimodal.generation.flow_context import clean_latents as clean
+from unimodal.generation.flow_context import Context, ContextCache, clean_media, read_prompt, shown_pictures
 from unimodal.generation.flow_engine import FlowEngine
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.pipeline import Pipeline, load
@@ -58,8 +57,7 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline, mo
             sequence = Outline((), (tuple(context.runs),)).build()
             batch = collate([[sequence]], len(sequence), space)
             mask = dense_mask(batch.documents, batch.branches, batch.spans)
-            media, seen = clean(batch, model), seen_pictures(batch, model)
-            features = model(batch.tokens, batch.positions, mask, media=media, seen=seen)
+            features = model(batch.tokens, batch.positions, mask, media=clean_media(batch, model))
             torch.testing.assert_close(found[row], model.token_head(features[0, -1]), rtol=1e-4, atol=1e-4)
 
 

@@ -11,7 +11,7 @@ Architecture = Literal["llama", "chameleon"]
 
 OUTSIDE = {
     "trunk.embedding.weight": "model.embed_tokens.weight",
-    "trunk.norm.weight": "model.trunk.norm.weight",
+    "trunk.norm.weight": "model.norm.weight",
     "heads.tokens.weight": "lm_head.weight",
 }
 LLAMA_LAYER = {
@@ -43,6 +43,13 @@ def architecture_of(config: ModelConfig) -> Architecture:
         raise ValueError(
             "no class of transformers has a flow branch or a mixture, nor this ViT: `write_bagel` writes BAGEL's layout"
         )
+    if config.trunk.head_dim * config.trunk.num_heads != config.trunk.dim:
+        raise ValueError(
+            f"a model with {config.trunk.num_heads} heads of {config.trunk.head_dim} channels in a width of "
+            f"{config.trunk.dim} is not exported: head_dim is dim / num_heads there"
+        )
+    if config.trunk.rope.scaling is not None:
+        raise ValueError("scaled rotary positions are not exported: this model has rope.scaling")
     if config.trunk.qkv_bias or (config.trunk.qk_norm is not None and config.trunk.qk_norm.kind != "layer"):
         raise ValueError("neither Llama nor Chameleon has biases of queries, keys and values alone, or an RMS QK-norm")
     if config.trunk.qk_norm is None:
