@@ -94,19 +94,16 @@ class WithMeta:
     @property
     def layout(self) -> DocumentLayout:
         """A sample where nothing is said. Raises ValueError for a layout that does not exist."""
-        return cast("DocumentLayout", _known("layout", self.meta.get("layout", "sample"), get_args(DocumentLayout)))
+        layout, known = self.meta.get("layout", "sample"), get_args(DocumentLayout)
+        if layout not in known:
+            raise ValueError(f"the layout of a document is one of {', '.join(known)}, got {layout!r}")
+        return cast("DocumentLayout", layout)
 
     @property
     def task(self) -> DocumentTask | None:
-        """None where it has no task of its own. Raises ValueError for a task that does not exist."""
+        """None where it has none of these; `meta` may say anything else."""
         task = self.meta.get("task")
-        return None if task is None else cast("DocumentTask", _known("task", task, get_args(DocumentTask)))
-
-
-def _known(name: str, value: Any, choices: tuple[str, ...]) -> Any:
-    if value not in choices:
-        raise ValueError(f"the {name} of a document is one of {', '.join(choices)}, got {value!r}")
-    return value
+        return cast("DocumentTask", task) if task in get_args(DocumentTask) else None
 
 
 @dataclass(frozen=True, kw_only=True)

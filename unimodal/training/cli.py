@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -19,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from data_pipelines import datamodule as _datamodules
 from data_pipelines import raw as _raw
+from data_pipelines.old_names import upgrade_config
 from tokenizers_vq import autoencoder_module as _autoencoder_module
 from tokenizers_vq import module as _tokenizer_module
 from unimodal.training import module as _transformer_module
@@ -44,6 +47,17 @@ HARMLESS = (
     r".*overridden `transfer_batch_to_device` in `LightningModule`.*",
     r".*Total length of `DataLoader` across ranks is zero.*",
 )
+
+
+_load_yaml = get_loader("yaml")
+
+
+def load_config(text: str) -> Any:
+    """YAML as jsonargparse reads it, with what earlier versions called otherwise under its present name."""
+    return upgrade_config(_load_yaml(text))
+
+
+set_loader("yaml", load_config, exceptions=(yaml.YAMLError,))
 
 
 class OneLineParser(LightningArgumentParser):
