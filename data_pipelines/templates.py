@@ -106,9 +106,7 @@ class Formatter:
             return self._image_first(images, segments, random)
         return self._text_first(images[0], segments, random)
 
-    def _image_first(
-        self, images: Sequence[TokenSegment], segments: Sequence[TokenSegment], random: Random
-    ) -> Outline:
+    def _image_first(self, images: Sequence[TokenSegment], segments: Sequence[TokenSegment], random: Random) -> Outline:
         specials = self.space.specials
         trunk = [single(specials.bos, 0)]
         whole = self.form.whole(random)

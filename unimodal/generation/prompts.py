@@ -15,8 +15,8 @@ from data_pipelines.documents import to_rgb
 from data_pipelines.images import ImagePolicy, resize_to_patches, to_image, to_tensor
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
-from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.layout import nearest_size
+from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import ImageSpan, TokenSpace
 from unimodal.generation.requests import Finish
