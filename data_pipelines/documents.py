@@ -81,8 +81,8 @@ class ImageSegment:
 Segment = TextSegment | ImageSegment
 
 DocumentLayout = Literal["sample", "dialogue", "interleaved"]
-"""`sample` is a picture with captions, questions and answers; in a `dialogue` the order itself is the content (request,
-image, question, answer, request, image); `interleaved` is text and images as a page has them, all of it to be learnt."""
+"""`sample` is a picture with captions, questions and answers. In a `dialogue` the order itself is the content (request,
+image, question, answer, request, image). `interleaved` is text and images as a page has them, all of it learnt."""
 DocumentTask = Literal["edit", "riddle"]
 
 

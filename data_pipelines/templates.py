@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from data_pipelines.forms.form import PictureForm
+from data_pipelines.forms.form import PictureForm, ShownForm
 from data_pipelines.forms.latents import LatentTemplateConfig
 from data_pipelines.forms.registry import DRAWN, SEEN, DrawnAs, SeenAs, picture_form
 from data_pipelines.outline import Outline, Rendered, Run, single
@@ -177,7 +177,7 @@ class Formatter:
         ]
         return Outline((single(self.space.specials.bos, 0),), (*blocks, (*last, *self._end(last))))
 
-    def _turn(self, segment: TokenSegment, form: PictureForm, *, followed: bool) -> tuple[Run, ...]:
+    def _turn(self, segment: TokenSegment, form: ShownForm, *, followed: bool) -> tuple[Run, ...]:
         """A segment of a dialogue; what is no answer is always followed, by its answer."""
         if segment.role == "answer":
             weight = self.config.drawn_image_weight if segment.kind == "image" else 1.0

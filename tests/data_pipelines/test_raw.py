@@ -88,7 +88,8 @@ def test_media_that_are_made_while_loading_are_those_of_a_shard(
     for data in (shards, raw):
         data.setup("fit")
     batches = [list(islice(data.train_dataloader(), 8)) for data in (shards, raw)]
-    assert all_equal(*batches) and raw.spec.media == shards.spec.media
+    assert all_equal(*batches, atol=1e-3), "latents are encoded one by one here, and rounded to float16"
+    assert raw.spec.media == shards.spec.media
     assert all("latents" in batch.media for batch in batches[1])
     assert all(("patches" in batch.media) == (seen == "patches") for batch in batches[1])
 
@@ -135,7 +136,7 @@ def test_loader_processes_begin_as_forks_wherever_python_would_rather_not(
 
 
 def test_the_flow_branch_without_an_autoencoder_is_refused(folder: Path) -> None:
-    templates = TemplateConfig(latents=LatentTemplateConfig())
+    templates = TemplateConfig(drawn="latents")
     data = RawDataModule("imagefolder", folder / "shards", folder / "pictures", stream=STREAM, templates=templates)
     with pytest.raises(ValueError, match=r"needs .*shards/autoencoder, which is not there: tokenize"):
         data.setup("fit")

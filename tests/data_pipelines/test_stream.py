@@ -46,25 +46,24 @@ def numbers(rows: Iterable[Sequence[Any]]) -> list[int]:
     return [int((s.ids[1] - 10) * 50 + s.ids[2] - 10) for row in rows for s in row]
 
 
-def equal(a: PackedBatch, b: PackedBatch) -> bool:
-    """In every field, media among them."""
+def equal(a: PackedBatch, b: PackedBatch, atol: float = 0.0) -> bool:
+    """In every field, media among them, whose values may differ by `atol`."""
     names = [field.name for field in dataclasses.fields(PackedBatch) if field.name not in ("spans", "media")]
     pairs = [(getattr(a, name), getattr(b, name)) for name in names]
-    if a.spans is not None and b.spans is not None:
+    if a.media.keys() != b.media.keys() or (a.spans is None) != (b.spans is None):
+        return False
+    if a.spans is not None:
         pairs.append((a.spans, b.spans))
     for name, packed in a.media.items():
         other = b.media[name]
-        pairs += [(getattr(packed, part), getattr(other, part)) for part in PARTS]
-    same_kinds = a.media.keys() == b.media.keys() and (a.spans is None) == (b.spans is None)
-    same_grids = all(a.media[name].grids == b.media[name].grids for name in a.media)
-    return same_kinds and same_grids and all(torch.equal(one, two) for one, two in pairs)
+        pairs += [(getattr(packed, part), getattr(other, part)) for part in ("index", "row_col", "spans", "weights")]
+        if packed.grids != other.grids or (packed.values.float() - other.values.float()).abs().max() > atol:
+            return False
+    return all(torch.equal(one, two) for one, two in pairs)
 
 
-PARTS = ("index", "values", "row_col", "spans", "weights")
-
-
-def all_equal(a: Sequence[PackedBatch], b: Sequence[PackedBatch]) -> bool:
-    return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+def all_equal(a: Sequence[PackedBatch], b: Sequence[PackedBatch], atol: float = 0.0) -> bool:
+    return len(a) == len(b) and all(equal(x, y, atol) for x, y in zip(a, b, strict=True))
 
 
 def stream(config: StreamConfig = CONFIG, **options: Any) -> PackedStream:
