@@ -17,7 +17,7 @@ MAX_IMAGE_PIXELS = 64_000_000
 TEXT_ROLES = ("text", "caption", "request", "question", "answer")
 IMAGE_ROLES = ("image", "answer")
 THINKING = "think, then draw: "
-"""How a request begins that wants a plan in words before the picture (unimodal/generation/thinking.py)."""
+"""How a request starts that wants a plan in words before the picture (unimodal/generation/thinking.py)."""
 
 
 class DamagedSample(ValueError):

@@ -17,7 +17,7 @@ from tokenizers_vq.token_space import FixedLayout, TokenSpace
 KeyedSegments = Sequence[tuple[str, TokenSegment]]
 
 
-def check_ids(documents: Sequence[TokenDocument], space: TokenSpace) -> None:
+def check_documents(documents: Sequence[TokenDocument], space: TokenSpace) -> None:
     """Raises ValueError, naming the document, for an id outside its range and an image that is none of the layout."""
     for document in documents:
         _check_layout(document)

@@ -83,7 +83,7 @@ def test_wrong_mixtures_are_refused_in_one_line() -> None:
     for weights, second in (((1, -1), None), ((0, 0), None), ((1, 1), (1,))):
         with pytest.raises(ValueError, match="weights are not negative, not all 0, and as many in both stages"):
             MixtureConfig(weights=weights, second_weights=second)
-    with pytest.raises(ValueError, match=r"the second stage begins in \(0, 1\] of the run, got"):
+    with pytest.raises(ValueError, match=r"the second stage starts in \(0, 1\] of the run, got"):
         MixtureConfig(weights=(1,), second_from=0)
     with pytest.raises(ValueError, match="when_dry is 'repeat' or 'stop', got 'shrug'"):
         MixtureConfig(weights=(1,), when_dry="shrug")  # pyright: ignore[reportArgumentType]

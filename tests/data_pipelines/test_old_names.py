@@ -20,7 +20,7 @@ from data_pipelines.images import cut_patches
 from data_pipelines.old_names import upgrade_config, upgrade_manifest, upgrade_templates
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.format import DamagedShard, Manifest
-from data_pipelines.shards.parts import Parts
+from data_pipelines.shards.parts import JobParts
 from data_pipelines.shards.reader import open_manifest, read_all
 from data_pipelines.templates import TemplateConfig
 from tests.oracles.tiny import tiny_shards
@@ -229,7 +229,7 @@ def test_a_run_is_configured_by_a_yaml_of_an_earlier_version(tmp_path: Path) -> 
 
 
 def test_a_part_of_an_interrupted_job_of_an_earlier_version_counts(tmp_path: Path) -> None:
-    parts = Parts(tmp_path, {"recipe": 1})
+    parts = JobParts(tmp_path, {"recipe": 1})
     skipped = [{"name": "k3", "copy": 0, "reason": "a broken picture"}]
     (tmp_path / "parts" / "000000.json").write_text(json.dumps({"entry": None, "left_out": skipped}))
     found = parts.finished(0)

@@ -24,14 +24,14 @@ def asked(index: int) -> TokenDocument:
     return TokenDocument(key=str(index), segments=(image(1, 2, 3, 4), *captions, *pairs))
 
 
-def formatted(rows: int, sources: int = 1, **changes: Any) -> dict[DocumentPart, list[int]]:
+def formatted(num_rows: int, sources: int = 1, **changes: Any) -> dict[DocumentPart, list[int]]:
     """The ids of every part of the first rows of a plan that repeats its documents."""
     config = StreamConfig(**{"length": 48, "rows": 2, "window": 8, "seed": 3, **changes})
     documents = [Documents([[asked(index) for index in range(NUMBER)]]) for _ in range(sources)]
     plan = Plan(documents, SPACE, TEMPLATES, config, MixtureConfig(weights=(1.0,) * sources))
     return {
         part: outline.build().ids.tolist()
-        for row, outlines in plan.take(rows)
+        for row, outlines in plan.take(num_rows)
         for part, outline in zip(row, outlines, strict=True)
     }
 

@@ -62,7 +62,7 @@ def equal(a: PackedBatch, b: PackedBatch, atol: float = 0.0) -> bool:
     return all(torch.equal(one, two) for one, two in pairs)
 
 
-def all_equal(a: Sequence[PackedBatch], b: Sequence[PackedBatch], atol: float = 0.0) -> bool:
+def all_equal(a: Sequence[PackedBatch], b: Sequence[PackedBatch], *, atol: float = 0.0) -> bool:
     return len(a) == len(b) and all(equal(x, y, atol) for x, y in zip(a, b, strict=True))
 
 
