@@ -93,8 +93,8 @@ def test_what_was_drawn_stands_in_the_context_as_a_clean_copy_and_codes(
         clean, codes = after.runs[len(before.runs) :]
         start = decoded.ids.index(specials.boi)
         assert codes.ids.tolist() == decoded.ids[start : start + space.layout.span]
-        assert clean.latents is not None and not clean.noised
-        pixels, _ = pipeline._read(torch.from_numpy(clean.latents)[None])
+        assert clean.media is not None and (clean.media.name, clean.media.state) == ("latents", "clean")
+        pixels, _ = pipeline._read(torch.from_numpy(clean.media.values)[None])
         torch.testing.assert_close(pixels[0], decoded.pictures[0])
     assert drawn, "no seed draws and goes on"
 
@@ -166,21 +166,15 @@ def test_the_cached_context_gives_the_velocities_of_the_whole_sequence(pipeline:
 
 
 def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, time: float) -> torch.Tensor:
-    import numpy as np
-
     from data_pipelines.batch import collate
-    from data_pipelines.outline import Outline, Run
-    from unimodal.generation.batch_media import media_of
-    from unimodal.model.model import LATENTS
+    from data_pipelines.outline import Outline, RunMedia, media_run
 
     model, space = pipeline.model, pipeline.token_space
-    filler = [space.specials.boi, *[space.specials.pad] * 4, space.specials.eoi]
-    drawn = Run(np.array(filler), 0.0, latents.view(2, 2, 3).numpy(), noised=True)
+    drawn = media_run(RunMedia(LATENTS, latents.view(2, 2, 3).numpy(), "noised"), space, 0.0)
     sequence = Outline((), ((*context.runs, drawn),)).build()
     batch = collate([[sequence]], len(sequence), space)
-    assert batch.spans is not None
-    clean = media_of(batch)[LATENTS]
-    media = clean._replace(times=torch.where(batch.spans.flatten()[clean.index] < 0, time, 0.0))
+    packed = batch.media[LATENTS]
+    media = media_tokens(packed)._replace(times=torch.where(packed.spans < 0, time, 0.0))
     mask = dense_mask(batch.documents, batch.branches, batch.spans)
     features = model(batch.tokens, batch.positions, mask, media={LATENTS: media})
     return velocity(model, features, media)[-4:]
@@ -193,7 +187,7 @@ def test_contexts_of_guidance_lose_the_words_or_everything(pipeline: Pipeline) -
     nothing = without_words(context, space, pictures=False)
     assert [token for run in nothing.runs for token in run.ids] == [specials.bos, specials.null, specials.sep]
     pictures = without_words(context, space, pictures=True)
-    assert [run.latents is not None for run in pictures.runs] == [False, False, True, False, True, False, False]
+    assert [run.media is not None for run in pictures.runs] == [False, False, True, False, True, False, False]
     assert pictures.position == 3 + 2 * (1 + space.layout.span)
 
 

@@ -12,7 +12,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Lla
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
-from tokenizers_vq.text import FILE_NAME as TOKENIZER_FILE
+from tokenizers_vq.text import TOKENIZER_FILE
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, open_tokenizers
 from unimodal.interop.configs import their_shape
