@@ -31,13 +31,13 @@ from unimodal.generation.forward import compiled_forward
 from unimodal.generation.guidance import GuidanceConfig, null_context
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.interop.export import to_llama
-from unimodal.model.config import TransformerConfig
-from unimodal.model.packed import packed
-from unimodal.model.transformer import Transformer
+from unimodal.model.config import ModelConfig
+from unimodal.model.inference.prepacked import packed
+from unimodal.model.model import UnifiedModel
 
 LAYOUT = FixedLayout(rows=16, columns=16)
 SPACE = TokenSpace(text_size=8192, text_hash="", codebook_size=8192, image_hash="", layout=LAYOUT)
-SHAPE = TransformerConfig(
+SHAPE = ModelConfig(
     vocab_size=SPACE.vocab_size,
     dim=768,
     num_layers=12,
@@ -76,12 +76,12 @@ class Model:
     def make(cls, dtype: torch.dtype) -> Model:
         """Random weights; a random model's answers are as long as they are allowed to be."""
         torch.manual_seed(0)
-        transformer = Transformer(SHAPE).eval().requires_grad_(False)
-        llama: Any = to_llama(transformer)
+        model = UnifiedModel(SHAPE).eval().requires_grad_(False)
+        llama: Any = to_llama(model)
         llama = llama.to(dtype)
         llama.generation_config.update(eos_token_id=None, pad_token_id=SPACE.specials.pad)
-        ready = packed(transformer.to(dtype))
-        return cls(Engine(ready, SPACE, compiled_forward(transformer, ready)), llama, dtype)
+        ready = packed(model.to(dtype))
+        return cls(Engine(ready, SPACE, compiled_forward(model, ready)), llama, dtype)
 
 
 def prompt(random: Random, length: int) -> list[int]:
@@ -198,7 +198,7 @@ def bytes_a_token(model: Model, length: int) -> int:
     """What one token of a single row has to read: all matrices, and the keys and values of `length` positions."""
     size = torch.finfo(model.dtype).bits // 8
     cache = 2 * SHAPE.num_layers * SHAPE.num_kv_heads * SHAPE.head_dim * length
-    return size * (Transformer(SHAPE).num_parameters() + cache)
+    return size * (UnifiedModel(SHAPE).num_parameters() + cache)
 
 
 def line(name: str, unit: str, pair: Sequence[float], runs: int, model: Model) -> None:

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from unimodal.model.attention import Attention, Rotation
 from unimodal.model.block import PreNormBlock, run_block
-from unimodal.model.config import TransformerConfig
+from unimodal.model.config import ModelConfig
 from unimodal.model.kernels import attend
 from unimodal.model.masks import Mask, as_bias
+from unimodal.model.model import UnifiedModel
 from unimodal.model.rope import rotate
-from unimodal.model.transformer import Transformer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not see its neighbours otherwise
 from benchmarks.train_step import Data, Step, config_of, sized_parser, tell
@@ -46,10 +46,10 @@ class PlainBlock(PreNormBlock):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class PlainTransformer(Transformer):
+class PlainTransformer(UnifiedModel):
     """The discrete trunk and nothing else: Llama's layers with QK-norm, written out for training alone."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         for block in self.blocks:
             block.__class__ = PlainBlock
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     config = config_of(options)
-    plain, model = PlainTransformer(config), Transformer(config)
+    plain, model = PlainTransformer(config), UnifiedModel(config)
     model.load_state_dict(copy.deepcopy(plain.state_dict()))
     batches = Data.make(options.length, options.rows).batches
     eager = [Step(copy.deepcopy(each), compile=False) for each in (model, plain)]

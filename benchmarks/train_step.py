@@ -31,10 +31,10 @@ from data_pipelines.shards import TokenDocument, TokenSegment
 from data_pipelines.stream import epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
-from unimodal.model.compiling import compiled_features
-from unimodal.model.config import TransformerConfig
+from unimodal.model.config import ModelConfig
+from unimodal.model.inference.compiling import compiled_features
 from unimodal.model.masks import dense_mask
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 from unimodal.training.losses import next_token_losses
 from unimodal.training.optim import MuonConfig, build_optimizer
 from unimodal.training.precision import matmul_dtype
@@ -72,7 +72,7 @@ def synthetic_documents(number: int, seed: int = 0) -> list[TokenDocument]:
 class Step:
     """One training step at a time, as Lightning composes it from the module."""
 
-    def __init__(self, model: Transformer, *, compile: bool) -> None:
+    def __init__(self, model: UnifiedModel, *, compile: bool) -> None:
         self.model = model
         self.features: Callable[..., Tensor] = compiled_features(model) if compile else model.features
         self.optimizer = build_optimizer(model, MuonConfig())
@@ -139,7 +139,7 @@ class Found:
     steps: dict[str, float]
 
 
-def measure(model: Transformer, data: Data, rounds: int) -> Found:
+def measure(model: UnifiedModel, data: Data, rounds: int) -> Found:
     """Matmul and steps in turn."""
     batches = itertools.cycle(data.batches)
     steps = {name: Step(model, compile=name == "compiled") for name in ("eager", "compiled")}
@@ -188,7 +188,7 @@ def _part(event: Any) -> str:
     return "matmul" if own_name in MATRIX_PRODUCTS else "elementwise and the rest"
 
 
-def report(found: Found, model: Transformer, data: Data, options: argparse.Namespace) -> dict[str, Any]:
+def report(found: Found, model: UnifiedModel, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     """Tell the details on stderr; returns the line for stdout, about compiled steps with the making of their data."""
     tokens = options.rows * options.length
     flops = tokens * model.flops_per_token(options.length)
@@ -230,9 +230,9 @@ def sized_parser(about: str | None, **sizes: int) -> argparse.ArgumentParser:
     return parser
 
 
-def config_of(options: argparse.Namespace) -> TransformerConfig:
+def config_of(options: argparse.Namespace) -> ModelConfig:
     """The transformer that the sizes ask for."""
-    return TransformerConfig(
+    return ModelConfig(
         vocab_size=SPACE.vocab_size,
         dim=options.dim,
         num_layers=options.layers,
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     options = parse(arguments)
     torch.manual_seed(0)
-    model = Transformer(config_of(options))
+    model = UnifiedModel(config_of(options))
     data = Data.make(options.length, options.rows)
     tell(f"{model.num_parameters():,} parameters without the embedding, {options.rows} rows of {options.length} tokens")
     line = report(measure(model, data, options.rounds), model, data, options)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.documents import ImageSegment
 from data_pipelines.failures import FailureLog
+from data_pipelines.forms.form import REMEDIES
 from data_pipelines.image_stream import ImageStream
 from data_pipelines.images import ImagePolicy, to_tensor
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.documents import Documents, Keyed
-from data_pipelines.shards.format import Manifest, ShardEntry, TokenDocument
+from data_pipelines.shards.format import Manifest, TokenDocument
 from data_pipelines.shards.reader import Shard, open_manifest
 from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
 from data_pipelines.sources.registry import open_source
+from data_pipelines.spec import DataSpec, FolderTotals
 from data_pipelines.stream import PackedStream, epoch_batches
 from data_pipelines.templates import TemplateConfig
+from tokenizers_vq.media import MediaSpec, PatchSpec
 from tokenizers_vq.token_space import TokenSpace
 
 
@@ -70,7 +73,7 @@ class ImageDataModule(L.LightningDataModule):
         source = open_source(self.source, path=self.path, split=self.split, failures=failures, **self.source_options)
         images = []
         for document in source.documents():
-            if document.meta.get("layout") == "dialogue":
+            if document.layout == "dialogue":
                 continue  # made of the pictures of other documents
             for segment in document.segments:
                 if isinstance(segment, ImageSegment):
@@ -116,36 +119,11 @@ def _as_bytes(segment: ImageSegment, policy: ImagePolicy) -> Tensor:
     return ((pixels + 1) * 127.5).round().to(torch.uint8)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FolderTotals:
-    """What a folder of shards holds, held-out documents included."""
-
-    name: str
-    documents: int
-    text_tokens: int
-    image_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """Of both kinds."""
-        return self.text_tokens + self.image_tokens
-
-    @classmethod
-    def of(cls, name: str, entries: Sequence[ShardEntry]) -> FolderTotals:
-        """The sums over a manifest's shards."""
-        return cls(
-            name=name,
-            documents=sum(entry.documents for entry in entries),
-            text_tokens=sum(entry.text_tokens for entry in entries),
-            image_tokens=sum(entry.image_tokens for entry in entries),
-        )
-
-
 class TokenDataModule(L.LightningDataModule):
     """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out.
 
     shards: folders, or addresses that fsspec knows (s3://, hf://, ...), of which a copy is kept in `cache`.
-    mixture: how often each folder has its turn; None takes every document of all folders once an epoch.
+    mixture: how often each folder is drawn from; None takes every document of all folders once an epoch.
     """
 
     def __init__(
@@ -164,45 +142,63 @@ class TokenDataModule(L.LightningDataModule):
         self.shards, self.mixture, self.cache = [str(folder) for folder in shards], mixture, cache
         self.stream, self.templates = stream or StreamConfig(), templates or TemplateConfig()
         self.validation_share, self.num_workers = validation_share, num_workers
-        self.space: TokenSpace | None = None
-        self.autoencoder: dict[str, Any] | None = None
-        """What the manifests say of the autoencoder whose latents lie beside the ids; None where there are none."""
-        self.patches: dict[str, int] | None = None
-        """What they say of the pixels that a ViT sees; None where there are none."""
-        self.folders: list[Path] = []
-        self.totals: list[FolderTotals] = []
         self.train_sources: list[Documents] = []
         self.val_documents = Documents([])
+        self._spec: DataSpec | None = None
+
+    @property
+    def spec(self) -> DataSpec:
+        """What the data is, once it was set up."""
+        if self._spec is None:
+            raise ValueError("call setup first")
+        return self._spec
 
     def setup(self, stage: str) -> None:
         """Open and verify the shards once."""
         del stage
         if self.train_sources:
             return
-        opened: list[list[Shard]] = []
-        for address in self.shards:
-            folder = local_folder(address, self.cache)
-            self.folders.append(folder)
-            manifest = open_manifest(folder)
-            space = TokenSpace.from_dict(manifest.token_space)
-            if self.space is not None:
-                self.space.check_same(space, self.shards[0], address)
-            self.space = space
-            self._check_copies(manifest, address)
-            self.totals.append(FolderTotals.of(address, manifest.shards))
-            opened.append([Shard(folder, entry, space) for entry in manifest.shards])
-        if self.space is None:
+        if not self.shards:
             raise ValueError("name at least one folder of token shards")
+        folders = [local_folder(address, self.cache) for address in self.shards]
+        manifests = [open_manifest(folder) for folder in folders]
+        space, media = manifests[0].space, self._checked_media(manifests[0], self.shards[0])
+        for address, manifest in zip(self.shards[1:], manifests[1:], strict=True):
+            space.check_same(manifest.space, self.shards[0], address)
+            for name, spec in self._checked_media(manifest, address).items():
+                if spec != media[name]:
+                    raise ValueError(f"{self.shards[0]} and {address} hold {name} that were not made alike")
+        opened = [
+            [Shard(folder, entry, manifest) for entry in manifest.shards]
+            for folder, manifest in zip(folders, manifests, strict=True)
+        ]
         groups = opened if self.mixture else [[shard for shards in opened for shard in shards]]
-        self.train_sources = [self.side(shards, held_out=False) for shards in groups]
-        self.val_documents = self.side([shard for shards in opened for shard in shards], held_out=True)
+        self.train_sources = [self.split_documents(shards, held_out=False) for shards in groups]
+        self.val_documents = self.split_documents([shard for shards in opened for shard in shards], held_out=True)
+        totals = [FolderTotals.of(address, m.shards) for address, m in zip(self.shards, manifests, strict=True)]
+        self.describe(space, media, folders[0], totals)
+
+    def describe(
+        self, space: TokenSpace, media: Mapping[str, MediaSpec], tokenizers: Path, totals: Sequence[FolderTotals] = ()
+    ) -> None:
+        """Make the spec, once documents are there."""
+        self._spec = DataSpec(
+            space=space,
+            media=media,
+            tokenizers=tokenizers,
+            ends=self.mixture is not None and self.mixture.when_dry == "stop",
+            held_out=self.val_documents,
+            totals=totals,
+            mixture=self.mixture,
+            batch_tokens=self.stream.rows * self.stream.length,
+        )
 
     def train_dataloader(self) -> StatefulDataLoader[PackedBatch]:
         """Packed batches with an exact position, without end unless the mixture says so."""
         rank, world_size = _rank(self.trainer)
         stream = PackedStream(
             self.train_sources,
-            self._space,
+            self.spec.space,
             self.templates,
             self.stream,
             self.mixture,
@@ -225,32 +221,24 @@ class TokenDataModule(L.LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def side(self, shards: Sequence[Keyed], *, held_out: bool) -> Documents:
+    def split_documents(self, shards: Sequence[Keyed], *, held_out: bool) -> Documents:
         """The documents of some shards that are trained on, or those that are held out."""
         share = self.validation_share
         chosen = [[i for i, key in enumerate(s.keys) if _held_out(key, share) == held_out] for s in shards]
         return Documents(shards, chosen)
 
-    def _check_copies(self, manifest: Manifest, address: str) -> None:
-        """That the folder has the latents and pixels that the templates ask for, and the same as the others."""
-        if self.templates.latents is None:
-            return
-        if manifest.autoencoder is None:
-            raise ValueError(f"{address} holds no latents to train the flow branch on: tokenize with --autoencoder")
-        if self.totals and manifest.autoencoder != self.autoencoder:
-            raise ValueError(f"{self.shards[0]} and {address} hold latents of different autoencoders")
-        self.autoencoder = manifest.autoencoder
-        if (patch := self.templates.vit_patch) is None:
-            return
-        if manifest.patches is None or manifest.patches["patch"] != patch:
-            found = "none" if manifest.patches is None else f"those for patches of {manifest.patches['patch']}"
-            raise ValueError(
-                f"a ViT with patches of {patch} pixels is asked for, and {address} holds {found}: tokenize with "
-                f"--patch {patch}"
-            )
-        if self.totals and manifest.patches != self.patches:
-            raise ValueError(f"{self.shards[0]} and {address} hold pixels for a ViT by different policies")
-        self.patches = manifest.patches
+    def _checked_media(self, manifest: Manifest, address: str) -> dict[str, MediaSpec]:
+        """The media that the templates need. Raises ValueError, with the remedy, where a folder does not hold them."""
+        for name in self.templates.media:
+            if name not in manifest.media:
+                raise ValueError(f"{address} holds no {name}, which the templates need: {REMEDIES[name]}")
+            sizing, size = manifest.media[name].sizing, self.templates.patch_size
+            if isinstance(sizing, PatchSpec) and size not in (None, sizing.size):
+                raise ValueError(
+                    f"a ViT with patches of {size} pixels is asked for, and {address} holds those for patches of "
+                    f"{sizing.size}: tokenize with --patch {size}"
+                )
+        return {name: manifest.media[name] for name in self.templates.media}
 
     def _second_stage_round(self) -> float:
         if self.mixture is None or self.mixture.second_weights is None:
@@ -262,20 +250,14 @@ class TokenDataModule(L.LightningDataModule):
     def _fixed(self, documents: Sequence[TokenDocument]) -> DataLoader[PackedBatch]:
         config = replace(self.stream, seed=0)
         batches: list[Any] = [
-            collate(rows, config.length, self._space)
-            for rows in epoch_batches(documents, self._space, self.templates, config)
+            collate(rows, config.length, self.spec.space)
+            for rows in epoch_batches(documents, self.spec.space, self.templates, config)
         ]
         return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
 
-    @property
-    def _space(self) -> TokenSpace:
-        if self.space is None:
-            raise ValueError("call setup first")
-        return self.space
-
 
 def _held_out(key: str, share: float) -> bool:
-    """Copies of a document (key, key+1, ...) fall on the same side."""
+    """Copies of a document (key, key+1, ...) belong to the same split."""
     digest = hashlib.sha256(key.split("+")[0].encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,7 +17,7 @@ MAX_IMAGE_PIXELS = 64_000_000
 TEXT_ROLES = ("text", "caption", "request", "question", "answer")
 IMAGE_ROLES = ("image", "answer")
 THINKING = "think, then draw: "
-"""How a request begins that wants a plan in words before the picture (unimodal/generation/thinking.py)."""
+"""How a request starts that wants a plan in words before the picture (unimodal/generation/thinking.py)."""
 
 
 class DamagedSample(ValueError):
@@ -80,16 +80,38 @@ class ImageSegment:
 
 Segment = TextSegment | ImageSegment
 
+DocumentLayout = Literal["sample", "dialogue", "interleaved"]
+"""`sample` is a picture with captions, questions and answers. In a `dialogue` the order itself is the content (request,
+image, question, answer, request, image). `interleaved` is text and images as a page has them, all of it learnt."""
+DocumentTask = Literal["edit", "riddle"]
+
+
+class WithMeta:
+    """What templates and tokenization read of a document's `meta`; nothing else reads these two keys."""
+
+    meta: Mapping[str, Any]
+
+    @property
+    def layout(self) -> DocumentLayout:
+        """A sample where nothing is said. Raises ValueError for a layout that does not exist."""
+        layout, known = self.meta.get("layout", "sample"), get_args(DocumentLayout)
+        if layout not in known:
+            raise ValueError(f"the layout of a document is one of {', '.join(known)}, got {layout!r}")
+        return cast("DocumentLayout", layout)
+
+    @property
+    def task(self) -> DocumentTask | None:
+        """None where it has none of these; `meta` may say anything else."""
+        task = self.meta.get("task")
+        return cast("DocumentTask", task) if task in get_args(DocumentTask) else None
+
 
 @dataclass(frozen=True, kw_only=True)
-class Document:
+class Document(WithMeta):
     """Text and pictures in reading order.
 
     A picture with its caption and question/answer pairs is one document: image, caption, question, answer,
-    question, answer ... Templates make training sequences of it. `meta` is kept beside the tokens as JSON;
-    `meta["layout"]` is `"sample"` for such a document, `"dialogue"` when the order itself is the content
-    (request, image, question, answer, request, image), and `"interleaved"` when it is text and images as a page has
-    them, all of it to be learnt.
+    question, answer ... Templates make training sequences of it. `meta` is kept beside the tokens as JSON.
     """
 
     key: str

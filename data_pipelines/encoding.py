@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,31 +15,29 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
-from data_pipelines.images import Augmentation, ImagePolicy, PatchPolicy, augment, stackable, to_tensor
+from data_pipelines.images import Augmentation, ImagePolicy, augment, stackable, to_tensor
+from data_pipelines.media_makers import IMAGES_AT_ONCE, MediaMaker
 from data_pipelines.shards.format import TokenDocument, TokenSegment
 from tokenizers_vq.image_tokenizer import ImageTokenizer
-from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
-IMAGES_AT_ONCE = 256
-Copy = tuple[Document, int]
+DocumentCopy = tuple[Document, int]
 """A document, and which of its copies: 0 is the document as it is, the others have augmented pictures."""
 
 
 class Picture(NamedTuple):
-    """`pixels` (3, H, W) in [-1, 1] for the tokenizers, and with a policy `seen` uint8 (H, W, 3) for a ViT."""
+    """`pixels` (3, H, W) in [-1, 1] for the image tokenizer, and by name what media are made of."""
 
     pixels: Tensor
-    seen: np.ndarray | None = None
+    media: dict[str, Any]
 
 
 class Encoded(NamedTuple):
-    """A picture's ids between boi and eoi, its latents (R, K, C) where there is an autoencoder, and what a ViT sees."""
+    """A picture's ids between boi and eoi, and its media (R, K, C) by name."""
 
     body: np.ndarray
-    latents: np.ndarray | None
-    seen: np.ndarray | None
+    media: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,29 +50,31 @@ class Encoder:
     policy: ImagePolicy
     augmentations: tuple[Augmentation, ...]
     seed: int
-    autoencoder: LatentAutoencoder | None = None
-    patches: PatchPolicy | None = None
+    media: Sequence[MediaMaker] = field(default=())
 
-    def read(self, item: Copy) -> list[Picture] | DamagedSample:
+    def read(self, item: DocumentCopy) -> list[Picture] | DamagedSample:
         """The document's pictures; what is wrong with them is returned, not raised."""
         document, copy = item
-        alike = document.meta.get("task") == "edit"  # an answer is right for the shown picture as it was augmented
+        together = document.task == "edit"  # an answer is right for the shown picture as it was augmented
         try:
             return [
-                self._picture(document.key, copy, 0 if alike else index, segment)
+                self._picture(document.key, copy, 0 if together else index, segment)
                 for index, segment in enumerate(document.segments)
                 if isinstance(segment, ImageSegment)
             ]
         except DamagedSample as error:
             return error
 
-    def encode(self, batch: Sequence[Copy], read: Sequence[list[Picture]]) -> list[TokenDocument]:
+    def encode(self, batch: Sequence[DocumentCopy], read: Sequence[list[Picture]]) -> list[TokenDocument]:
         """Documents with their pictures -> token documents."""
-        given = [picture for of_document in read for picture in of_document]
-        pictures = [picture.pixels for picture in given]
-        bodies = image_bodies(pictures, self.image, self.space)
-        latents = image_latents(pictures, self.autoencoder) if self.autoencoder else [None] * len(pictures)
-        images = map(Encoded, bodies, latents, [picture.seen for picture in given])
+        pictures = [picture for of_document in read for picture in of_document]
+        bodies = image_bodies([picture.pixels for picture in pictures], self.image, self.space)
+        media: list[dict[str, np.ndarray]] = [{} for _ in pictures]
+        for maker in self.media:
+            name = maker.spec.name
+            for own, values in zip(media, maker.make([picture.media[name] for picture in pictures]), strict=True):
+                own[name] = values
+        images = map(Encoded, bodies, media)
         return [self._document(document, copy, images) for document, copy in batch]
 
     def _picture(self, key: str, copy: int, index: int, segment: ImageSegment) -> Picture:
@@ -84,10 +84,12 @@ class Encoder:
             return augment(picture, self.augmentations, Random(f"{self.seed}-{key}-{copy}-{index}"))
 
         picture = segment.open()
-        if self.patches is None:
-            return Picture(to_tensor(varied(self.policy.apply(picture, segment.role))))
-        picture = varied(picture)  # once, before it is sized in two ways, so that a ViT sees what the others see
-        return Picture(to_tensor(self.policy.apply(picture, segment.role)), self.patches.apply(picture))
+        if any(maker.reads_original for maker in self.media):
+            picture = varied(picture)  # once, before it is sized in two ways, so that all see the same variant
+            pixels = to_tensor(self.policy.apply(picture, segment.role))
+        else:
+            pixels = to_tensor(varied(self.policy.apply(picture, segment.role)))
+        return Picture(pixels, {maker.spec.name: maker.read(picture, pixels) for maker in self.media})
 
     def _document(self, document: Document, copy: int, images: Iterator[Encoded]) -> TokenDocument:
         segments = tuple(self._segment(segment, images) for segment in document.segments)
@@ -98,8 +100,8 @@ class Encoder:
         if isinstance(segment, TextSegment):
             ids = torch.tensor(self.text.encode(segment.text), dtype=torch.int64)
             return TokenSegment(kind="text", role=segment.role, ids=ids.numpy())
-        body, latents, seen = next(images)
-        return TokenSegment(kind="image", role=segment.role, ids=body, latents=latents, pixels=seen)
+        body, media = next(images)
+        return TokenSegment(kind="image", role=segment.role, ids=body, media=media)
 
 
 def image_bodies(pictures: Sequence[Tensor], image: ImageTokenizer, space: TokenSpace) -> list[np.ndarray]:
@@ -113,43 +115,32 @@ def image_bodies(pictures: Sequence[Tensor], image: ImageTokenizer, space: Token
     return [bodies[index] for index in range(len(pictures))]
 
 
-def image_latents(pictures: Sequence[Tensor], autoencoder: LatentAutoencoder) -> list[np.ndarray]:
-    """Pictures (3, H, W) in [-1, 1], of several sizes -> latents (R, K, C) of each, float16."""
-    latents: dict[int, np.ndarray] = {}
-    device = autoencoder.latent_mean.device
-    for group in stackable(pictures, IMAGES_AT_ONCE):
-        pixels = torch.stack([pictures[index] for index in group]).to(device)
-        found = autoencoder.encode(pixels).permute(0, 2, 3, 1).half().cpu().numpy()
-        latents |= dict(zip(group, found, strict=True))
-    return [latents[index] for index in range(len(pictures))]
-
-
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class EncodingBatch:
     """Documents that are encoded together; they never come from two shards, so that a shard is made alone."""
 
     shard: int
-    items: Sequence[Copy]
+    items: Sequence[DocumentCopy]
     last: bool
     """Whether the shard ends with it."""
 
 
-def batches(shard: int, items: Sequence[Copy]) -> Iterator[Batch]:
+def batches(shard: int, items: Sequence[DocumentCopy]) -> Iterator[EncodingBatch]:
     """A shard's documents, cut where a batch has `IMAGES_AT_ONCE` pictures."""
     start = images = 0
     for end, (document, _) in enumerate(items, start=1):
         images += sum(isinstance(segment, ImageSegment) for segment in document.segments)
         if images >= IMAGES_AT_ONCE or end == len(items):
-            yield Batch(shard=shard, items=items[start:end], last=end == len(items))
+            yield EncodingBatch(shard=shard, items=items[start:end], last=end == len(items))
             start, images = end, 0
 
 
-Read = tuple[Batch, list[list[Picture] | DamagedSample]]
+ReadBatch = tuple[EncodingBatch, list[list[Picture] | DamagedSample]]
 
 
-def read_ahead(work: Iterable[Batch], encoder: Encoder, workers: int) -> Iterator[Read]:
+def read_ahead(work: Iterable[EncodingBatch], encoder: Encoder, workers: int) -> Iterator[ReadBatch]:
     """Each batch with its pictures, while threads already read those of the next."""
-    waiting: deque[tuple[Batch, list[Future[list[Picture] | DamagedSample]]]] = deque()
+    waiting: deque[tuple[EncodingBatch, list[Future[list[Picture] | DamagedSample]]]] = deque()
     with ThreadPoolExecutor(max(workers, 1)) as threads:
         for batch in work:
             waiting.append((batch, [threads.submit(encoder.read, item) for item in batch.items]))
@@ -164,5 +155,5 @@ def copy_key(key: str, copy: int) -> str:
     return f"{key}+{copy}" if copy else key
 
 
-def _ready(batch: Batch, futures: Iterable[Future[list[Picture] | DamagedSample]]) -> Read:
+def _ready(batch: EncodingBatch, futures: Iterable[Future[list[Picture] | DamagedSample]]) -> ReadBatch:
     return batch, [future.result() for future in futures]

@@ -37,11 +37,11 @@ class ImageStream(IterableDataset[Tensor]):
         self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """The position of the stream."""
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position."""
+        """Resume from a saved position."""
         self._step = state["step"]
 
     def __len__(self) -> int:

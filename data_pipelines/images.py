@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.layout import GridLayout, Layout, nearest_shape
+from tokenizers_vq.media import PatchSpec
 
 Fit = Literal["pad", "crop"]
 Augmentation = Literal["flip", "place"]
-SMALLEST_PLACED = 0.7
-"""The least side, as a share of the whole, of a picture that `place` shrinks."""
+MIN_PLACED_SIDE = 0.7
+"""The minimum side, as a share of the whole, of a picture that `place` shrinks."""
 PixelSize = tuple[int, int]
 """Height and width in pixels."""
 
@@ -75,52 +75,26 @@ def fit_to(image: Image.Image, size: PixelSize, fit: Fit) -> Image.Image:
     return _paste(image.resize(inner, Image.Resampling.BICUBIC), size, corner)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchPolicy:
-    """Pictures that a ViT sees keep their shape (NaViT, arXiv 2307.06304).
-
-    Their sides become multiples of `patch` pixels. A picture of more than `most` patches, or more than `longest` along
-    a side, shrinks; none grows but to its next multiple.
-    """
-
-    patch: int = 8
-    most: int = 64
-    longest: int = 32
-
-    def __post_init__(self) -> None:
-        if min(self.patch, self.most, self.longest) < 1:
-            raise ValueError(f"patches have at least one pixel, and pictures at least one patch, got {self}")
-
-    @classmethod
-    def of(cls, patch: int, most: int | None = None) -> PatchPolicy:
-        """For patches of this side and at most so many, with sides twice as long as a square's or the default."""
-        most = cls.most if most is None else most
-        return cls(patch=patch, most=most, longest=max(cls.longest, 2 * math.isqrt(max(most, 0))))
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of a picture of this size in pixels."""
-        shrink = min(1.0, (self.most * self.patch**2 / (height * width)) ** 0.5, *self._limits(height, width))
-        rows, columns = (max(1, round(side * shrink / self.patch)) for side in (height, width))
-        while rows * columns > self.most:
-            rows, columns = (rows - 1, columns) if rows >= columns else (rows, columns - 1)
-        return rows, columns
-
-    def apply(self, image: Image.Image) -> np.ndarray:
-        """RGB picture -> uint8 (H, W, 3), resized with antialiasing."""
-        rows, columns = self.grid(image.height, image.width)
-        size = (columns * self.patch, rows * self.patch)
-        resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-        return np.asarray(resized, dtype=np.uint8).copy()
-
-    def _limits(self, height: int, width: int) -> tuple[float, float]:
-        return self.longest * self.patch / height, self.longest * self.patch / width
+def resize_to_patches(image: Image.Image, spec: PatchSpec) -> np.ndarray:
+    """RGB picture -> uint8 (H, W, 3) whose sides are multiples of a patch, resized with antialiasing."""
+    rows, columns = spec.grid(image.height, image.width)
+    size = (columns * spec.size, rows * spec.size)
+    resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(resized, dtype=np.uint8).copy()
 
 
-def cut_patches(pixels: np.ndarray, patch: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> (R, K, 3 * patch * patch), each patch channel by channel as a convolution's weights lie."""
-    rows, columns = pixels.shape[0] // patch, pixels.shape[1] // patch
-    cut = pixels.reshape(rows, patch, columns, patch, 3).transpose(0, 2, 4, 1, 3)
+def cut_patches(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (R, K, 3 * size * size), each patch channel by channel as a convolution's weights lie."""
+    rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
+    cut = pixels.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
     return np.ascontiguousarray(cut).reshape(rows, columns, -1)
+
+
+def join_patches(patches: np.ndarray, size: int) -> np.ndarray:
+    """The inverse of `cut_patches`: (R, K, 3 * size * size) -> (R * size, K * size, 3)."""
+    rows, columns = patches.shape[:2]
+    joined = patches.reshape(rows, columns, 3, size, size).transpose(0, 3, 1, 4, 2)
+    return np.ascontiguousarray(joined).reshape(rows * size, columns * size, 3)
 
 
 def augment(image: Image.Image, kinds: Sequence[Augmentation], random: Random) -> Image.Image:
@@ -132,20 +106,20 @@ def augment(image: Image.Image, kinds: Sequence[Augmentation], random: Random) -
     if "flip" in kinds and random.random() < 0.5:
         image = ImageOps.mirror(image)
     if "place" in kinds:
-        share = random.uniform(SMALLEST_PLACED, 1)
+        share = random.uniform(MIN_PLACED_SIDE, 1)
         inner = (round(image.width * share), round(image.height * share))
         corner = (random.randint(0, image.width - inner[0]), random.randint(0, image.height - inner[1]))
         image = _paste(image.resize(inner, Image.Resampling.BICUBIC), (image.height, image.width), corner)
     return image
 
 
-def stackable(pictures: Sequence[Tensor], most: int) -> Iterator[list[int]]:
-    """Indices of pictures (3, H, W) of one size, at most `most` at a time; each once, in order within a size."""
-    alike: defaultdict[torch.Size, list[int]] = defaultdict(list)
+def stackable(pictures: Sequence[Tensor], max_count: int) -> Iterator[list[int]]:
+    """Indices of pictures (3, H, W) of one size, at most `max_count` at a time; each once, in order within a size."""
+    by_size: defaultdict[torch.Size, list[int]] = defaultdict(list)
     for index, picture in enumerate(pictures):
-        alike[picture.shape].append(index)
-    for indices in alike.values():
-        yield from (indices[start : start + most] for start in range(0, len(indices), most))
+        by_size[picture.shape].append(index)
+    for indices in by_size.values():
+        yield from (indices[start : start + max_count] for start in range(0, len(indices), max_count))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

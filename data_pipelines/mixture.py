@@ -17,7 +17,7 @@ class MixtureConfig:
     From the share `second_from` of a run on, `second_weights` take their place: Chameleon's second stage halves the
     weights of the first and mixes in a new set for the last 20% (arXiv 2405.09818, section 2.2), here
     `weights: [1, 1, 0], second_weights: [0.5, 0.5, 1]`. `when_dry` says what happens where a source has given all its
-    documents: `repeat` begins it again in another order, `stop` ends the run.
+    documents: `repeat` starts it again in another order, `stop` ends the run.
     """
 
     weights: tuple[float, ...]
@@ -30,13 +30,13 @@ class MixtureConfig:
             if min(weights) < 0 or sum(weights) <= 0 or len(weights) != len(self.weights):
                 raise ValueError(f"weights are not negative, not all 0, and as many in both stages, got {self}")
         if not 0 < self.second_from <= 1:
-            raise ValueError(f"the second stage begins in (0, 1] of the run, got {self.second_from}")
+            raise ValueError(f"the second stage starts in (0, 1] of the run, got {self.second_from}")
         if self.when_dry not in ("repeat", "stop"):
             raise ValueError(f"when_dry is 'repeat' or 'stop', got {self.when_dry!r}")
 
 
-class Drawn(NamedTuple):
-    """A document: its source, how often that source was begun before, and its index there."""
+class DrawnDocument(NamedTuple):
+    """A document: its source, the epoch of that source, and its index there."""
 
     source: int
     epoch: int
@@ -44,8 +44,8 @@ class Drawn(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Turn:
-    """Where a source stands: epoch, documents taken in it, and draws since the stage began."""
+class SourceCursor:
+    """The position in a source: epoch, documents taken in it, and draws since the stage started."""
 
     epoch: int = 0
     taken: int = 0
@@ -53,9 +53,9 @@ class Turn:
 
 
 class Mixture:
-    """Draws documents so that at every moment each source has had its share of draws, to within one document.
+    """Draws documents so that at every moment each source has its share of draws, to within one document.
 
-    Which source comes next is no chance; the order inside a source is drawn from (seed, source, epoch). The state is a
+    Which source comes next is not random; the order inside a source is drawn from (seed, source, epoch). The state is a
     few numbers a source.
     """
 
@@ -69,31 +69,31 @@ class Mixture:
                 raise ValueError(f"folder {source + 1} of {len(sizes)} holds no document to train on")
         self.sizes, self.config, self.seed, self.together = sizes, config, seed, together
         self.totals = [sum(shards) for shards in sizes]
-        self.turns = [Turn() for _ in sizes]
+        self.cursors = [SourceCursor() for _ in sizes]
         self.stage = 0
         self._orders: dict[int, tuple[int, list[int]]] = {}
 
-    def begin_stage(self, stage: int) -> None:
+    def start_stage(self, stage: int) -> None:
         """0 is the first stage, 1 the second."""
         if stage != self.stage:
             self.stage = stage
-            for turn in self.turns:
-                turn.draws = 0
+            for cursor in self.cursors:
+                cursor.draws = 0
 
-    def draw(self) -> Drawn | None:
+    def draw(self) -> DrawnDocument | None:
         """The next document, or None once the mixture ends."""
         weights = self.config.second_weights if self.stage and self.config.second_weights else self.config.weights
         waiting = [source for source, weight in enumerate(weights) if weight > 0]
-        source = min(waiting, key=lambda s: ((self.turns[s].draws + 1) / weights[s], s))
-        turn = self.turns[source]
-        if turn.taken == self.totals[source]:
+        source = min(waiting, key=lambda s: ((self.cursors[s].draws + 1) / weights[s], s))
+        cursor = self.cursors[source]
+        if cursor.taken == self.totals[source]:
             if self.config.when_dry == "stop":
                 return None
-            turn.epoch, turn.taken = turn.epoch + 1, 0
-        index = self._order(source, turn.epoch)[turn.taken]
-        turn.taken += 1
-        turn.draws += 1
-        return Drawn(source, turn.epoch, index)
+            cursor.epoch, cursor.taken = cursor.epoch + 1, 0
+        index = self._order(source, cursor.epoch)[cursor.taken]
+        cursor.taken += 1
+        cursor.draws += 1
+        return DrawnDocument(source, cursor.epoch, index)
 
     def _order(self, source: int, epoch: int) -> list[int]:
         known = self._orders.get(source)
@@ -103,12 +103,13 @@ class Mixture:
         return known[1]
 
     def state(self) -> dict[str, Any]:
-        """Where every source stands, as plain numbers."""
-        return {"stage": self.stage, "turns": [[t.epoch, t.taken, t.draws] for t in self.turns]}
+        """The position in every source, as plain numbers; checkpoints keep the key `turns`."""
+        return {"stage": self.stage, "turns": [[c.epoch, c.taken, c.draws] for c in self.cursors]}
 
-    def go_on(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`. Raises ValueError where it has another number of sources."""
-        if len(state["turns"]) != len(self.turns):
-            raise ValueError(f"this run was saved with {len(state['turns'])} sources, now there are {len(self.turns)}")
+        saved = state["turns"]
+        if len(saved) != len(self.cursors):
+            raise ValueError(f"this run was saved with {len(saved)} sources, now there are {len(self.cursors)}")
         self.stage = state["stage"]
-        self.turns = [Turn(epoch=epoch, taken=taken, draws=draws) for epoch, taken, draws in state["turns"]]
+        self.cursors = [SourceCursor(epoch=epoch, taken=taken, draws=draws) for epoch, taken, draws in saved]

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data_pipelines.images import cut_patches
 from tokenizers_vq.token_space import TokenSpace
 
-# Shapes: T tokens of one sequence; R rows, K columns and C channels of a picture's latents.
+# Shapes: T tokens of one sequence; R rows, K columns and C channels of an image's media.
+
+
+class RunMedia(NamedTuple):
+    """The media of one image: their name (`MediaSpec.name`), values (R, K, C), and whether noise is to be added."""
+
+    name: str
+    values: np.ndarray
+    state: Literal["clean", "noised"]
+
+
+class PlacedMedia(NamedTuple):
+    """Media of a sequence, and the index of their first token in it."""
+
+    start: int
+    media: RunMedia
 
 
 @dataclass(frozen=True)
 class Rendered:
     """One document as training sees it; all arrays have length T.
 
-    `weights[i]` is the loss weight of predicting `ids[i]`; branch 0 is the trunk. `spans` is 0 for plain tokens, k for
-    those of the k-th copy of a picture, -k where it is one in latents that is noised. `copies` are those in latents:
-    the place of each one's first latent, and (R, K, C); `patches` in the same way those that a ViT sees.
+    `weights[i]` is the loss weight of predicting `ids[i]`; branch 0 is the trunk. `spans` is 0 for plain tokens, and k
+    for those of `media[k - 1]`, its boi and eoi among them, or -k where these are noised.
     """
 
     ids: np.ndarray
@@ -28,8 +42,7 @@ class Rendered:
     branches: np.ndarray
     positions: np.ndarray
     spans: np.ndarray | None = None
-    copies: tuple[tuple[int, np.ndarray], ...] = ()
-    patches: tuple[tuple[int, np.ndarray], ...] = ()
+    media: tuple[PlacedMedia, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,43 +51,42 @@ class Rendered:
 class Run(NamedTuple):
     """Ids that all weigh the same.
 
-    A copy of a picture in latents, or in patches for a ViT, is boi, a filler for each of them, and eoi; they stand at
-    one position, which a noised copy leaves to the clean one that follows it.
+    The media of an image are boi, a filler for each of them, and eoi. They stand at one position, which noised media
+    leave to the clean ones that follow.
     """
 
     ids: np.ndarray
     weight: float
-    latents: np.ndarray | None = None
-    noised: bool = False
-    pixels: np.ndarray | None = None
-    patch: int = 1
+    media: RunMedia | None = None
 
     @property
-    def is_copy(self) -> bool:
-        """Whether its tokens are a copy of a picture, not ids that mean something."""
-        return self.latents is not None or self.pixels is not None
+    def is_noised(self) -> bool:
+        """Whether its tokens are noised: they are drawn, and predict nothing that follows."""
+        return bool(self.media) and self.media.state == "noised"
 
     @property
     def advance(self) -> int:
         """Positions that are taken."""
-        return int(not self.noised) if self.is_copy else len(self.ids)
+        return int(not self.is_noised) if self.media else len(self.ids)
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of its tokens' loss weights; of media only boi has one."""
+        return self.weight * (1 if self.media else len(self.ids))
 
 
-def copy_in_latents(latents: np.ndarray, space: TokenSpace, weight: float, *, noised: bool) -> Run:
-    """The run of a picture's latents (R, K, C); `weight` is that of boi."""
-    return Run(_fillers(latents.shape[0] * latents.shape[1], space), weight, latents, noised)
+@lru_cache(maxsize=1000)
+def single(token: int, weight: float) -> Run:
+    """The run of one special token."""
+    return Run(np.array([token]), weight)
 
 
-def copy_in_patches(pixels: np.ndarray, patch: int, space: TokenSpace) -> Run:
-    """The run of a picture that a ViT sees, uint8 (H, W, 3), in patches of that side; it is never predicted."""
-    count = (pixels.shape[0] // patch) * (pixels.shape[1] // patch)
-    return Run(_fillers(count, space), 0.0, pixels=pixels, patch=patch)
-
-
-def _fillers(count: int, space: TokenSpace) -> np.ndarray:
-    ids = np.full(count + 2, space.specials.pad)
+def media_run(media: RunMedia, space: TokenSpace, weight: float) -> Run:
+    """The run of an image's media; `weight` is that of boi."""
+    rows, columns = media.values.shape[:2]
+    ids = np.full(rows * columns + 2, space.specials.pad)
     ids[0], ids[-1] = space.specials.boi, space.specials.eoi
-    return ids
+    return Run(ids, weight, media)
 
 
 @dataclass(frozen=True)
@@ -106,25 +118,20 @@ class Outline:
             positions -= np.repeat(starts, lengths)
         ids = np.concatenate([run.ids for run in runs]).astype(np.int64)
         weights = np.repeat(np.asarray([run.weight for run in runs], dtype=np.float32), [len(run.ids) for run in runs])
-        if any(run.is_copy for run in runs):
-            return self._with_copies(Rendered(ids, weights, branches, positions), runs)
-        return Rendered(ids, weights, branches, positions)
+        plain = Rendered(ids, weights, branches, positions)
+        return self._with_media(plain, runs) if any(run.media for run in runs) else plain
 
-    def _with_copies(self, plain: Rendered, runs: Sequence[Run]) -> Rendered:
-        """Copies of pictures are spans, and their tokens share a position; no later token counts those they spare."""
+    def _with_media(self, plain: Rendered, runs: Sequence[Run]) -> Rendered:
+        """The media of an image are a span whose tokens share a position; later tokens do not count the others."""
         spans, steps = np.zeros(len(plain), dtype=np.int64), np.ones(len(plain), dtype=np.int64)
-        copies: list[tuple[int, np.ndarray]] = []
-        patches: list[tuple[int, np.ndarray]] = []
+        placed: list[PlacedMedia] = []
         start = 0
         for run in runs:
             end = start + len(run.ids)
-            if run.is_copy:
-                if run.latents is not None:
-                    copies.append((start + 1, np.asarray(run.latents)))
-                if run.pixels is not None:
-                    patches.append((start + 1, cut_patches(np.asarray(run.pixels), run.patch)))
-                number = len(copies) + len(patches)
-                spans[start:end] = -number if run.noised else number
+            if run.media:
+                values = np.asarray(run.media.values)
+                placed.append(PlacedMedia(start + 1, run.media._replace(values=values)))
+                spans[start:end] = -len(placed) if run.is_noised else len(placed)
                 steps[start:end] = 0
                 steps[end - 1] = run.advance
             start = end
@@ -132,60 +139,57 @@ class Outline:
         if self.branched:
             firsts = np.cumsum([0, *(_length(part) for part in (self.prefix, *self.blocks))])[:-1]
             trunk_end = before[firsts[1]] if len(firsts) > 1 else 0
-            begins = before[firsts[plain.branches]]
-            before = np.where(plain.branches == 0, before, before - begins + trunk_end)
+            starts = before[firsts[plain.branches]]
+            before = np.where(plain.branches == 0, before, before - starts + trunk_end)
         weights = np.where((spans != 0) & (np.roll(spans, 1) == spans), 0, plain.weights).astype(np.float32)
-        return replace(
-            plain, weights=weights, positions=before, spans=spans, copies=tuple(copies), patches=tuple(patches)
-        )
+        return replace(plain, weights=weights, positions=before, spans=spans, media=tuple(placed))
 
     @property
     def weight(self) -> float:
         """The sum of the loss weights of its tokens that another one of their branch comes before."""
-        total = sum(_weight(run) for part in (self.prefix, *self.blocks) for run in part)
+        total = sum(run.total_weight for part in (self.prefix, *self.blocks) for run in part)
         firsts = self.blocks if self.branched else ()
         return total - sum(block[0].weight for block in firsts)
 
     @property
-    def noised_latents(self) -> int:
-        """Latents that are to be drawn."""
+    def num_noised(self) -> int:
+        """Tokens of noised media, boi and eoi not among them."""
         runs = (run for part in (self.prefix, *self.blocks) for run in part)
-        return sum(len(run.ids) - 2 for run in runs if run.noised)
+        return sum(len(run.ids) - 2 for run in runs if run.is_noised)
 
     def cut(self, capacity: int) -> list[Outline]:
         """Parts of at most `capacity` ids, each with the prefix and as many of the blocks as fit; none where one block
         does not fit at all. A block of text alone may be cut anywhere, an image never."""
-        room = capacity - _length(self.prefix)
-        blocks = [piece for block in self.blocks for piece in _pieces(block, room)] if room > 0 else list(self.blocks)
-        if room < max(map(_length, blocks), default=0):
+        budget = capacity - _length(self.prefix)
+        if budget > 0:
+            blocks = [piece for block in self.blocks for piece in _pieces(block, budget)]
+        else:
+            blocks = list(self.blocks)
+        if budget < max(map(_length, blocks), default=0):
             return []
         groups: list[list[tuple[Run, ...]]] = [[]]
-        free = room
+        free = budget
         for block in blocks:
             if _length(block) > free:
                 groups.append([])
-                free = room
+                free = budget
             groups[-1].append(block)
             free -= _length(block)
         return [Outline(self.prefix, tuple(group), self.branched) for group in groups]
-
-
-def _weight(run: Run) -> float:
-    return run.weight * (1 if run.is_copy else len(run.ids))
 
 
 def _length(runs: Iterable[Run]) -> int:
     return sum([len(run.ids) for run in runs])
 
 
-def _pieces(block: tuple[Run, ...], room: int) -> list[tuple[Run, ...]]:
-    """A block of text alone (one run, or a run and <eos>) that is longer than `room`, in pieces; others as they are."""
+def _pieces(block: tuple[Run, ...], budget: int) -> list[tuple[Run, ...]]:
+    """A block of text alone (one run, or a run and <eos>) of more than `budget` ids, in pieces; others as they are."""
     first, *end = block
-    if len(end) > 1 or _length(block) <= room or first.is_copy:
+    if len(end) > 1 or _length(block) <= budget or first.media:
         return [block]
     ids, weight = first.ids, first.weight
-    pieces: list[tuple[Run, ...]] = [(Run(ids[at : at + room], weight),) for at in range(0, len(ids), room)]
-    if _length(pieces[-1]) + _length(end) <= room:
+    pieces: list[tuple[Run, ...]] = [(Run(ids[at : at + budget], weight),) for at in range(0, len(ids), budget)]
+    if _length(pieces[-1]) + _length(end) <= budget:
         pieces[-1] = (*pieces[-1], *end)
     else:
         pieces.append(tuple(end))

@@ -12,42 +12,42 @@ FULL = 0.98
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing: indices of the sequences in each row.
 
-    The longest sequences are placed first, each in the fullest row that still has room. Every sequence lands in
+    The longest sequences are placed first, each in the fullest row in which it still fits. Every sequence lands in
     exactly one row. Raises ValueError where one is longer than a row.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    capacities: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[index]
         if length > capacity:
             raise ValueError(f"a sequence of {length} tokens does not fit a row of {capacity}")
-        place = bisect_left(room, (length, -1))
-        if place < len(room):
-            free, row = room.pop(place)
+        position = bisect_left(capacities, (length, -1))
+        if position < len(capacities):
+            free, row = capacities.pop(position)
         else:
             free, row = capacity, len(rows)
             rows.append([])
         rows[row].append(index)
-        insort(room, (free - length, row))
+        insort(capacities, (free - length, row))
     return rows
 
 
 def hold_back(lengths: Sequence[int], rows: Sequence[Sequence[int]], capacity: int, waited: int) -> set[int]:
-    """Which rows had better wait for the next window, where their sequences may find a better place.
+    """Which rows had better wait for the next window, where their sequences may fit better.
 
     The emptiest rows wait while they are less than `FULL` and hold together at most a quarter of the sequences. The
     first `waited` sequences have waited once already, and their rows never wait again.
     """
     fill = [sum(lengths[index] for index in row) for row in rows]
     waiting: set[int] = set()
-    room = len(lengths) // 4
+    budget = len(lengths) // 4
     for number in sorted(range(len(rows)), key=fill.__getitem__):
         row = rows[number]
-        if fill[number] >= FULL * capacity or len(row) > room:
+        if fill[number] >= FULL * capacity or len(row) > budget:
             break
         if min(row) >= waited:
             waiting.add(number)
-            room -= len(row)
+            budget -= len(row)
     return waiting
 
 

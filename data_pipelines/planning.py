@@ -15,7 +15,7 @@ from data_pipelines.shards.documents import Documents
 from data_pipelines.templates import TemplateConfig, outline
 from tokenizers_vq.token_space import TokenSpace
 
-LONGER = "longer than a row, with an image or a question that does not fit"
+TOO_LONG = "longer than a row, with an image or a question that does not fit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class SourceReport:
     documents: int = 0
     trained: int = 0
     cut: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(kw_only=True)
 class StreamReport:
-    """What became of the documents drawn so far. Those neither trained nor left out are still to be packed."""
+    """What became of the documents drawn so far. Those neither trained nor skipped are still to be packed."""
 
     sources: list[SourceReport] = field(default_factory=lambda: [SourceReport()])
     tokens: int = 0
@@ -65,9 +65,9 @@ class StreamReport:
         return sum(source.trained for source in self.sources)
 
     @property
-    def left_out(self) -> dict[str, int]:
+    def skipped(self) -> dict[str, int]:
         """Reason -> documents of all sources."""
-        return dict(sum((source.left_out for source in self.sources), Counter()))
+        return dict(sum((source.skipped for source in self.sources), Counter()))
 
     @property
     def efficiency(self) -> float:
@@ -75,7 +75,7 @@ class StreamReport:
         return self.tokens / self.capacity if self.capacity else 1.0
 
 
-class Part(NamedTuple):
+class DocumentPart(NamedTuple):
     """A document, or the part of it that fits a row: source, epoch, index there, number of the part."""
 
     source: int
@@ -84,7 +84,7 @@ class Part(NamedTuple):
     part: int
 
 
-Row = list[Part]
+PlannedRow = list[DocumentPart]
 
 
 class Plan:
@@ -102,18 +102,18 @@ class Plan:
         mixture: MixtureConfig,
         second_stage_row: float = float("inf"),
     ) -> None:
-        """second_stage_row: how many rows are given before the mixture's second stage begins."""
+        """second_stage_row: how many rows are given before the mixture's second stage starts."""
         self.sources, self.space, self.templates, self.config = sources, space, templates, config
         self.mixture = Mixture([s.sizes for s in sources], mixture, config.seed, config.shards_together)
         self.second_stage_row = second_stage_row
         self.report = StreamReport(sources=[SourceReport() for _ in sources])
         self.windows = self.rows_given = 0
         self.ended = False
-        self.waiting: list[Part] = []
-        self.rows: list[Row] = []
-        self._outlines: dict[Part, Outline] = {}
+        self.waiting: list[DocumentPart] = []
+        self.rows: list[PlannedRow] = []
+        self._outlines: dict[DocumentPart, Outline] = {}
 
-    def take(self, count: int) -> list[tuple[Row, list[Outline]]]:
+    def take(self, count: int) -> list[tuple[PlannedRow, list[Outline]]]:
         """The next `count` rows with the outlines of their parts; fewer once the mixture has ended."""
         while len(self.rows) < count and not self.ended:
             self._pack_window()
@@ -139,16 +139,16 @@ class Plan:
             "rows": [[list(part) for part in row] for row in self.rows],
         }
 
-    def go_on(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; counts of the report begin anew."""
-        self.mixture.go_on(state["mixture"])
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; counts of the report start at 0."""
+        self.mixture.load_state(state["mixture"])
         self.windows, self.rows_given, self.ended = state["windows"], state["rows_given"], state["ended"]
-        self.waiting = [Part(*part) for part in state["waiting"]]
-        self.rows = [[Part(*part) for part in row] for row in state["rows"]]
+        self.waiting = [DocumentPart(*part) for part in state["waiting"]]
+        self.rows = [[DocumentPart(*part) for part in row] for row in state["rows"]]
         self._outlines = {}
 
     def _pack_window(self) -> None:
-        self.mixture.begin_stage(int(self.rows_given + len(self.rows) >= self.second_stage_row))
+        self.mixture.start_stage(int(self.rows_given + len(self.rows) >= self.second_stage_row))
         waited = len(self.waiting)
         parts = [*self.waiting, *self._drawn()]
         if not (parts or self.rows or self.report.trained) and self.report.documents >= sum(map(len, self.sources)):
@@ -165,7 +165,7 @@ class Plan:
         self.rows += [[parts[index] for index in rows[number]] for number in ready]
         self.windows += 1
 
-    def _drawn(self) -> Iterable[Part]:
+    def _drawn(self) -> Iterable[DocumentPart]:
         """The parts of the next window of documents."""
         for _ in range(self.config.window):
             drawn = self.mixture.draw()
@@ -177,24 +177,24 @@ class Plan:
             report.documents += 1
             report.cut += len(parts) > 1
             if not parts:
-                report.left_out[LONGER] += 1
+                report.skipped[TOO_LONG] += 1
             yield from parts
 
-    def _parts(self, source: int, epoch: int, index: int) -> list[Part]:
+    def _parts(self, source: int, epoch: int, index: int) -> list[DocumentPart]:
         random = Random(f"template-{self.config.seed}-{source}-{epoch}-{index}")
         whole = outline(self.sources[source][index], self.space, self.templates, random)
         capacity = self.config.length
         pieces = [whole] if len(whole) <= capacity else whole.cut(capacity)
-        parts = [Part(source, epoch, index, number) for number in range(len(pieces))]
+        parts = [DocumentPart(source, epoch, index, number) for number in range(len(pieces))]
         self._outlines.update(zip(parts, pieces, strict=True))
         return parts
 
-    def _outline(self, part: Part) -> Outline:
+    def _outline(self, part: DocumentPart) -> Outline:
         if part not in self._outlines:
             self._parts(part.source, part.epoch, part.index)
         return self._outlines[part]
 
-    def _given(self, part: Part) -> Outline:
+    def _given(self, part: DocumentPart) -> Outline:
         found = self._outline(part)
         del self._outlines[part]
         self.report.tokens += len(found)

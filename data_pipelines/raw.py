@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,48 +12,31 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.deferred import Deferred
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
-from data_pipelines.encoding import image_bodies, image_latents
+from data_pipelines.encoding import image_bodies
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import ImagePolicy, PatchPolicy, PixelSize, to_tensor
+from data_pipelines.images import ImagePolicy, PixelSize, to_tensor
+from data_pipelines.media_makers import LatentsMaker, MediaMaker, PatchesMaker
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.format import DocumentSequence, TokenDocument, TokenSegment
 from data_pipelines.sources.registry import open_source
 from data_pipelines.templates import TemplateConfig
-from data_pipelines.tokenize import check_squares, describe_autoencoder, layout_of, make_token_space
+from data_pipelines.tokenize import check_media, layout_of, make_token_space
 from tokenizers_vq.autoencoder import open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
-from tokenizers_vq.latents import LatentAutoencoder
+from tokenizers_vq.media import LATENTS, PATCHES, PatchSpec
 from tokenizers_vq.text import TextTokenizer
-from tokenizers_vq.token_space import TokenSpace
 
 BYTES_KEPT = 256 * 2**20
-"""Of codes, and as many of latents, that a loader process remembers; later epochs do not encode those again."""
-
-
-class Deferred:
-    """An array of known shape that is made when numpy asks for it."""
-
-    def __init__(self, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
-        self.shape, self.make = shape, make
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.__array__()[index]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        del copy
-        made = self.make()
-        return made if dtype is None else made.astype(dtype)
+"""Of codes, and as many of each kind of media, that a loader process keeps; later epochs do not make those again."""
 
 
 class Sizes(NamedTuple):
-    """In pixels, of a picture as the tokenizers take it, and with patches as a ViT sees it."""
+    """In pixels, of a picture as it is, and as the image tokenizer takes it."""
 
+    original: PixelSize
     coded: PixelSize
-    seen: PixelSize | None
 
 
 class Usable(NamedTuple):
@@ -64,12 +46,16 @@ class Usable(NamedTuple):
     sizes: dict[int, Sizes]
 
 
+MakeMedia = Callable[[int, int], np.ndarray]
+"""Numbers of a document and of its segment -> the media (R, K, C) of that picture."""
+
+
 class RawDocuments(DocumentSequence):
     """Documents of a source as TokenDocuments. Text is encoded when a document is asked for, pictures when trained on.
 
     Every picture is looked at once beforehand, for its size; those that are damaged are named and counted in `failures`
-    with their documents. A picture that is damaged only later stops training with its name. With an autoencoder there
-    are latents beside the codes, and with `patches` pixels for a ViT.
+    with their documents. A picture that is damaged only later stops training with its name. `media` makes what stands
+    beside the codes.
     """
 
     def __init__(
@@ -79,18 +65,17 @@ class RawDocuments(DocumentSequence):
         image: ImageTokenizer,
         failures: FailureLog,
         aspect_ratio: float = 1.0,
-        autoencoder: LatentAutoencoder | None = None,
-        patches: PatchPolicy | None = None,
+        media: Sequence[MediaMaker] = (),
     ) -> None:
-        check_squares(autoencoder, aspect_ratio)
-        self.text, self.image, self.autoencoder, self.patches = text, image, autoencoder, patches
+        check_media(media, image, aspect_ratio)
+        self.text, self.image = text, image
         self.space = make_token_space(text, image, layout_of(image, aspect_ratio))
         self.policy = ImagePolicy.of(image, self.space.layout)
-        self.documents = usable(documents, self.policy, failures, patches)
-        longest = max(map(self.space.layout.span_of, self.space.layout.sizes))
-        self.body = lru_cache(maxsize=BYTES_KEPT // (8 * longest))(self._body)
-        values = autoencoder.grid**2 * autoencoder.latent_dim if autoencoder else 1
-        self.latents = lru_cache(maxsize=BYTES_KEPT // (2 * values))(self._latents)
+        self.documents = usable(documents, self.policy, failures)
+        max_length = max(map(self.space.layout.span_of, self.space.layout.sizes))
+        self.body = lru_cache(maxsize=BYTES_KEPT // (8 * max_length))(self._body)
+        self.makers = {maker.spec.name: maker for maker in media}
+        self.media = {name: _remembering(partial(self._media, name), maker) for name, maker in self.makers.items()}
 
     @property
     def keys(self) -> list[str]:
@@ -110,50 +95,43 @@ class RawDocuments(DocumentSequence):
         if isinstance(segment, TextSegment):
             ids = np.asarray(self.text.encode(segment.text), dtype=np.int64)
             return TokenSegment(kind="text", role=segment.role, ids=ids)
-        place, (coded, seen) = (document, number), self.documents[document].sizes[number]
-        length = self.space.layout.span_of(_grid(coded, self.image.reduction)) - 2
-        deferred: dict[str, Any] = {"ids": Deferred((length,), partial(self.body, *place))}
-        if self.autoencoder is not None:
-            shape = (*_grid(coded, self.autoencoder.reduction), self.autoencoder.latent_dim)
-            deferred["latents"] = Deferred(shape, partial(self.latents, *place))
-        if seen is not None:
-            deferred["pixels"] = Deferred((*seen, 3), partial(self._seen, *place))
-        return TokenSegment(kind="image", role=segment.role, **deferred)
+        original, coded = self.documents[document].sizes[number]
+        grid = (coded[0] // self.image.reduction, coded[1] // self.image.reduction)
+        ids: Any = Deferred((self.space.layout.span_of(grid) - 2,), partial(self.body, document, number))
+        media: dict[str, Any] = {}
+        for name, maker in self.makers.items():
+            shape = (*maker.grid(original, coded), maker.spec.width)
+            media[name] = Deferred(shape, partial(self.media[name], document, number))
+        return TokenSegment(kind="image", role=segment.role, ids=ids, media=media)
 
     def _body(self, document: int, number: int) -> np.ndarray:
-        return image_bodies([self._pixels(document, number)], self.image, self.space)[0]
+        return image_bodies([self._picture(document, number)[1]], self.image, self.space)[0]
 
-    def _latents(self, document: int, number: int) -> np.ndarray:
-        assert self.autoencoder is not None
-        return image_latents([self._pixels(document, number)], self.autoencoder)[0]
+    def _media(self, name: str, document: int, number: int) -> np.ndarray:
+        maker = self.makers[name]
+        return maker.make([maker.read(*self._picture(document, number))])[0]
 
-    def _pixels(self, document: int, number: int) -> Tensor:
-        segment = self._picture(document, number)
-        return to_tensor(self.policy.apply(segment.open(), segment.role))
-
-    def _seen(self, document: int, number: int) -> np.ndarray:
-        assert self.patches is not None
-        return self.patches.apply(self._picture(document, number).open())
-
-    def _picture(self, document: int, number: int) -> ImageSegment:
+    def _picture(self, document: int, number: int) -> tuple[Image.Image, Tensor]:
+        """As it is, and (3, H, W) as the image tokenizer takes it."""
         segment = self.documents[document].document.segments[number]
         assert isinstance(segment, ImageSegment)
-        return segment
+        picture = segment.open()
+        return picture, to_tensor(self.policy.apply(picture, segment.role))
 
 
-def _grid(size: PixelSize, reduction: int) -> tuple[int, int]:
-    return size[0] // reduction, size[1] // reduction
+def _remembering(make: MakeMedia, maker: MediaMaker) -> MakeMedia:
+    """The same function, with as many of its results kept as `BYTES_KEPT` holds of the largest."""
+    largest = maker.spec.max_side**2 * maker.spec.width
+    return lru_cache(maxsize=max(1, BYTES_KEPT // (2 * largest)))(make)
 
 
-def usable(
-    documents: Sequence[Document], policy: ImagePolicy, failures: FailureLog, patches: PatchPolicy | None = None
-) -> list[Usable]:
+def usable(documents: Sequence[Document], policy: ImagePolicy, failures: FailureLog) -> list[Usable]:
     """Documents whose pictures can all be read; the others are named and counted in `failures`."""
     kept = []
     for document in documents:
         pictures = {n: segment for n, segment in enumerate(document.segments) if isinstance(segment, ImageSegment)}
         try:
-            sizes = {number: _sizes(segment.open(), policy, patches) for number, segment in pictures.items()}
+            sizes = {number: _sizes(segment.open(), policy) for number, segment in pictures.items()}
         except DamagedSample as error:
             failures.revoke(document.key, str(error))
         else:
@@ -162,11 +140,8 @@ def usable(
     return kept
 
 
-def _sizes(picture: Image.Image, policy: ImagePolicy, patches: PatchPolicy | None) -> Sizes:
-    if patches is None:
-        return Sizes(policy.size_of(picture), None)
-    rows, columns = patches.grid(picture.height, picture.width)
-    return Sizes(policy.size_of(picture), (rows * patches.patch, columns * patches.patch))
+def _sizes(picture: Image.Image, policy: ImagePolicy) -> Sizes:
+    return Sizes((picture.height, picture.width), policy.size_of(picture))
 
 
 class RawDataModule(TokenDataModule):
@@ -174,7 +149,8 @@ class RawDataModule(TokenDataModule):
 
     tokenizers: a folder with `image_tokenizer/` and `text_tokenizer/`, as `unimodal tokenize` leaves beside its shards;
     the flow branch takes its `autoencoder/` as well.
-    aspect_ratio, most_patches: as `unimodal tokenize` takes them; the latter where templates ask for a ViT's patches.
+    aspect_ratio, max_patches: as `unimodal tokenize` takes them; the latter, and `templates.patch_size`, where pictures
+    are seen as patches.
     The same documents give the same batches, in the same order, as a shard that holds all of them; pictures are encoded
     one by one here and many at a time there, which may round otherwise.
     """
@@ -192,12 +168,12 @@ class RawDataModule(TokenDataModule):
         max_bad: float = 0.1,
         source_options: dict[str, Any] | None = None,
         aspect_ratio: float = 1.0,
-        most_patches: int | None = None,
+        max_patches: int | None = None,
     ) -> None:
         super().__init__([], stream, templates, None, validation_share, num_workers)
         self.source, self.path, self.split = source, path, split
         self.max_bad, self.source_options = max_bad, source_options or {}
-        self.tokenizers, self.aspect_ratio, self.most_patches = Path(tokenizers), aspect_ratio, most_patches
+        self.tokenizers, self.aspect_ratio, self.max_patches = Path(tokenizers), aspect_ratio, max_patches
 
     def setup(self, stage: str) -> None:
         """Open the source and look at every picture once, so that damage is found before training."""
@@ -206,26 +182,25 @@ class RawDataModule(TokenDataModule):
             return
         image = ImageTokenizer.open(self.tokenizers / "image_tokenizer")
         text = TextTokenizer.open(self.tokenizers / "text_tokenizer")
-        autoencoder = self._autoencoder()
-        self.autoencoder = describe_autoencoder(autoencoder, image) if autoencoder else None
-        patches = PatchPolicy.of(patch, self.most_patches) if (patch := self.templates.vit_patch) else None
-        self.patches = asdict(patches) if patches else None
+        makers = {LATENTS: self._latents, PATCHES: self._patches}
+        media = [makers[name]() for name in self.templates.media]
         failures = FailureLog(limit=self.max_bad)
         source = open_source(self.source, path=self.path, split=self.split, failures=failures, **self.source_options)
-        shape = (self.aspect_ratio, autoencoder, patches)
-        documents = RawDocuments(list(source.documents()), text, image, failures, *shape)
-        self.space: TokenSpace | None = documents.space
-        self.folders = [self.tokenizers]
-        self.train_sources = [self.side([documents], held_out=False)]
-        self.val_documents = self.side([documents], held_out=True)
+        documents = RawDocuments(list(source.documents()), text, image, failures, self.aspect_ratio, media)
+        self.train_sources = [self.split_documents([documents], held_out=False)]
+        self.val_documents = self.split_documents([documents], held_out=True)
+        specs = {maker.spec.name: maker.spec for maker in media}
+        self.describe(documents.space, specs, self.tokenizers)
 
-    def _autoencoder(self) -> LatentAutoencoder | None:
-        """What latents are made with, None where none are asked for. Raises ValueError where it is not there."""
-        if self.templates.latents is None:
-            return None
+    def _latents(self) -> LatentsMaker:
+        """Raises ValueError where the autoencoder is not there."""
         folder = self.tokenizers / "autoencoder"
         if not folder.is_dir():
             raise ValueError(
                 f"the flow branch needs {folder}, which is not there: tokenize with --autoencoder beforehand"
             )
-        return open_autoencoder(folder)
+        return LatentsMaker(open_autoencoder(folder))
+
+    def _patches(self) -> PatchesMaker:
+        size = PatchSpec.size if self.templates.patch_size is None else self.templates.patch_size
+        return PatchesMaker(PatchSpec.of(size, self.max_patches))

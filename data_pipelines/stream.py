@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data_pipelines.batch import PackedBatch, collate, weight_of_latents
+from data_pipelines.batch import PackedBatch, collate, weight_of_noised
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.outline import Outline, Rendered
 from data_pipelines.planning import Plan, StreamConfig, StreamReport
@@ -48,11 +48,11 @@ class PackedStream(IterableDataset[PackedBatch]):
     """Batches whose position is the state of a plan and a number of rounds.
 
     In each round every rank gets one batch; once a mixture has ended, the last round may leave some with a batch of
-    padding, so that all ranks stand at the same place at every step and the state of one is the state of all. A rank's
+    padding, so that all ranks have the same position at every step and the state of one is the state of all. A rank's
     workers take its rounds in turn; each follows the whole plan, which is made from lengths, and reads its own rows.
 
-    Without workers, a run may go on with another number of ranks: no document is lost and none comes twice. With
-    workers that is refused, because each of them stands at a place of its own.
+    Without workers, a run may resume with another number of ranks: no document is dropped and none comes twice. With
+    workers that is refused, because each of them has a position of its own.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class PackedStream(IterableDataset[PackedBatch]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """second_stage_round: how many rounds are given before the mixture's second stage begins.
-        rounds_per_step: how many of them make an optimizer step, over which latents are weighed."""
+        """second_stage_round: how many rounds are given before the mixture's second stage starts.
+        rounds_per_step: how many of them make an optimizer step, over which noised tokens are weighed."""
         super().__init__()
         if not sum(map(len, sources)):
             raise ValueError("there is no document to train on")
@@ -82,31 +82,31 @@ class PackedStream(IterableDataset[PackedBatch]):
         self._plan = Plan(sources, space, templates, config, mixture, second_stage_round * rows)
         self.rounds_per_step = rounds_per_step
         self._rounds = 0
-        self._latent_weight: float | None = None
-        """Of a noised latent in the step that goes on; None until a round of it was weighed."""
+        self._noised_weight: float | None = None
+        """Of a noised token in the present step; None until a round of it was weighed."""
 
     @property
     def report(self) -> StreamReport:
-        """What became of the documents drawn by this process since it began."""
+        """What became of the documents drawn by this process since it started."""
         return self._plan.report
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """The position of the stream."""
         workers = _worker()[1]
-        place = {"ranks": self.world_size, "workers": workers, "rounds": self._rounds}
-        return {**place, "latent_weight": self._latent_weight, **self._plan.state()}
+        position = {"ranks": self.world_size, "workers": workers, "rounds": self._rounds}
+        return {**position, "latent_weight": self._noised_weight, **self._plan.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved position. Raises ValueError under a number of ranks and workers that cannot."""
+        """Resume from a saved position. Raises ValueError under a number of ranks and workers that cannot."""
         was, now = (state["ranks"], state["workers"]), (self.world_size, _worker()[1])
         if was != now and (was[1], now[1]) != (1, 1):
             raise ValueError(
-                f"this run was saved with {was[0]} ranks of {was[1]} loader processes each and cannot go on exactly "
-                f"with {now[0]} of {now[1]}, because each process stands at a place of its own; take the same numbers"
+                f"this run was saved with {was[0]} ranks of {was[1]} loader processes each and cannot resume exactly "
+                f"with {now[0]} of {now[1]}, because each process has a position of its own; take the same numbers"
             )
         self._rounds = state["rounds"]
-        self._latent_weight = state.get("latent_weight") if was == now else None
-        self._plan.go_on(state)
+        self._noised_weight = state.get("latent_weight") if was == now else None
+        self._plan.load_state(state)
 
     def __len__(self) -> int:
         return ENDLESS
@@ -115,39 +115,39 @@ class PackedStream(IterableDataset[PackedBatch]):
         worker, workers = _worker()
         rows = self.config.rows
         while True:
-            epochs = [turn.epoch for turn in self._plan.mixture.turns]
-            place = self._rounds % self.rounds_per_step
-            if place == 0 or self._latent_weight is None:
-                rest = self.rounds_per_step - place
-                self._latent_weight = self._weigh(self._plan.peek(rest * self.world_size * rows))
+            epochs = [cursor.epoch for cursor in self._plan.mixture.cursors]
+            position = self._rounds % self.rounds_per_step
+            if position == 0 or self._noised_weight is None:
+                rest = self.rounds_per_step - position
+                self._noised_weight = self._weigh(self._plan.peek(rest * self.world_size * rows))
             if not (given := self._plan.take(self.world_size * rows)):
                 return
             self._rounds += 1
             if self.rank == worker == 0:
-                self._tell(epochs)
+                self._log_epochs(epochs)
             if (self._rounds - 1) % workers == worker:
-                own = given[self.rank * rows : (self.rank + 1) * rows]
-                built = [_built(outlines) for _, outlines in own]
-                yield collate(built, self.config.length, self.space, rows, self._latent_weight)
+                given = given[self.rank * rows : (self.rank + 1) * rows]
+                built = [_built(outlines) for _, outlines in given]
+                yield collate(built, self.config.length, self.space, rows, self._noised_weight)
 
     def _weigh(self, step: Iterable[Sequence[Outline]]) -> float:
-        """The weight of a noised latent in a step of these rows, all ranks' together."""
-        if not self._plan.templates.latents:
+        """The weight of a noised token in a step of these rows, all ranks' together."""
+        if not self._plan.templates.media:
             return 0.0
         outlines = [outline for row in step for outline in row]
-        return weight_of_latents(sum(o.weight for o in outlines), sum(o.noised_latents for o in outlines))
+        return weight_of_noised(sum(o.weight for o in outlines), sum(o.num_noised for o in outlines))
 
-    def _tell(self, epochs: Sequence[int]) -> None:
-        """A line for each source that was begun anew."""
-        for source, turn in enumerate(self._plan.mixture.turns):
-            if turn.epoch == epochs[source]:
+    def _log_epochs(self, epochs: Sequence[int]) -> None:
+        """A line for each source that started another epoch."""
+        for source, cursor in enumerate(self._plan.mixture.cursors):
+            if cursor.epoch == epochs[source]:
                 continue
             report, name = self.report.sources[source], self.names[source]
             line = "%s: epoch %d is done; %d documents drawn, %d trained, %d of them in parts; rows are %.1f%% full"
             counts = (report.documents, report.trained, report.cut)
-            log.info(line, name, turn.epoch - 1, *counts, 100 * self.report.efficiency)
-            for reason, count in report.left_out.items():
-                log.warning("%s: left out %d of %d documents: %s", name, count, report.documents, reason)
+            log.info(line, name, cursor.epoch - 1, *counts, 100 * self.report.efficiency)
+            for reason, count in report.skipped.items():
+                log.warning("%s: skipped %d of %d documents: %s", name, count, report.documents, reason)
 
 
 def _worker() -> tuple[int, int]:

@@ -9,26 +9,32 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.documents import DamagedSample, TextSegment
-from data_pipelines.encoding import Batch, Copy, Encoder, batches, copy_key, read_ahead
+from data_pipelines.encoding import DocumentCopy, Encoder, EncodingBatch, batches, copy_key, read_ahead
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import Augmentation, ImagePolicy, PatchPolicy
+from data_pipelines.images import Augmentation, ImagePolicy
+from data_pipelines.media_makers import MediaMaker
 from data_pipelines.shards.format import Manifest, TokenDocument
-from data_pipelines.shards.parts import LeftOut, Part, Parts
+from data_pipelines.shards.parts import FinishedShard, JobParts, SkippedCopy
 from data_pipelines.shards.writer import check_unwritten, write_manifest, write_shard
 from data_pipelines.sources.registry import Source
 from tokenizers_vq.image_tokenizer import ImageTokenizer
-from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import GridLayout, Layout, bucket_sizes
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 
-Progress = Callable[[int], None]
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeHooks:
+    """`started` is called once the folder is known to be this job's, `progress` with the documents done each time."""
+
+    started: Callable[[], None] = lambda: None
+    progress: Callable[[int], None] = lambda done: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +49,10 @@ class TokenizeConfig:
     augmentations: tuple[Augmentation, ...] = ()
     seed: int = 0
     aspect_ratio: float = 1.0
-    """The longest ratio of an image's sides; 1 is the image tokenizer's square, more is a grid of several sizes."""
+    """The maximum ratio of an image's sides; 1 is the image tokenizer's square, more is a grid of several sizes."""
     documents_per_shard: int = 1000
     source_options: Mapping[str, Any] = field(default_factory=dict)
-    """What the source was opened with; recorded, and not to change while a job goes on."""
+    """What the source was opened with; recorded, and not to change when a job resumes."""
     workers: int = 0
     rank: int = 0
     world_size: int = 1
@@ -77,7 +83,7 @@ def layout_of(image: ImageTokenizer, aspect_ratio: float) -> Layout:
 
 
 def make_token_space(text: TextTokenizer, image: ImageTokenizer, layout: Layout | None = None) -> TokenSpace:
-    """The token space of a pair of tokenizers; its layout is the image tokenizer's square unless told otherwise."""
+    """The token space of a pair of tokenizers; its layout is the image tokenizer's square if none is given."""
     return TokenSpace(
         text_size=text.size,
         text_hash=text.hash,
@@ -95,20 +101,17 @@ def tokenize(
     out: Path,
     failures: FailureLog,
     config: TokenizeConfig,
-    progress: Progress = lambda done: None,
-    autoencoder: LatentAutoencoder | None = None,
-    begun: Callable[[], None] = lambda: None,
-    patches: PatchPolicy | None = None,
+    media: Sequence[MediaMaker] = (),
+    hooks: TokenizeHooks | None = None,
 ) -> bool:
     """Write the shards of a source; True once the folder is whole, False while other ranks have shards to make.
 
-    With an autoencoder, the latents of every picture lie beside its codes; with `patches`, its pixels for a ViT. What
-    an earlier, interrupted call left in the folder is kept. `progress` is told the number of documents done each time,
-    and `begun` is called once the folder is known to be this job's. Raises ValueError for a folder that is whole
-    already or was begun with other settings.
+    What `media` makes of every picture lies beside its codes. What an earlier, interrupted call left in the folder is
+    kept. Raises ValueError for a folder that is whole already or was started with other settings.
     """
     check_unwritten(out)
-    check_squares(autoencoder, config.aspect_ratio)
+    check_media(media, image, config.aspect_ratio)
+    hooks = hooks or TokenizeHooks()
     space = make_token_space(text, image, layout_of(image, config.aspect_ratio))
     policy = ImagePolicy.of(image, space.layout)
     encoder = Encoder(
@@ -118,8 +121,7 @@ def tokenize(
         policy=policy,
         augmentations=config.augmentations,
         seed=config.seed,
-        autoencoder=autoencoder,
-        patches=patches,
+        media=media,
     )
     described = {"fingerprint": source.fingerprint(), "tokenize": config.recipe()}
     empty = Manifest(
@@ -128,33 +130,20 @@ def tokenize(
         image_policy=asdict(policy),
         source=described,
         shards=(),
-        autoencoder=describe_autoencoder(autoencoder, image) if autoencoder else None,
-        patches=asdict(patches) if patches else None,
+        media={maker.spec.name: maker.spec for maker in media},
     )
     stated = {**described, "token space": empty.fingerprint, "image policy": empty.image_policy}
-    beside = {"autoencoder": empty.autoencoder, "patches": empty.patches}
-    parts = Parts(out, stated | {name: value for name, value in beside.items() if value is not None})
-    begun()
-    job = _Job(source, encoder, parts, failures, config, progress)
+    parts = JobParts(out, stated | {name: spec.to_dict() for name, spec in empty.media.items()})
+    hooks.started()
+    job = _Job(source, encoder, parts, failures, config, hooks.progress)
     job.run()
     return job.merge(empty)
 
 
-def check_squares(autoencoder: LatentAutoencoder | None, aspect_ratio: float) -> None:
-    """Raises ValueError for an autoencoder with pictures of several shapes."""
-    if autoencoder is not None and aspect_ratio != 1:
-        raise ValueError("the flow branch draws squares alone: give an autoencoder or an aspect ratio, not both")
-
-
-def describe_autoencoder(autoencoder: LatentAutoencoder, image: ImageTokenizer) -> dict[str, Any]:
-    """As a manifest says it. Raises ValueError where the two tokenizers take pictures of different sizes."""
-    if autoencoder.image_size != image.image_size:
-        raise ValueError(
-            f"the autoencoder takes pictures of {autoencoder.image_size} pixels, the image tokenizer of "
-            f"{image.image_size}: train one of them anew"
-        )
-    about = {"latent_dim": autoencoder.latent_dim, "reduction": autoencoder.reduction, "grid": autoencoder.grid}
-    return {"hash": autoencoder.hash, "image_size": autoencoder.image_size, **about}
+def check_media(media: Sequence[MediaMaker], image: ImageTokenizer, aspect_ratio: float) -> None:
+    """Raises ValueError for media that do not go with the image tokenizer or with pictures of several shapes."""
+    for maker in media:
+        maker.check(image, aspect_ratio)
 
 
 class _Job:
@@ -164,33 +153,33 @@ class _Job:
         self,
         source: Source,
         encoder: Encoder,
-        parts: Parts,
+        parts: JobParts,
         failures: FailureLog,
         config: TokenizeConfig,
-        progress: Progress,
+        progress: Callable[[int], None],
     ) -> None:
         self.source, self.encoder, self.parts, self.failures = source, encoder, parts, failures
         self.config, self.progress = config, progress
         self.num_shards = 0
-        self.left_out: list[str] = []
-        """Reasons for which documents were left out after the source had counted them as good."""
+        self.skipped: list[str] = []
+        """Reasons for which documents were skipped after the source had counted them as good."""
 
     def run(self) -> None:
         documents: list[TokenDocument] = []
-        left_out: list[LeftOut] = []
+        skipped: list[SkippedCopy] = []
         for batch, pixels in read_ahead(self._work(), self.encoder, self.config.workers):
             usable = []
             for (document, copy), pictures in zip(batch.items, pixels, strict=True):
                 if isinstance(pictures, DamagedSample):
-                    left_out.append(LeftOut(name=document.key, copy=copy, reason=str(pictures)))
-                    self._leave_out(left_out[-1])
+                    skipped.append(SkippedCopy(name=document.key, copy=copy, reason=str(pictures)))
+                    self._skip(skipped[-1])
                 else:
                     usable.append(((document, copy), pictures))
             documents += self.encoder.encode([item for item, _ in usable], [pictures for _, pictures in usable])
             self.progress(len(batch.items))
             if batch.last:
-                self._finish(batch.shard, documents, left_out)
-                documents, left_out = [], []
+                self._finish(batch.shard, documents, skipped)
+                documents, skipped = [], []
         self.failures.close()
 
     def merge(self, empty: Manifest) -> bool:
@@ -198,33 +187,33 @@ class _Job:
         parts = self.parts.all(self.num_shards)
         if parts is None:
             return False
-        before_encoding = Counter(self.failures.summary()) - Counter(self.left_out)
-        left_out = before_encoding + Counter(one.reason for part in parts for one in part.left_out)
+        before_encoding = Counter(self.failures.summary()) - Counter(self.skipped)
+        skipped = before_encoding + Counter(one.reason for part in parts for one in part.skipped)
         manifest = replace(
             empty,
             source={**empty.source, "notes": dict(self.source.notes)},
             shards=tuple(part.entry for part in parts if part.entry is not None),
-            left_out=dict(sorted(left_out.items())),
+            skipped=dict(sorted(skipped.items())),
         )
         write_manifest(self.parts.shards, manifest)
         self.parts.remove()
         return True
 
-    def _work(self) -> Iterator[Batch]:
+    def _work(self) -> Iterator[EncodingBatch]:
         """Batches of the shards that are this rank's and not made yet."""
         for items in _groups(self._copies(), self.config.documents_per_shard):
             shard = self.num_shards
             self.num_shards += 1
             if part := self.parts.finished(shard):
-                for one in part.left_out:
-                    self._leave_out(one)
+                for one in part.skipped:
+                    self._skip(one)
                 self.progress(len(items))
             elif shard % self.config.world_size == self.config.rank:
                 yield from batches(shard, items)
             else:
                 self.progress(len(items))
 
-    def _copies(self) -> Iterator[Copy]:
+    def _copies(self) -> Iterator[DocumentCopy]:
         keys: set[str] = set()
         for document in self.source.documents():
             own = [copy_key(document.key, copy) for copy in range(self.config.copies)]
@@ -236,18 +225,21 @@ class _Job:
                 keys.update(own)
                 yield from ((document, copy) for copy in range(self.config.copies))
 
-    def _leave_out(self, one: LeftOut) -> None:
+    def _skip(self, one: SkippedCopy) -> None:
         """Every copy is named in its shard's part; against the limit a document counts once."""
         if one.copy == 0:
-            self.left_out.append(one.reason)
+            self.skipped.append(one.reason)
             self.failures.revoke(one.name, one.reason)
 
-    def _finish(self, shard: int, documents: list[TokenDocument], left_out: list[LeftOut]) -> None:
-        entry = write_shard(self.parts.shards, shard, documents, self.encoder.space) if documents else None
-        self.parts.finish(shard, Part(entry=entry, left_out=tuple(left_out)))
+    def _finish(self, shard: int, documents: list[TokenDocument], skipped: list[SkippedCopy]) -> None:
+        entry = None
+        if documents:
+            media = {maker.spec.name: maker.spec for maker in self.encoder.media}
+            entry = write_shard(self.parts.shards, shard, documents, self.encoder.space, media)
+        self.parts.finish(shard, FinishedShard(entry=entry, skipped=tuple(skipped)))
 
 
-def _groups(items: Iterator[Copy], size: int) -> Iterator[list[Copy]]:
+def _groups(items: Iterator[DocumentCopy], size: int) -> Iterator[list[DocumentCopy]]:
     while group := list(itertools.islice(items, size)):
         yield group
 

@@ -110,4 +110,4 @@ def test_both_engines_of_the_decoding_benchmark_hold_the_same_function() -> None
     model = decode.Model.make(torch.float32)
     ids = torch.randint(decode.SPACE.vocab_size, (2, 9))
     with torch.no_grad():
-        torch.testing.assert_close(model.engine.transformer(ids), model.llama(ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.engine.model(ids), model.llama(ids).logits, rtol=1e-4, atol=1e-4)

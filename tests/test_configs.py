@@ -85,10 +85,11 @@ def test_a_config_of_a_run_trains_its_whole_model_for_two_steps(path: Path, shar
     parameters = dict(cli.model.named_parameters())
     assert [name for name, parameter in parameters.items() if not parameter.isfinite().all()] == []
     wanted = yaml.safe_load(path.read_text())
-    config = unimodal.load(tmp_path / "model").transformer.config
-    assert config.max_length >= wanted["data"]["init_args"]["stream"]["length"]
-    latents = wanted["data"]["init_args"]["templates"].get("latents")
-    assert (config.flow is not None, config.vision is not None) == (latents is not None, "vit_patch" in (latents or ()))
+    config = unimodal.load(tmp_path / "model").model.config
+    assert config.trunk.max_length >= wanted["data"]["init_args"]["stream"]["length"]
+    templates = wanted["data"]["init_args"]["templates"]
+    asked = (templates.get("drawn") == "latents", templates.get("seen") == "patches")
+    assert (config.flow is not None, config.vision is not None) == asked
 
 
 @pytest.mark.parametrize("path", of("tokenizer"), ids=lambda path: path.stem)

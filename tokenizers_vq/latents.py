@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq.backbones import check_sides
 from tokenizers_vq.latent_patches import check_latent_patch, latents_to_patches, patches_to_latents
+from tokenizers_vq.media import LATENTS, LatentSpec, MediaSpec
 
 # Shapes: B images, H height, W width, S side of a square image, C latent width, G grid side; R, K rows and columns.
 
@@ -80,6 +81,12 @@ class LatentAutoencoder(nn.Module):
     def grid(self) -> int:
         """Latents along one side of a square image of `image_size`."""
         return self.image_size // self.reduction
+
+    @property
+    def media(self) -> MediaSpec:
+        """Its latents as media of a sequence."""
+        sizing = LatentSpec(reduction=self.reduction, image_size=self.image_size)
+        return MediaSpec(name=LATENTS, width=self.latent_dim, sizing=sizing, source=self.hash)
 
     @property
     def device(self) -> torch.device:

@@ -27,9 +27,10 @@ def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-tokenizer", type=Path, required=True, metavar="DIR", help="a trained image tokenizer")
     about = "an autoencoder, whose latents the flow branch trains on; they lie beside the codes"
     parser.add_argument("--autoencoder", type=Path, metavar="DIR", help=about)
-    about = "keep pictures, in their own shape, for a ViT with patches of so many pixels"
+    about = "keep patches of so many pixels for a ViT, of pictures in their own shape"
     parser.add_argument("--patch", type=int, metavar="PIXELS", help=about)
-    parser.add_argument("--most-patches", type=int, metavar="N", help="of a picture; larger ones shrink (64)")
+    about = "maximum of a picture; larger ones shrink (64)"
+    parser.add_argument("--max-patches", "--most-patches", type=int, metavar="N", help=about)
     parser.add_argument("--text-tokenizer", type=Path, metavar="PATH", help="a tokenizer.json; trained here if absent")
     parser.add_argument("--text-vocabulary", type=int, default=1024, metavar="N", help="most ids of a trained one")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the shards go")

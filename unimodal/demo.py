@@ -137,7 +137,7 @@ def write_dialogue(model: Pipeline, out: Path) -> None:
 
 def _recent(model: Pipeline, turns: list[Turn]) -> list[Turn]:
     """The last turns, whole exchanges, that leave room for an answer with a picture."""
-    room = model.transformer.config.max_length - model.token_space.layout.span - 32
+    room = model.model.config.trunk.max_length - model.token_space.layout.span - 32
     while len(turns) > 1 and len(model.coder.encode([turns])[0]) > room:
         turns = turns[2:]
     return turns

@@ -9,7 +9,14 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-FORMAT_VERSION = 1
+from data_pipelines.documents import WithMeta
+from data_pipelines.old_names import upgrade_manifest
+from tokenizers_vq.media import MediaSpec
+from tokenizers_vq.token_space import TokenSpace
+
+FORMAT_VERSION = 2
+"""1 had `autoencoder`, `patches` and `left_out` in the manifest and stored whole images for a ViT; it is still read."""
+READABLE_VERSIONS = (1, 2)
 MANIFEST_FILE = "manifest.json"
 
 
@@ -21,19 +28,18 @@ class DamagedShard(ValueError):
 class TokenSegment:
     """Ids of one segment; those of an image are all that stands between boi and eoi (`TokenSpace.image_body`).
 
-    Where the shards hold them, `latents` (R, K, C) are those of the same image in an autoencoder, and `pixels` (H, W,
-    3) uint8 what a ViT sees of it.
+    `media` holds what else the shards know of the same image, by name: (R, K, C) in rows and columns of tokens, latents
+    in float16, patches in uint8. An array may be deferred, made only when numpy asks for it.
     """
 
     kind: Literal["text", "image"]
     role: str
     ids: np.ndarray
-    latents: np.ndarray | None = None
-    pixels: np.ndarray | None = None
+    media: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenDocument:
+class TokenDocument(WithMeta):
     """A document after tokenization."""
 
     key: str
@@ -79,8 +85,7 @@ class ShardEntry:
 class Manifest:
     """`manifest.json`: what the shards of a folder hold. What it does not list is not data.
 
-    `autoencoder` says whose latents lie beside the ids: `hash`, `latent_dim`, `reduction`, `image_size`; None where
-    there are none. `patches` is the policy of the pixels beside them: `patch`, `most`, `longest`; None as well.
+    `media` says what lies beside the ids of images, by name.
     """
 
     token_space: dict[str, Any]
@@ -88,10 +93,14 @@ class Manifest:
     image_policy: dict[str, Any]
     source: dict[str, Any]
     shards: tuple[ShardEntry, ...]
-    left_out: dict[str, int] = field(default_factory=dict)
-    autoencoder: dict[str, Any] | None = None
-    patches: dict[str, int] | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    media: Mapping[str, MediaSpec] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def space(self) -> TokenSpace:
+        """The token space of the ids."""
+        return TokenSpace.from_dict(self.token_space)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -99,11 +108,15 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Manifest:
-        """The inverse of `to_dict`. Raises DamagedShard for anything else."""
+        """The inverse of `to_dict`; reads version 1 too. Raises DamagedShard for anything else."""
         version = values.get("format_version")
-        if version != FORMAT_VERSION:
-            raise DamagedShard(f"the manifest has format version {version}, this code reads {FORMAT_VERSION}")
+        if version not in READABLE_VERSIONS:
+            readable = " and ".join(map(str, READABLE_VERSIONS))
+            raise DamagedShard(f"the manifest has format version {version}, this code reads {readable}")
         try:
-            return cls(**{**values, "shards": tuple(ShardEntry(**entry) for entry in values["shards"])})
-        except (TypeError, KeyError) as error:
+            values = upgrade_manifest(values) if version == 1 else values
+            media = {name: MediaSpec.from_dict(spec) for name, spec in values.get("media", {}).items()}
+            shards = tuple(ShardEntry(**entry) for entry in values["shards"])
+            return cls(**{**values, "shards": shards, "media": media})
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DamagedShard(f"not a shard manifest: {error}") from error

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.old_names import MANIFEST_KEYS, renamed
 from data_pipelines.shards.format import ShardEntry
 from data_pipelines.shards.writer import write_whole
 
-PARTS, RECIPE_FILE = "parts", "recipe.json"
+PARTS_FOLDER, RECIPE_FILE = "parts", "recipe.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class SkippedCopy:
     """A copy of a document that is not in its shard."""
 
     name: str
@@ -26,21 +27,21 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One finished shard: its line for the manifest (None where nothing of it was usable) and what was left out."""
+class FinishedShard:
+    """Its line for the manifest (None where nothing of it was usable) and what was skipped."""
 
     entry: ShardEntry | None
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[SkippedCopy, ...]
 
 
-class Parts:
+class JobParts:
     """`parts/000012.json` stands beside `000012.tar` until the manifest takes their place.
 
     All parts follow one recipe; a folder with parts of another recipe is refused with a ValueError.
     """
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        self.shards, self.folder = folder, folder / PARTS
+        self.shards, self.folder = folder, folder / PARTS_FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
         recipe = json.loads(json.dumps(recipe))
         stated = _read(self.folder / RECIPE_FILE)
@@ -53,23 +54,24 @@ class Parts:
                 f"now it is {recipe.get(different)}; repeat the first command, or remove the folder"
             )
 
-    def finished(self, index: int) -> Part | None:
+    def finished(self, index: int) -> FinishedShard | None:
         """A shard that is whole, or None. One whose file is missing or changed is not."""
         values = _read(self._path(index))
         if values is None:
             return None
+        values = renamed(values, MANIFEST_KEYS)
         try:
             entry = ShardEntry(**values["entry"]) if values["entry"] else None
-            part = Part(entry=entry, left_out=tuple(LeftOut(**one) for one in values["left_out"]))
+            part = FinishedShard(entry=entry, skipped=tuple(SkippedCopy(**one) for one in values["skipped"]))
         except (KeyError, TypeError, ValueError):
             return None
         return part if entry is None or self._is_whole(entry) else None
 
-    def finish(self, index: int, part: Part) -> None:
+    def finish(self, index: int, part: FinishedShard) -> None:
         """Note a shard whose file is written."""
         write_whole(self._path(index), json.dumps(dataclasses.asdict(part)).encode())
 
-    def all(self, count: int) -> list[Part] | None:
+    def all(self, count: int) -> list[FinishedShard] | None:
         """The parts of shards 0 to count - 1, or None while one is missing."""
         parts = [self.finished(index) for index in range(count)]
         return [part for part in parts if part is not None] if None not in parts else None

@@ -12,14 +12,14 @@ import json
 import math
 import mmap
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.shards.checks import check_ids
+from data_pipelines.shards.checks import check_documents
 from data_pipelines.shards.format import (
     MANIFEST_FILE,
     DamagedShard,
@@ -29,6 +29,7 @@ from data_pipelines.shards.format import (
     TokenDocument,
     TokenSegment,
 )
+from data_pipelines.shards.media import MediaCodec, codecs
 from data_pipelines.shards.tar import members
 from tokenizers_vq.token_space import TokenSpace
 
@@ -49,15 +50,14 @@ class Array(NamedTuple):
         return np.frombuffer(data, self.dtype, math.prod(self.shape), self.start).reshape(self.shape)
 
 
-class Place(NamedTuple):
-    """Where a document lies in its shard: description in JSON, ids, and latents and pixels where it has them."""
+class Location(NamedTuple):
+    """Where a document lies in its shard: description in JSON, ids, and the media of its images by member."""
 
     key: str
     json_start: int
     json_end: int
     ids: Array
-    latents: Array | None
-    pixels: Array | None
+    media: dict[str, Array]
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -67,7 +67,7 @@ def open_manifest(folder: Path) -> Manifest:
         raise DamagedShard(f"{folder} holds no {MANIFEST_FILE}: it is not a folder of token shards, or not a whole one")
     try:
         manifest = Manifest.from_dict(json.loads(path.read_text()))
-        space = TokenSpace.from_dict(manifest.token_space)
+        space = manifest.space
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValueError) as error:
         raise DamagedShard(f"{path}: {error}") from error
     if space.fingerprint != manifest.fingerprint:
@@ -81,73 +81,81 @@ class Shard(DocumentSequence):
     Raises DamagedShard for anything that is not as the manifest says.
     """
 
-    def __init__(self, folder: Path, entry: ShardEntry, space: TokenSpace) -> None:
+    def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
         path = folder / entry.name
         if Path(entry.name).name != entry.name or not path.is_file():
             raise DamagedShard(f"{path} is in the manifest but not in the folder")
-        self.data = _mapped(path)
+        self.data, self.codecs = _mapped(path), codecs(manifest)
         if hashlib.sha256(self.data).hexdigest() != entry.sha256:
             raise DamagedShard(f"{path}: its SHA-256 is not the manifest's; the file was damaged or changed")
         try:
-            self.places = list(_places(self.data))
-            check_ids(list(self), space)
+            self.locations = list(_locations(self.data, self.codecs))
+            check_documents(list(self), manifest.space)
         except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
             raise DamagedShard(f"{path}: {error}") from error
         if len(self) != entry.documents:
             raise DamagedShard(f"{path} holds {len(self)} documents, the manifest says {entry.documents}")
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.locations)
 
     @property
     def keys(self) -> list[str]:
         """The documents' keys, in order."""
-        return [place.key for place in self.places]
+        return [location.key for location in self.locations]
 
     def document(self, index: int) -> TokenDocument:
         """One document, its ids still in the file."""
-        place = self.places[index]
-        ids = place.ids.view(self.data)
-        left = {
-            name: np.zeros((0, 0)) if array is None else array.view(self.data)
-            for name, array in (("latents", place.latents), ("pixels", place.pixels))
-        }
-        described: dict[str, Any] = json.loads(self.data[place.json_start : place.json_end])
+        location = self.locations[index]
+        key, ids = location.key, location.ids.view(self.data)
+        rest = {name: array.view(self.data) for name, array in location.media.items()}
+        described: dict[str, Any] = json.loads(self.data[location.json_start : location.json_end])
         segments, end = [], 0
         for s in described["segments"]:
-            own: dict[str, np.ndarray] = {}
-            for name in [name for name in left if name in s]:
-                own[name], left[name] = _taken(name, left[name], s[name], place.key)
+            media: dict[str, np.ndarray] = {}
+            for member in [member for member in self.codecs if member in s]:
+                sides = _sides(member, s[member], key)
+                rows, rest[member] = _taken(member, rest.get(member, NOTHING), sides, key)
+                codec = self.codecs[member]
+                media[codec.name] = codec.image(rows, sides)
             start, length = s["start"], s["length"]
             if start != end or length < 0:
-                raise ValueError(f"{place.key!r}: its segments do not follow one another")
+                raise ValueError(f"{key!r}: its segments do not follow one another")
             end += length
-            segments.append(TokenSegment(kind=s["kind"], role=s["role"], ids=ids[start:end], **own))
-        if end != len(ids) or any(map(len, left.values())):
-            raise ValueError(f"{place.key!r}: its segments do not cover its ids, latents and pixels")
-        return TokenDocument(key=place.key, segments=tuple(segments), meta=dict(described["meta"]))
+            segments.append(TokenSegment(kind=s["kind"], role=s["role"], ids=ids[start:end], media=media))
+        if end != len(ids) or any(map(len, rest.values())):
+            raise ValueError(f"{key!r}: its segments do not cover its {' and '.join(['ids', *location.media])}")
+        return TokenDocument(key=key, segments=tuple(segments), meta=dict(described["meta"]))
 
 
-def _taken(name: str, values: np.ndarray, grid: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The latents or pixels (R, K, C) of the next image, and (N, C) what is left of them."""
-    if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)):
-        raise ValueError(f"{key!r}: the {name} of an image are said to be {grid}, not rows and columns")
-    rows, columns = grid
-    if rows * columns > len(values):
-        raise ValueError(f"{key!r}: an image of {rows}x{columns} {name}, but only {len(values)} are left")
-    return values[: rows * columns].reshape(rows, columns, -1), values[rows * columns :]
+NOTHING = np.zeros((0, 1))
 
 
-def read_shard(folder: Path, entry: ShardEntry, space: TokenSpace) -> Iterator[TokenDocument]:
+def _sides(name: str, sides: Any, key: str) -> tuple[int, int]:
+    """The two numbers that the segment of an image states of its media."""
+    if not (isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)):
+        raise ValueError(f"{key!r}: the {name} of an image are said to be {sides}, not rows and columns")
+    return sides[0], sides[1]
+
+
+def _taken(name: str, values: np.ndarray, sides: tuple[int, int], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (R * K, C) of the next image, and what is left of them."""
+    count = sides[0] * sides[1]
+    if count > len(values):
+        raise ValueError(f"{key!r}: an image of {sides[0]}x{sides[1]} {name}, but only {len(values)} are left")
+    return values[:count], values[count:]
+
+
+def read_shard(folder: Path, entry: ShardEntry, manifest: Manifest) -> Iterator[TokenDocument]:
     """The documents of one shard, in order. Raises DamagedShard for anything that is not as the manifest says."""
-    yield from Shard(folder, entry, space)
+    yield from Shard(folder, entry, manifest)
 
 
 def read_all(folder: Path) -> tuple[TokenSpace, list[TokenDocument]]:
     """Token space and every document of a folder."""
     manifest = open_manifest(folder)
-    space = TokenSpace.from_dict(manifest.token_space)
-    return space, [document for entry in manifest.shards for document in read_shard(folder, entry, space)]
+    documents = [document for entry in manifest.shards for document in read_shard(folder, entry, manifest)]
+    return manifest.space, documents
 
 
 def _mapped(path: Path) -> Data:
@@ -156,11 +164,11 @@ def _mapped(path: Path) -> Data:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
 
-def _places(data: Data) -> Iterator[Place]:
+def _locations(data: Data, known: Mapping[str, MediaCodec]) -> Iterator[Location]:
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for name, start, size in members(data):
         key, _, ending = name.partition(".")
-        if ending not in ("ids.npy", "latents.npy", "pixels.npy", "json"):
+        if ending not in ("ids.npy", "json", *(f"{member}.npy" for member in known)):
             raise ValueError(f"unexpected member {name!r}")
         parts = found.setdefault(key, {})
         if ending in parts:
@@ -173,25 +181,11 @@ def _places(data: Data) -> Iterator[Place]:
         if len(ids.shape) != 1 or ids.dtype.kind not in "iu":
             dimensions = len(ids.shape)
             raise ValueError(f"{key!r} holds {ids.dtype} in {dimensions} dimensions; ids are whole numbers in one")
-        latents = _latents(key, data, *parts["latents.npy"]) if "latents.npy" in parts else None
-        pixels = _pixels(key, data, *parts["pixels.npy"]) if "pixels.npy" in parts else None
-        yield Place(key, *parts["json"], ids, latents, pixels)
-
-
-def _latents(key: str, data: Data, start: int, end: int) -> Array:
-    latents = _npy(key, "latents", data, start, end)
-    if len(latents.shape) != 2 or latents.dtype != np.float16:
-        raise ValueError(f"{key!r}: latents are float16 in two dimensions, not {latents.dtype} in {len(latents.shape)}")
-    if not np.isfinite(latents.view(data)).all():
-        raise ValueError(f"{key!r}: its latents are not all numbers")
-    return latents
-
-
-def _pixels(key: str, data: Data, start: int, end: int) -> Array:
-    pixels = _npy(key, "pixels", data, start, end)
-    if len(pixels.shape) != 2 or pixels.shape[1] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"{key!r}: pixels are uint8 in rows of three, not {pixels.dtype} of shape {pixels.shape}")
-    return pixels
+        media: dict[str, Array] = {}
+        for member in [member for member in known if f"{member}.npy" in parts]:
+            media[member] = _npy(key, member, data, *parts[f"{member}.npy"])
+            known[member].check(key, media[member].view(data))
+        yield Location(key, *parts["json"], ids, media)
 
 
 def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
@@ -205,10 +199,10 @@ def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
         raise ValueError(
             f"{key!r}: its {what}.npy lies column by column (fortran_order): tokenize again, or save it row by row"
         )
-    begin = start + MAGIC + len(header)
-    if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != end:
+    first = start + MAGIC + len(header)
+    if dtype.hasobject or first + math.prod(shape) * dtype.itemsize != end:
         raise ValueError(f"{key!r}: its {what}.npy does not hold the array of {math.prod(shape)} {what} that it states")
-    return Array(begin, dtype, shape)
+    return Array(first, dtype, shape)
 
 
 @lru_cache(maxsize=10_000)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.shards.format import MANIFEST_FILE, Manifest, ShardEntry, TokenDocument
+from data_pipelines.shards.media import stored_media
+from tokenizers_vq.media import MediaSpec
 from tokenizers_vq.token_space import TokenSpace
 
-PARTIAL = ".partial"
+PARTIAL_SUFFIX = ".partial"
 
 
 class ShardWriter:
@@ -30,15 +32,17 @@ class ShardWriter:
         *,
         image_policy: dict[str, Any],
         source: dict[str, Any],
+        media: Mapping[str, MediaSpec] | None = None,
         documents_per_shard: int = 1000,
     ) -> None:
+        """media: what may lie beside the ids of images; nothing if not given."""
         check_unwritten(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.space = folder, space
         self.image_policy, self.source = image_policy, source
-        self.documents_per_shard = documents_per_shard
+        self.media, self.documents_per_shard = dict(media or {}), documents_per_shard
         self.entries: list[ShardEntry] = []
-        self.left_out: dict[str, int] = {}
+        self.skipped: dict[str, int] = {}
         self._pending: list[TokenDocument] = []
         self._keys: set[str] = set()
 
@@ -67,7 +71,7 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        self.entries.append(write_shard(self.folder, len(self.entries), self._pending, self.space))
+        self.entries.append(write_shard(self.folder, len(self.entries), self._pending, self.space, self.media))
         self._pending = []
 
     def _write_manifest(self) -> None:
@@ -77,7 +81,8 @@ class ShardWriter:
             image_policy=self.image_policy,
             source=self.source,
             shards=tuple(self.entries),
-            left_out=self.left_out,
+            skipped=self.skipped,
+            media=self.media,
         )
         write_manifest(self.folder, manifest)
 
@@ -88,9 +93,18 @@ def check_unwritten(folder: Path) -> None:
         raise ValueError(f"{folder} already holds shards; give another folder or remove it")
 
 
-def write_shard(folder: Path, index: int, documents: Sequence[TokenDocument], space: TokenSpace) -> ShardEntry:
-    """Write documents as shard number `index` of a folder, and return its line for the manifest."""
-    name, data = f"{index:06d}.tar", _tar(documents, space)
+def write_shard(
+    folder: Path,
+    index: int,
+    documents: Sequence[TokenDocument],
+    space: TokenSpace,
+    media: Mapping[str, MediaSpec],
+) -> ShardEntry:
+    """Write documents as shard number `index` of a folder, and return its line for the manifest.
+
+    Raises ValueError for a document with media that `media` does not name.
+    """
+    name, data = f"{index:06d}.tar", _tar(documents, space, media)
     write_whole(folder / name, data)
     return ShardEntry(
         name=name,
@@ -108,7 +122,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """The file is there with all its bytes, on the disk, or not at all. Many processes may write the same file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()
@@ -116,20 +130,15 @@ def write_whole(path: Path, data: bytes) -> None:
     partial.rename(path)
 
 
-def _tar(documents: Iterable[TokenDocument], space: TokenSpace) -> bytes:
+def _tar(documents: Iterable[TokenDocument], space: TokenSpace, media: Mapping[str, MediaSpec]) -> bytes:
     dtype = np.uint16 if space.vocab_size <= 2**16 else np.uint32
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for document in documents:
             ids = np.concatenate([segment.ids for segment in document.segments]).astype(dtype)
             _add(tar, f"{document.key}.ids.npy", _npy(ids))
-            latents = [segment.latents for segment in document.segments if segment.latents is not None]
-            if latents:
-                rows = np.concatenate([of_image.reshape(-1, of_image.shape[-1]) for of_image in latents])
-                _add(tar, f"{document.key}.latents.npy", _npy(rows.astype(np.float16)))
-            seen = [segment.pixels.reshape(-1, 3) for segment in document.segments if segment.pixels is not None]
-            if seen:
-                _add(tar, f"{document.key}.pixels.npy", _npy(np.concatenate(seen).astype(np.uint8)))
+            for member, stored in sorted(stored_media(document, media).items()):
+                _add(tar, f"{document.key}.{member}.npy", _npy(stored))
             _add(tar, f"{document.key}.json", json.dumps(_describe(document)).encode())
     return buffer.getvalue()
 
@@ -139,9 +148,7 @@ def _describe(document: TokenDocument) -> dict[str, Any]:
     for segment in document.segments:
         length = len(segment.ids)
         described: dict[str, Any] = {"kind": segment.kind, "role": segment.role, "start": start, "length": length}
-        for name, array in (("latents", segment.latents), ("pixels", segment.pixels)):
-            if array is not None:
-                described[name] = list(array.shape[:2])
+        described |= {name: list(values.shape[:2]) for name, values in sorted(segment.media.items())}
         segments.append(described)
         start += length
     return {"segments": segments, "meta": dict(document.meta)}

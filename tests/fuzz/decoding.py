@@ -22,9 +22,9 @@ import jsonschema
 from PIL import Image
 
 from data_pipelines.tokenize import make_token_space
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_text_tokenizer, tiny_transformer
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_model, tiny_picture, tiny_text_tokenizer
 from tokenizers_vq.layout import GridLayout
-from unimodal.generation.grammar import check_spans
+from unimodal.generation.modality import check_spans
 from unimodal.generation.grammars import Choices, JSONSchema, parse_json
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import Answer
@@ -65,7 +65,7 @@ def pipeline(layout: str) -> Pipeline:
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     chosen = GridLayout(sizes=SIZES) if layout == "grid" else None
     space = make_token_space(text, image, chosen)
-    return Pipeline(tiny_transformer(space.vocab_size, max_length=CONTEXT), space, text, image)
+    return Pipeline(tiny_model(space.vocab_size, max_length=CONTEXT), space, text, image)
 
 
 def random_settings(random: Random) -> Settings:

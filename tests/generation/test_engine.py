@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from tests.oracles.slow_generation import decode_slowly
-from tests.oracles.tiny import tiny_config, tiny_space, tiny_transformer
+from tests.oracles.tiny import tiny_config, tiny_model, tiny_space
 from tokenizers_vq.layout import GridLayout
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import Engine
-from unimodal.generation.forward import EagerForward, StaticForward, StreamedForward
-from unimodal.generation.grammar import check_spans
+from unimodal.generation.forward import EagerForward, StaticForward, MatvecForward
+from unimodal.generation.modality import check_spans
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.cache import KVCache
-from unimodal.model.compiling import can_build_for_cpu
-from unimodal.model.transformer import Transformer
+from unimodal.model.inference.compiling import can_build_for_cpu
+from unimodal.model.model import UnifiedModel
 
 SPACE = tiny_space()
 GRID = TokenSpace(
@@ -66,7 +66,7 @@ def prompts(space: TokenSpace = SPACE) -> list[list[int]]:
 
 
 def engine(dtype: torch.dtype = torch.float64, space: TokenSpace = SPACE, **changes: Any) -> Engine:
-    return Engine(tiny_transformer(space.vocab_size, dtype=dtype, max_length=CONTEXT, **changes), space)
+    return Engine(tiny_model(space.vocab_size, dtype=dtype, max_length=CONTEXT, **changes), space)
 
 
 def requests(config: DecodeConfig, space: TokenSpace = SPACE) -> list[Request]:
@@ -93,15 +93,15 @@ def ids(answers: Sequence[Decoded]) -> list[list[int]]:
 class Spy:
     """Notes the shape of the tokens of every forward pass."""
 
-    def __init__(self, transformer: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, model: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shapes: list[tuple[int, ...]] = []
-        original = transformer.features
+        original = model.forward
 
-        def features(tokens: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        def forward(tokens: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
             self.shapes.append(tuple(tokens.shape))
             return original(tokens, *arguments, **named)
 
-        monkeypatch.setattr(transformer, "features", features)
+        monkeypatch.setattr(model, "forward", forward)
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -110,7 +110,7 @@ def test_cached_batches_decode_as_rows_without_a_cache(settings: dict[str, Any],
     config, decoder = DecodeConfig(max_new_tokens=34, **settings), engine(space=space)
     found = decoder.decode(requests(config, space))
     for request, answer in zip(requests(config, space), found, strict=True):
-        slow, log_probs = decode_slowly(decoder.transformer, space, request.prompt, request.seed, config)
+        slow, log_probs = decode_slowly(decoder.model, space, request.prompt, request.seed, config)
         assert answer.ids == slow
         assert answer.log_probs == pytest.approx(log_probs, abs=1e-4)
     if config.mode != "text":
@@ -162,7 +162,7 @@ def test_guidance_of_scale_one_runs_no_second_context_and_other_scales_change_pi
     decoder = engine()
     plain = ids(decoder.decode(requests(DecodeConfig(mode=mode))))
     guided = ids(decoder.decode(requests(DecodeConfig(mode=mode, guidance=GuidanceConfig(scale=4.0)))))
-    spy = Spy(decoder.transformer, monkeypatch)
+    spy = Spy(decoder.model, monkeypatch)
     config = DecodeConfig(mode=mode, guidance=GuidanceConfig(scale=1.0))
     assert ids(decoder.decode(requests(config))) == plain != guided
     assert max(rows for rows, _ in spy.shapes) == len(SEEDS)
@@ -170,7 +170,7 @@ def test_guidance_of_scale_one_runs_no_second_context_and_other_scales_change_pi
 
 def test_contexts_of_guidance_are_rows_only_while_an_image_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = engine()
-    spy = Spy(decoder.transformer, monkeypatch)
+    spy = Spy(decoder.model, monkeypatch)
     guidance = GuidanceConfig(scale=2.0, image_scale=1.5)
     config = DecodeConfig(mode="mixed", max_new_tokens=40, guidance=guidance, sampling=HOT)
     answers = [decoder.decode([Request(prompt=prompts()[1], config=config, seed=seed)])[0] for seed in range(12)]
@@ -192,7 +192,7 @@ def test_a_prompt_is_prefilled_once_even_when_the_answer_holds_three_images(
     scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = engine()
-    spy = Spy(decoder.transformer, monkeypatch)
+    spy = Spy(decoder.model, monkeypatch)
     config = DecodeConfig(max_new_tokens=50, guidance=GuidanceConfig(scale=scale), sampling=HOT)
     asked = [Request(prompt=WORDS[3], config=config, seed=seed) for seed in range(40)]
     answers = [decoder.decode([request]) for request in asked]
@@ -318,14 +318,14 @@ def test_a_shared_prefix_changes_no_answer(settings: dict[str, Any], rows: int) 
     config, decoder = DecodeConfig(max_new_tokens=20, **settings), engine()
     asked = [Request(prompt=prompt, config=config, seed=seed) for seed, prompt in enumerate(ASKED)]
     found = ids(decoder.decode(asked, rows=rows))
-    assert found == [decode_slowly(decoder.transformer, SPACE, r.prompt, r.seed, config)[0] for r in asked]
+    assert found == [decode_slowly(decoder.model, SPACE, r.prompt, r.seed, config)[0] for r in asked]
     assert len({tuple(answer) for answer in found}) > 1
 
 
 @pytest.mark.parametrize("rows", [2, 8])
 def test_a_shared_prefix_runs_through_the_model_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = engine()
-    spy = Spy(decoder.transformer, monkeypatch)
+    spy = Spy(decoder.model, monkeypatch)
     config = DecodeConfig(mode="text", max_new_tokens=2)
     decoder.decode([Request(prompt=prompt, config=config) for prompt in ASKED], rows=rows)
     assert [shape for shape in spy.shapes if shape[1] > 3] == [(1, 9)] * 2
@@ -333,7 +333,7 @@ def test_a_shared_prefix_runs_through_the_model_once(rows: int, monkeypatch: pyt
 
 def test_many_samples_of_one_prompt_prefill_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = engine()
-    spy = Spy(decoder.transformer, monkeypatch)
+    spy = Spy(decoder.model, monkeypatch)
     config = DecodeConfig(mode="text", max_new_tokens=3)
     decoder.decode([Request(prompt=ASKED[0], config=config, seed=seed) for seed in range(9)], rows=4)
     assert [shape for shape in spy.shapes if shape[1] > 1] == [(1, len(ASKED[0]) - 1)]
@@ -356,7 +356,7 @@ def test_updates_piece_by_piece_make_up_the_answers() -> None:
 def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSpace) -> None:
     """Traced whole, as for CUDA graphs, but run as it is: a compiler would take minutes here."""
     decoder, asked = engine(space=space), mixed_requests(space, 12)
-    static = Engine(decoder.transformer, space, StaticForward(decoder.transformer, backend="eager"))
+    static = Engine(decoder.model, space, StaticForward(decoder.model, backend="eager"))
     assert ids(static.decode(asked, rows=5)) == ids(decoder.decode(asked, rows=5))
 
 
@@ -365,11 +365,11 @@ def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSp
 def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, num_kv_heads: int) -> None:
     """Traced whole, but run as it is; one or two rows are streamed, more are packed."""
     decoder, asked = engine(torch.float32, space=space, num_kv_heads=num_kv_heads), mixed_requests(space, 12)
-    steps = StreamedForward(decoder.transformer, decoder.transformer, backend="eager")
+    steps = MatvecForward(decoder.model, decoder.model, backend="eager")
     widths: list[int] = []
     function = steps.function
     steps.function = lambda few, tokens, *rest: (widths.append(len(tokens)), function(few, tokens, *rest))[1]
-    few = Engine(decoder.transformer, space, steps)
+    few = Engine(decoder.model, space, steps)
     wanted = ids(decoder.decode(asked, rows=5))
     assert ids(few.decode(asked, rows=1)) == wanted
     assert set(widths) == {1, 2}, "an answer alone, and one with the row it is guided by"
@@ -377,9 +377,9 @@ def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, nu
 
 
 def test_a_cache_that_is_done_with_is_let_go() -> None:
-    transformer = tiny_transformer(max_length=CONTEXT, num_layers=1)
-    steps = EagerForward(transformer)
-    cache = KVCache(transformer.config, 1, CONTEXT, torch.float64)
+    model = tiny_model(max_length=CONTEXT, num_layers=1)
+    steps = EagerForward(model)
+    cache = KVCache(model.config.trunk, 1, CONTEXT, torch.float64)
     with torch.inference_mode():
         steps(torch.tensor([5]), torch.tensor([0]), cache, 1)
     memory = weakref.ref(cache.layers[0].keys.untyped_storage())
@@ -391,10 +391,10 @@ def test_a_cache_that_is_done_with_is_let_go() -> None:
 def test_streamed_steps_when_compiled_are_the_same_function() -> None:
     """Traced only where there is no compiler."""
     how = {} if can_build_for_cpu() else {"backend": "eager"}
-    transformer = tiny_transformer(max_length=CONTEXT, num_layers=1).requires_grad_(False)
-    steps, eager = StreamedForward(transformer, transformer, **how), EagerForward(transformer)
+    model = tiny_model(max_length=CONTEXT, num_layers=1).requires_grad_(False)
+    steps, eager = MatvecForward(model, model, **how), EagerForward(model)
     for rows in (1, 2):
-        caches = [KVCache(transformer.config, rows, CONTEXT, torch.float32) for _ in range(2)]
+        caches = [KVCache(model.config.trunk, rows, CONTEXT, torch.float32) for _ in range(2)]
         for position in range(6):
             tokens = torch.arange(rows) + position + 5
             places = torch.full((rows,), position)
@@ -414,8 +414,8 @@ def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:
 
     config = DecodeConfig(guidance=GuidanceConfig(scale=2.0), sampling=SamplingConfig(top_p=0.9, top_k=3))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        transformer = Transformer(tiny_config(GRID.vocab_size, max_length=CONTEXT)).eval()
-        batch = Batch(transformer, GRID, slots=CONTEXT, steps=20)
+        model = UnifiedModel(tiny_config(GRID.vocab_size, max_length=CONTEXT)).eval()
+        batch = Batch(model, GRID, slots=CONTEXT, steps=20)
         batch.look = list  # the host's look is what is left out here
         batch.add([NewAnswer(n, Request(prompt=WORDS[n], config=config, seed=n), 0, n) for n in range(3)])
         for _ in range(5):

@@ -26,7 +26,7 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 
 def settings(pipeline: Pipeline) -> dict[str, Any]:
-    return {"flow": FlowSamplingConfig(steps=3)} if pipeline.transformer.flow else {}
+    return {"flow": FlowSamplingConfig(steps=3)} if pipeline.model.config.flow else {}
 
 
 def test_a_picture_is_drawn_from_the_prompt_and_the_plan(pipeline: Pipeline) -> None:
@@ -117,7 +117,7 @@ def test_instruction_and_request_are_one_text_as_riddles_are(
 def test_a_plan_leaves_room_for_its_picture(pipeline: Pipeline) -> None:
     """However long a plan would like to be; a prompt that leaves none is named before anything is decoded."""
     more = settings(pipeline)
-    longest = pipeline.transformer.config.max_length
+    longest = pipeline.model.config.trunk.max_length
     wordy = ThinkingConfig(instruction="", room=10 * longest, temperature=5.0)
     for seed in range(4):
         (answer,) = pipeline.generate(["a" * 40], mode="image", think=wordy, seed=seed, **more)

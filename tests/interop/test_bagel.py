@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,16 +16,19 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.oracles import bagel
+from tests.oracles.passes import flow_branch, logits, media_at, on_table
 from tests.oracles.slow_attention import spanned_layout, visible_with_spans
-from tests.oracles.tiny import tiny_transformer
+from tests.oracles.tiny import tiny_model
 from tokenizers_vq.latent_patches import latents_to_patches, patches_to_latents
 from unimodal.interop.bagel import open_bagel, write_bagel
 from unimodal.interop.importing import import_hf
 from unimodal.interop.names import bagel_table
-from unimodal.model.config import FlowConfig, QKNormConfig
-from unimodal.model.flow import LatentTokens, latent_tokens
+from unimodal.model.branches.base import MediaTokens
+from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig, RopeScaling
+from unimodal.model.context import LayerContext, Route
 from unimodal.model.masks import as_bias, dense_mask
 from unimodal.model.mixture import GENERATION, UNDERSTANDING
+from unimodal.model.model import LATENTS, VELOCITY
 
 LENGTH = 14
 CLOSE = 1e-11
@@ -49,9 +53,10 @@ class Row:
         self.places = [random.randrange(bagel.SIDE**2) for _ in range(count)]
 
     @property
-    def media(self) -> LatentTokens:
+    def media(self) -> MediaTokens:
         standing, times = torch.tensor([self.is_latent]), torch.tensor(self.times, dtype=torch.float64)
-        return latent_tokens(standing, self.latents, times, torch.tensor(self.places, dtype=torch.int64))
+        places = torch.tensor(self.places, dtype=torch.int64)
+        return media_at(standing, self.latents, on_table(places, bagel.SIDE), times)
 
     def embedded(self, tensors: bagel.Tensors) -> Tensor:
         rows, latent = [], 0
@@ -77,14 +82,15 @@ def folder(tensors: bagel.Tensors, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("layer", range(bagel.LAYERS))
 def test_a_layer_is_the_slow_reference_for_random_routings(layer: int, tensors: bagel.Tensors, folder: Path) -> None:
-    transformer = open_bagel(folder).transformer
+    model = open_bagel(folder).model
     for seed in range(12):
         row = Row(seed)
         x = torch.randn(LENGTH, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         positions = torch.tensor([row.positions])
-        rotation = transformer.rotary(positions, x.dtype)
-        block, bias = transformer.blocks[layer], as_bias(row.mask, x.dtype)
-        found = block(x[None], rotation, bias, None, positions, row.media)[0]
+        rotation = model.trunk.rotary(positions, x.dtype)
+        block, bias = model.trunk.blocks[layer], as_bias(row.mask, x.dtype)
+        context = LayerContext(rotation, bias, None, positions, Route.of(row.media.index, LENGTH))
+        found = block(x[None], context)[0]
         expected = bagel.layer_slowly(tensors, layer, x, row.positions, row.seen, row.is_latent)
         torch.testing.assert_close(found, expected, rtol=CLOSE, atol=CLOSE)
 
@@ -93,14 +99,12 @@ def test_a_layer_is_the_slow_reference_for_random_routings(layer: int, tensors: 
 def test_the_model_answers_as_the_slow_reference_from_ids_and_latents_to_logits_and_velocities(
     seed: int, tensors: bagel.Tensors, folder: Path
 ) -> None:
-    row, transformer = Row(seed), open_bagel(folder).transformer
-    assert transformer.flow is not None
-    features = transformer.features(
-        torch.tensor([row.tokens]), torch.tensor([row.positions]), row.mask, media=row.media
-    )[0]
+    row, model = Row(seed), open_bagel(folder).model
+    media = {LATENTS: row.media}
+    features = model(torch.tensor([row.tokens]), torch.tensor([row.positions]), row.mask, media=media)[0]
     expected = bagel.answers_slowly(tensors, row.embedded(tensors), row.positions, row.seen, row.is_latent)
     for token, is_latent in enumerate(row.is_latent):
-        answer = transformer.flow.velocity if is_latent else transformer.head
+        answer = model.heads[VELOCITY] if is_latent else model.token_head
         torch.testing.assert_close(answer(features[token]), expected[token], rtol=CLOSE, atol=CLOSE)
 
 
@@ -121,21 +125,22 @@ def test_text_alone_gives_the_logits_of_a_qwen_with_the_same_norms_and_biases(
     theirs.load_state_dict(weights)
     ids = torch.randint(30, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(open_bagel(folder).transformer(ids), theirs(ids).logits, rtol=0, atol=5e-5)
+        torch.testing.assert_close(logits(open_bagel(folder).model, ids), theirs(ids).logits, rtol=0, atol=5e-5)
 
 
 def test_the_config_is_read_from_theirs_and_from_the_shapes(folder: Path) -> None:
-    config = open_bagel(folder).transformer.config
-    assert config.flow == FlowConfig(latent_dim=12, side=5, time_channels=16)
-    assert config.qk_norm == QKNormConfig(kind="rms", eps=1e-3)
-    assert (config.mixture, config.qkv_bias, config.num_heads, config.num_kv_heads) == (True, True, 4, 2)
-    assert (config.rope_theta, config.norm_eps, config.max_length, config.dropout) == (700.0, 1e-3, 64, 0.0)
+    config = open_bagel(folder).model.config
+    assert config.flow == FlowConfig(latent_dim=12, grid_size=5, time_channels=16)
+    trunk = config.trunk
+    assert trunk.qk_norm == QKNormConfig(kind="rms", eps=1e-3)
+    assert (trunk.mixture, trunk.qkv_bias, trunk.num_heads, trunk.num_kv_heads) == (True, True, 4, 2)
+    assert (trunk.rope.theta, trunk.norm_eps, trunk.max_length, trunk.dropout) == (700.0, 1e-3, 64, 0.0)
 
 
 def test_every_tensor_has_one_place_and_those_of_vision_are_named(tensors: bagel.Tensors, folder: Path) -> None:
     opened = open_bagel(folder)
     assert opened.left_out == tuple(sorted(bagel.VISION))
-    table, state = bagel_table(bagel.LAYERS), opened.transformer.state_dict()
+    table, state = bagel_table(bagel.LAYERS), opened.model.state_dict()
     assert len(set(table.values())) == len(table)
     assert set(table) == set(state) and set(table.values()) == set(bagel.published_shapes())
     assert {*table.values(), *opened.left_out, PLACES} == set(tensors)
@@ -149,7 +154,7 @@ def test_every_tensor_has_one_place_and_those_of_vision_are_named(tensors: bagel
 def test_it_goes_back_with_the_bits_of_every_tensor_and_opens_again(dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = bagel.random_bagel(dtype)
     opened = open_bagel(bagel.write_folder(tmp_path / "theirs", tensors))
-    write_bagel(opened.transformer, tmp_path / "back")
+    write_bagel(opened.model, tmp_path / "back")
     back = load_file(tmp_path / "back" / "ema.safetensors")
     assert set(back) == set(tensors) - set(bagel.VISION)
     step = torch.finfo(dtype).eps if dtype != torch.float64 else 1e-6
@@ -159,11 +164,11 @@ def test_it_goes_back_with_the_bits_of_every_tensor_and_opens_again(dtype: torch
             name == PLACES and (tensor.double() - tensors[name].double()).abs().max() <= step
         ), name
     again = open_bagel(tmp_path / "back")
-    assert again.transformer.config == opened.transformer.config and again.left_out == ()
+    assert again.model.config == opened.model.config and again.left_out == ()
 
 
 def test_the_config_that_is_written_has_their_words(folder: Path, tmp_path: Path) -> None:
-    write_bagel(open_bagel(folder).transformer, tmp_path / "back")
+    write_bagel(open_bagel(folder).model, tmp_path / "back")
     written = json.loads((tmp_path / "back" / "llm_config.json").read_text())
     shared = set(bagel.CONFIG) - {"architectures", "sliding_window"}
     assert {name: written[name] for name in shared} == {name: bagel.CONFIG[name] for name in shared}
@@ -174,17 +179,17 @@ def test_a_checkpoint_without_its_table_opens_with_the_side_that_is_said(tmp_pat
     folder = bagel.write_folder(tmp_path / "theirs", bagel.random_bagel(places=False))
     with pytest.raises(ValueError, match="not stored: say the side"):
         open_bagel(folder)
-    transformer = open_bagel(folder, side=7).transformer
-    assert transformer.flow is not None and transformer.flow.places.shape == (49, 32)
+    model = open_bagel(folder, side=7).model
+    assert flow_branch(model).positions.shape == (49, 32)
 
 
 def test_a_file_of_another_name_and_an_untouched_random_state(folder: Path, tmp_path: Path) -> None:
     bagel.write_folder(tmp_path / "theirs", bagel.random_bagel(seed=1))
     (tmp_path / "theirs" / "ema.safetensors").rename(tmp_path / "theirs" / "model.safetensors")
     before = torch.random.get_rng_state()
-    other = open_bagel(tmp_path / "theirs", "model.safetensors").transformer
+    other = open_bagel(tmp_path / "theirs", "model.safetensors").model
     assert torch.equal(torch.random.get_rng_state(), before) and not other.training
-    assert not torch.equal(other.head.weight, open_bagel(folder).transformer.head.weight)
+    assert not torch.equal(other.token_head.weight, open_bagel(folder).model.token_head.weight)
 
 
 def configured(**fields: Any) -> Callable[[Path], None]:
@@ -272,7 +277,7 @@ def test_another_side_than_the_stored_one_is_refused(folder: Path) -> None:
     open_bagel(folder, side=5)
 
 
-FLOW = FlowConfig(latent_dim=4, side=3, time_channels=8)
+FLOW = FlowConfig(latent_dim=4, grid_size=3, time_channels=8)
 RMS = QKNormConfig(kind="rms")
 
 
@@ -284,18 +289,22 @@ RMS = QKNormConfig(kind="rms")
         {"qk_norm": RMS, "mixture": True, "flow": FLOW},
         {"qkv_bias": True, "mixture": True, "flow": FLOW},
         {"qkv_bias": True, "qk_norm": QKNormConfig(kind="rms", eps=1e-6), "mixture": True, "flow": FLOW},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": FLOW, "head_dim": 4},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": FLOW, "tied_head": True},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": FLOW, "rope": RopeConfig(scaling=RopeScaling())},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": replace(FLOW, axial_rope_max=1.0)},
     ],
 )
 def test_a_model_that_the_layout_cannot_hold_is_not_written(shape: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="BAGEL has a mixture with a flow branch") as error:
-        write_bagel(tiny_transformer(**shape), tmp_path / "theirs")
+        write_bagel(tiny_model(**shape), tmp_path / "theirs")
     assert "\n" not in str(error.value) and not (tmp_path / "theirs").exists()
 
 
 def test_a_model_of_ours_is_written_and_opens_as_it_was(tmp_path: Path) -> None:
-    ours = tiny_transformer(qkv_bias=True, qk_norm=RMS, mixture=True, flow=FLOW)
+    ours = tiny_model(qkv_bias=True, qk_norm=RMS, mixture=True, flow=FLOW)
     write_bagel(ours, tmp_path / "theirs")
-    back = open_bagel(tmp_path / "theirs").transformer
+    back = open_bagel(tmp_path / "theirs").model
     assert back.config == ours.config
     for name, tensor in ours.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, ChameleonForConditionalGeneration
 
-from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_pipeline, tiny_transformer
+from tests.oracles.passes import logits
+from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_model, tiny_pipeline
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, Pipeline
 from unimodal.interop.export import export_hf, to_chameleon, to_llama
-from unimodal.model.config import FlowConfig, QKNormConfig
+from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig, RopeScaling
 
-LLAMA = {"qk_norm": None, "dim": 32, "num_heads": 4, "num_kv_heads": 2, "rope_theta": 500.0}
+LLAMA = {"qk_norm": None, "dim": 32, "num_heads": 4, "num_kv_heads": 2, "rope": RopeConfig(theta=500.0)}
 CHAMELEONS: dict[str, dict[str, Any]] = {
     placement: {**LLAMA, "qk_norm": QKNormConfig(), "norm_placement": placement} for placement in ("pre", "swin")
 }
@@ -48,8 +49,7 @@ def test_an_export_opens_with_every_key_and_gives_our_logits_for_all_ids(
     assert theirs.dtype == dtype
     ids = torch.randint(ours.token_space.vocab_size, (2, 40))
     with torch.no_grad():
-        logits = theirs(ids).logits
-        torch.testing.assert_close(logits, ours.transformer(ids), rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(theirs(ids).logits, logits(ours.model, ids), rtol=0, atol=TOLERANCE)
 
 
 def test_an_exported_chameleon_refuses_pixels_instead_of_making_wrong_codes_of_them(tmp_path: Path) -> None:
@@ -88,21 +88,21 @@ def test_their_generation_stops_at_our_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_model_in_memory_is_a_copy_and_leaves_the_random_numbers_alone(kind: str) -> None:
-    transformer = tiny_transformer(**SHAPES[kind], dropout=0.5)
+    model = tiny_model(**SHAPES[kind], dropout=0.5)
     before = torch.random.get_rng_state()
-    theirs = (to_llama if kind == "llama" else to_chameleon)(transformer)
+    theirs = (to_llama if kind == "llama" else to_chameleon)(model)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not theirs.training
     embedding = theirs.model.embed_tokens.weight
-    assert torch.equal(embedding, transformer.embedding.weight)
-    assert embedding.data_ptr() != transformer.embedding.weight.data_ptr()
+    assert torch.equal(embedding, model.trunk.embedding.weight)
+    assert embedding.data_ptr() != model.trunk.embedding.weight.data_ptr()
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_model_in_memory_computes_in_bfloat16_what_its_export_does(kind: str, tmp_path: Path) -> None:
     """A cast of the whole model would round the angles of the positions."""
     ours, folder = exported(tmp_path, dtype=torch.bfloat16, **SHAPES[kind])
-    theirs = (to_llama if kind == "llama" else to_chameleon)(ours.transformer)
+    theirs = (to_llama if kind == "llama" else to_chameleon)(ours.model)
     ids = torch.randint(ours.token_space.vocab_size, (2, 40))
     with torch.no_grad():
         assert torch.equal(theirs(ids).logits, CLASSES[kind].from_pretrained(folder)(ids).logits)
@@ -115,8 +115,11 @@ def test_a_model_in_memory_computes_in_bfloat16_what_its_export_does(kind: str, 
         ({"qk_norm": QKNormConfig(eps=1e-6)}, "eps of 1e-05, this model's is 1e-06"),
         ({"qk_norm": QKNormConfig(kind="rms")}, "or an RMS QK-norm"),
         ({"qk_norm": None, "qkv_bias": True}, "biases of queries, keys and values alone"),
+        ({"qk_norm": None, "head_dim": 4}, "heads of 4 channels in a width of 16"),
+        ({"head_dim": 32}, "heads of 32 channels in a width of 16"),
+        ({"qk_norm": None, "rope": RopeConfig(scaling=RopeScaling())}, "scaled rotary positions are not exported"),
         ({"mixture": True}, "no class of transformers has a flow branch or a mixture"),
-        ({"flow": FlowConfig(latent_dim=4, side=2)}, "no class of transformers has a flow branch or a mixture"),
+        ({"flow": FlowConfig(latent_dim=4, grid_size=2)}, "no class of transformers has a flow branch or a mixture"),
     ],
 )
 def test_what_neither_class_computes_is_refused_in_one_line_and_nothing_is_written(
@@ -131,9 +134,9 @@ def test_what_neither_class_computes_is_refused_in_one_line_and_nothing_is_writt
 
 def test_each_class_refuses_the_models_of_the_other() -> None:
     with pytest.raises(ValueError, match="exports as Chameleon"):
-        to_llama(tiny_transformer())
+        to_llama(tiny_model())
     with pytest.raises(ValueError, match="exports as Llama"):
-        to_chameleon(tiny_transformer(qk_norm=None))
+        to_chameleon(tiny_model(qk_norm=None))
 
 
 def test_a_full_folder_no_bundle_and_a_swapped_tokenizer_are_refused_in_one_line(tmp_path: Path) -> None:

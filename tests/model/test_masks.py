@@ -7,8 +7,9 @@ from random import Random
 import pytest
 import torch
 
+from tests.oracles.passes import logits
 from tests.oracles.slow_attention import random_layout, visible
-from tests.oracles.tiny import tiny_transformer
+from tests.oracles.tiny import tiny_model
 from unimodal.model.masks import additive, allowed, block_mask, cached_mask, causal_mask, dense_mask, training_mask
 
 LENGTH = 24
@@ -62,10 +63,10 @@ def test_the_additive_mask_is_zero_or_minus_infinity() -> None:
 def test_a_model_gives_the_same_with_the_mask_in_blocks() -> None:
     layouts = [random_layout(Random(seed), 160) for seed in range(3)]
     documents, branches = (torch.tensor(field) for field in zip(*layouts, strict=True))
-    model = tiny_transformer(30, dtype=torch.float64, max_length=160).requires_grad_(False)
+    model = tiny_model(30, dtype=torch.float64, max_length=160).requires_grad_(False)
     tokens = torch.randint(30, documents.shape)
     positions = torch.arange(160).expand_as(tokens)
-    dense, blocks = (model(tokens, positions, make(documents, branches)) for make in (dense_mask, block_mask))
+    dense, blocks = (logits(model, tokens, positions, make(documents, branches)) for make in (dense_mask, block_mask))
     torch.testing.assert_close(blocks, dense, rtol=1e-10, atol=1e-10)
     assert block_mask(documents, branches).sparsity() > 0
 

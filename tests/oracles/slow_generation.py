@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from tests.oracles.passes import logits
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.requests import DecodeConfig
 from unimodal.generation.sampling import row_uniforms
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 
 
 def sample_slowly(logits: Sequence[float], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
@@ -84,16 +85,16 @@ def _agrees(said: Sequence[int], span: Sequence[int], space: TokenSpace) -> bool
 
 @torch.no_grad()
 def decode_slowly(
-    transformer: Transformer, space: TokenSpace, prompt: Sequence[int], seed: int, config: DecodeConfig
+    model: UnifiedModel, space: TokenSpace, prompt: Sequence[int], seed: int, config: DecodeConfig
 ) -> tuple[list[int], list[float]]:
     """The answer to one prompt, and the logarithm of each token's probability."""
     specials, settings = space.specials, config.sampling
-    room = min(config.max_new_tokens, transformer.config.max_length - len(prompt))
+    room = min(config.max_new_tokens, model.config.trunk.max_length - len(prompt))
     uniforms = row_uniforms([seed], config.max_new_tokens)[0].tolist()
     answer: list[int] = []
     log_probs: list[float] = []
     while len(answer) < room:
-        logits = guided_logits(transformer, space, prompt, answer, config)
+        logits = guided_logits(model, space, prompt, answer, config)
         legal = legal_tokens(answer, space, config.mode, room - len(answer), config.image_size)
         masked = [value if token in legal else -math.inf for token, value in enumerate(logits.tolist())]
         token = sample_slowly(masked, uniforms[len(answer)], settings.temperature, settings.top_k, settings.top_p)
@@ -106,13 +107,13 @@ def decode_slowly(
 
 
 def guided_logits(
-    transformer: Transformer, space: TokenSpace, prompt: Sequence[int], answer: Sequence[int], config: DecodeConfig
+    model: UnifiedModel, space: TokenSpace, prompt: Sequence[int], answer: Sequence[int], config: DecodeConfig
 ) -> torch.Tensor:
     """(V,) logits after prompt and answer, compared with the other contexts inside an image."""
     specials, guidance = space.specials, config.guidance
 
     def after(context: Sequence[int]) -> torch.Tensor:
-        return transformer(torch.tensor([context]))[0, -1].float()
+        return logits(model, torch.tensor([context]))[0, -1].float()
 
     full = after([*prompt, *answer])
     opened = [index for index, token in enumerate(answer) if token == specials.boi]

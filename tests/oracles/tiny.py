@@ -1,4 +1,4 @@
-"""Real parts, very small: token space, transformer, tokenizers, bundle, picture folder, shards."""
+"""Real parts, very small: token space, model, tokenizers, bundle, picture folder, shards."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 from PIL import Image
 
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import PatchPolicy
+from data_pipelines.media_makers import LatentsMaker, MediaMaker, PatchesMaker
 from data_pipelines.sources.registry import open_source
 from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize
 from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from tokenizers_vq.backbones import PatchBackboneConfig
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.quantizers import VQConfig
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
 from unimodal.generation.pipeline import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
-from unimodal.model.config import FlowConfig, TransformerConfig, VisionConfig
-from unimodal.model.transformer import Transformer
+from unimodal.model.config import FlowConfig, ModelConfig, TransformerConfig, VisionConfig
+from unimodal.model.model import UnifiedModel
 
 SENTENCES = ("a red circle", "a blue square", "what color is it?", "is there a red square?", "yes", "no", "red", "blue")
 PAINTS = ("red", "blue", "green", "black", "white", "teal", "yellow", "gray")
@@ -34,24 +35,25 @@ def tiny_space(*, text_size: int = 16, codebook_size: int = 8, rows: int = 2, co
     return TokenSpace(text_size=text_size, text_hash="t", codebook_size=codebook_size, image_hash="i", layout=layout)
 
 
-def tiny_config(vocab_size: int = 24, **changes: Any) -> TransformerConfig:
-    """Two layers of two query heads that share one key/value head."""
+def tiny_config(vocab_size: int = 24, **changes: Any) -> ModelConfig:
+    """Two layers of two query heads that share one key/value head; `flow` and `vision` are branches."""
+    branches = {name: changes.pop(name) for name in ("flow", "vision") if name in changes}
     shape = {"dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "hidden_dim": 24, "max_length": 64}
-    return TransformerConfig(vocab_size=vocab_size, **{**shape, **changes})
+    return ModelConfig(vocab_size=vocab_size, trunk=TransformerConfig(**{**shape, **changes}), **branches)
 
 
-def tiny_transformer(
+def tiny_model(
     vocab_size: int = 24, *, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any
-) -> Transformer:
-    """A transformer in evaluation mode whose parameters, norms and biases too, are large and all different."""
-    transformer = Transformer(tiny_config(vocab_size, **changes)).to(dtype)
+) -> UnifiedModel:
+    """A model in evaluation mode whose parameters, norms and biases too, are large and all different."""
+    model = UnifiedModel(tiny_config(vocab_size, **changes)).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in transformer.named_parameters():
+        for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(centre + 0.4 * noise)
-    return transformer.eval()
+    return model.eval()
 
 
 def tiny_text_tokenizer() -> TextTokenizer:
@@ -78,8 +80,8 @@ def tiny_pipeline(*, dtype: torch.dtype = torch.float32, with_images: bool = Tru
     """A pipeline with random weights and real tokenizers."""
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     space = make_token_space(text, image)
-    transformer = tiny_transformer(space.vocab_size, dtype=dtype, **changes)
-    return Pipeline(transformer, space, text, image if with_images else None)
+    model = tiny_model(space.vocab_size, dtype=dtype, **changes)
+    return Pipeline(model, space, text, image if with_images else None)
 
 
 def tiny_bundle(folder: Path) -> Path:
@@ -111,15 +113,15 @@ def tiny_picture_folder(folder: Path, count: int = 24) -> Path:
 def tiny_shards(folder: Path, count: int = 24, *, latents: bool = False, patch: int | None = None) -> Path:
     """Token shards of such a folder with both tokenizers beside them, through the code that users run.
 
-    With `latents`, those of a `tiny_autoencoder` and that autoencoder lie beside them; with `patch`, pixels for a ViT.
+    With `latents`, those of a `tiny_autoencoder` and that autoencoder lie beside them; with `patch`, patches for a ViT.
     """
     autoencoder = tiny_autoencoder() if latents else None
+    media: list[MediaMaker] = [] if autoencoder is None else [LatentsMaker(autoencoder)]
+    media += [] if patch is None else [PatchesMaker(PatchSpec(size=patch, max_patches=16, max_side=8))]
     pictures = tiny_picture_folder(folder.with_name(folder.name + "-pictures"), count)
     text, image, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), FailureLog()
     source = open_source("imagefolder", path=pictures, split="train", failures=failures)
-    patches = None if patch is None else PatchPolicy(patch=patch, most=16, longest=8)
-    config = TokenizeConfig(documents_per_shard=16)
-    tokenize(source, text, image, folder, failures, config, autoencoder=autoencoder, patches=patches)
+    tokenize(source, text, image, folder, failures, TokenizeConfig(documents_per_shard=16), media)
     text.save(folder / TEXT_TOKENIZER)
     image.save(folder / IMAGE_TOKENIZER)
     if autoencoder is not None:
@@ -142,9 +144,16 @@ def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128, vit: bool
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     space = make_token_space(text, image)
     autoencoder = tiny_autoencoder()
-    flow = FlowConfig(latent_dim=3, side=2, time_channels=8, axial_turn=1.5, autoencoder=autoencoder.hash)
-    vision = VisionConfig(patch=4, most=16, longest=8, side=4, width=8, num_layers=1, num_heads=2, hidden_dim=12)
-    transformer = tiny_transformer(
+    flow = FlowConfig(latent_dim=3, grid_size=2, time_channels=8, axial_rope_max=1.5, autoencoder=autoencoder.hash)
+    vision = VisionConfig(
+        patches=PatchSpec(size=4, max_patches=16, max_side=8),
+        grid_size=4,
+        dim=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=12,
+    )
+    model = tiny_model(
         space.vocab_size,
         dtype=torch.float32,
         max_length=max_length,
@@ -152,4 +161,4 @@ def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128, vit: bool
         flow=flow,
         vision=vision if vit else None,
     )
-    return Pipeline(transformer, space, text, image, autoencoder=autoencoder)
+    return Pipeline(model, space, text, image, autoencoder=autoencoder)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_shards, tiny_transformer
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_shards, tiny_model
 from tests.oracles.tiny_training import fit_arguments
 from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
-from unimodal.model.transformer import INIT_STD
+from unimodal.model.model import INIT_STD
 from unimodal.training.cli import run
 from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, projected
 
@@ -39,12 +39,12 @@ def test_neighbours_in_the_codebook_begin_as_neighbours_in_the_model() -> None:
 @pytest.mark.parametrize("space", [SPACE, GRID])
 @pytest.mark.parametrize("head", [False, True])
 def test_only_the_rows_of_image_codes_change(head: bool, space: TokenSpace) -> None:
-    transformer = tiny_transformer(space.vocab_size)
-    before = {name: parameter.clone() for name, parameter in transformer.named_parameters()}
-    begin_with_codebook(transformer, space, TOKENIZER, CodebookInitConfig(head=head))
-    changed = {name for name, parameter in transformer.named_parameters() if not torch.equal(parameter, before[name])}
+    model = tiny_model(space.vocab_size)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    begin_with_codebook(model, space, TOKENIZER, CodebookInitConfig(head=head))
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == ({"embedding.weight", "head.weight"} if head else {"embedding.weight"})
-    embedding, old = transformer.embedding.weight, before["embedding.weight"]
+    embedding, old = model.trunk.embedding.weight, before["embedding.weight"]
     assert torch.equal(embedding[: space.image_offset], old[: space.image_offset])
     assert (embedding[space.image_offset :] != old[space.image_offset :]).any(1).all()
 
@@ -53,8 +53,8 @@ def test_training_begins_so_where_the_config_asks_for_it(tmp_path: Path) -> None
     shards = tiny_shards(tmp_path / "shards")
     arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=1, model__codebook_init__head="false")
     rate = ["--model.optimizer=unimodal.training.optim.AdamWConfig", "--model.optimizer.learning_rate=0"]
-    transformer = run([*arguments, *rate]).model.transformer
-    rows = transformer.embedding.weight[-TOKENIZER.codebook_size :]
+    model = run([*arguments, *rate]).model.model
+    rows = model.trunk.embedding.weight[-TOKENIZER.codebook_size :]
     assert torch.linalg.matrix_rank(rows.float(), rtol=1e-4) == TOKENIZER.config.quantizer.dim
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.oracles.tiny import tiny_transformer
-from unimodal.model.transformer import Transformer
+from tests.oracles.tiny import tiny_model
+from unimodal.model.model import UnifiedModel
 from unimodal.training.optim import (
     NEWTON_SCHULZ,
     AdamWConfig,
@@ -31,7 +31,7 @@ def polynomial_of_singular_values(matrix: Tensor, steps: int) -> Tensor:
     return left @ singular.diag() @ right
 
 
-def train(model: Transformer, optimizer: torch.optim.Optimizer, steps: int, start: int = 0) -> None:
+def train(model: UnifiedModel, optimizer: torch.optim.Optimizer, steps: int, start: int = 0) -> None:
     """Steps on random gradients that depend on the step's number alone."""
     for step in range(start, start + steps):
         generator = torch.Generator().manual_seed(step)
@@ -62,7 +62,7 @@ def test_a_zero_gradient_is_orthogonalised_to_zero() -> None:
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_the_adamw_part_is_torchs_adamw(weight_decay: float) -> None:
-    mine = tiny_transformer(dtype=torch.float32)
+    mine = tiny_model(dtype=torch.float32)
     theirs = copy.deepcopy(mine)
     settings: dict[str, Any] = {"lr": 3e-2, "eps": 1e-6, "weight_decay": weight_decay}
     group = {"params": list(mine.parameters()), "muon": False, "beta1": 0.8, "beta2": 0.9, **settings}
@@ -95,7 +95,7 @@ def test_the_muon_part_is_moonlights_formula_for_every_matrix(shape: tuple[int, 
 
 @pytest.mark.parametrize("config", [MuonConfig(), AdamWConfig(), MuonConfig(adamw=AdamWConfig(learning_rate=0.1))])
 def test_a_saved_optimizer_goes_on_as_if_nothing_had_happened(config: OptimizerConfig) -> None:
-    unbroken = tiny_transformer(dtype=torch.float32)
+    unbroken = tiny_model(dtype=torch.float32)
     optimizer = build_optimizer(unbroken, config)
     train(unbroken, optimizer, 3)
     resumed = copy.deepcopy(unbroken)
@@ -109,7 +109,7 @@ def test_a_saved_optimizer_goes_on_as_if_nothing_had_happened(config: OptimizerC
 
 @pytest.mark.parametrize("config", [MuonConfig(), AdamWConfig()])
 def test_every_parameter_is_in_one_group_and_weight_decay_acts_on_matrices_alone(config: OptimizerConfig) -> None:
-    model = tiny_transformer()
+    model = tiny_model()
     groups = build_optimizer(model, config).param_groups
     places = {name: [g for g in groups if any(p is q for q in g["params"])] for name, p in model.named_parameters()}
     assert all(len(place) == 1 for place in places.values())
@@ -120,7 +120,7 @@ def test_every_parameter_is_in_one_group_and_weight_decay_acts_on_matrices_alone
 
 
 def test_parameters_without_a_gradient_stay_as_they_are() -> None:
-    model = tiny_transformer(dtype=torch.float32)
+    model = tiny_model(dtype=torch.float32)
     before = copy.deepcopy(model.state_dict())
     build_optimizer(model, MuonConfig()).step()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -128,4 +128,4 @@ def test_parameters_without_a_gradient_stay_as_they_are() -> None:
 
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match="use AdamWConfig or MuonConfig"):
-        build_optimizer(tiny_transformer(), OptimizerConfig())
+        build_optimizer(tiny_model(), OptimizerConfig())

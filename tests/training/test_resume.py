@@ -155,7 +155,7 @@ def test_a_finished_run_leaves_a_bundle_that_opens_and_no_partial_file(trained: 
     import unimodal
 
     model = unimodal.load(trained / "model")
-    assert model.transformer.config.dim == 16
+    assert model.model.config.dim == 16
     assert [path.name for path in trained.rglob("*.partial")] == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,11 +15,11 @@ from torch.utils.data import DataLoader
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
-from data_pipelines.templates import TemplateConfig
+from data_pipelines.spec import DataSpec
 from tests.oracles.tiny import tiny_shards, tiny_space
 from tests.oracles.tiny_training import fit_arguments, weights_after
 from unimodal.model.masks import dense_mask
-from unimodal.model.transformer import Transformer
+from unimodal.model.model import UnifiedModel
 from unimodal.training.losses import next_token_losses
 from unimodal.training.module import TransformerModule
 from unimodal.training.optim import AdamWConfig
@@ -35,7 +34,7 @@ class FixedBatches(L.LightningDataModule):
 
     def __init__(self, batches: list[PackedBatch]) -> None:
         super().__init__()
-        self.batches, self.space, self.templates = batches, SPACE, TemplateConfig()
+        self.batches, self.spec = batches, DataSpec(space=SPACE)
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.batches, batch_size=None)  # pyright: ignore[reportArgumentType]
@@ -53,12 +52,12 @@ def uneven_batches(count: int) -> list[PackedBatch]:
 
 
 def joined(batches: list[PackedBatch]) -> PackedBatch:
-    fields = [name for name, field in PackedBatch.__dataclass_fields__.items() if field.default is MISSING]
+    fields = [name for name in PackedBatch.__dataclass_fields__ if name not in ("spans", "media")]
     columns: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in fields}
     return PackedBatch(**columns)
 
 
-def after_a_step(batches: list[PackedBatch], root: Path, **settings: Any) -> Transformer:
+def after_a_step(batches: list[PackedBatch], root: Path, **settings: Any) -> UnifiedModel:
     """One step of Lightning's trainer at learning rate 0: weights as they began, gradients as the step saw them."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {
@@ -82,12 +81,12 @@ def after_a_step(batches: list[PackedBatch], root: Path, **settings: Any) -> Tra
         **settings,
     )
     trainer.fit(module, FixedBatches(batches))
-    assert module.transformer is not None and trainer.global_step == 1
-    return module.transformer
+    assert module.model is not None and trainer.global_step == 1
+    return module.model
 
 
-def gradients(transformer: Transformer) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in transformer.named_parameters() if p.grad is not None}
+def gradients(model: UnifiedModel) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -110,15 +109,15 @@ def test_accumulated_batches_have_the_gradient_of_one_joined_batch(tmp_path: Pat
 
 def test_a_step_has_the_gradient_of_the_weighted_mean_over_its_tokens(tmp_path: Path) -> None:
     batches = uneven_batches(2)
-    transformer = after_a_step(batches, tmp_path, accumulate_grad_batches=2)
-    found = gradients(transformer)
-    transformer.zero_grad()
+    model = after_a_step(batches, tmp_path, accumulate_grad_batches=2)
+    found = gradients(model)
+    model.zero_grad()
     batch = joined(batches)
-    features = transformer.features(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
+    features = model(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
     fields = (batch.targets, batch.loss_weights, batch.modality)
-    sums = next_token_losses(features, transformer.head, *fields, Z_WEIGHT)
+    sums = next_token_losses(features, model.head, *fields, Z_WEIGHT)
     ((sums.text + sums.image + sums.z) / batch.loss_weights.sum()).backward()
-    assert_same(found, gradients(transformer))
+    assert_same(found, gradients(model))
 
 
 def test_clipping_acts_on_the_mean_gradient_not_on_the_sum(tmp_path: Path) -> None:

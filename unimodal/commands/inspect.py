@@ -12,7 +12,6 @@ from rich.table import Table
 from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_shard
 from data_pipelines.shards.format import MANIFEST_FILE
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.pipeline import load
 from unimodal.report import write_documents
 
@@ -60,7 +59,7 @@ def _shards(folder: Path) -> int:
 def _count(folder: Path, manifest: Manifest, name: str) -> tuple[int, int, int]:
     entry = next(entry for entry in manifest.shards if entry.name == name)
     totals: Counter[str] = Counter()
-    for document in read_shard(folder, entry, TokenSpace.from_dict(manifest.token_space)):
+    for document in read_shard(folder, entry, manifest):
         totals.update(documents=1, text=document.count("text"), image=document.count("image"))
     return totals["documents"], totals["text"], totals["image"]
 
@@ -70,16 +69,18 @@ def _bundle(folder: Path) -> int:
         model = load(folder)
     except ValueError as error:
         return _damaged([str(error)])
-    space, config = model.token_space, model.transformer.config
+    space, config, trunk = model.token_space, model.model.config, model.model.config.trunk
     table = Table("part", "what it is", title=str(folder))
-    table.add_row("transformer", f"{config.num_layers} layers of {config.dim}, {config.num_heads} heads")
-    table.add_row("parameters", f"{model.transformer.num_parameters(without_embedding=False):,}")
-    table.add_row("context", f"{config.max_length} tokens")
+    table.add_row("trunk", f"{trunk.num_layers} layers of {trunk.dim}, {trunk.num_heads} heads")
+    table.add_row("parameters", f"{sum(parameter.numel() for parameter in model.model.parameters()):,}")
+    table.add_row("context", f"{trunk.max_length} tokens")
     table.add_row("text ids", f"{space.text_size}")
     table.add_row("image codes", f"{space.codebook_size}, {_sizes(space.layout)}")
-    if config.flow is not None and model.autoencoder is not None:
-        sides = "two sets of weights" if config.mixture else "one set of weights"
-        about = f"{config.flow.side}x{config.flow.side} latents of {config.flow.latent_dim} channels, {sides}"
+    if config.flow and model.autoencoder:
+        experts = "two experts" if trunk.mixture else "one expert"
+        about = (
+            f"{config.flow.grid_size}x{config.flow.grid_size} latents of {config.flow.latent_dim} channels, {experts}"
+        )
         table.add_row("flow branch", about)
         table.add_row("autoencoder", model.autoencoder.hash[:16])
     table.add_row("token space", space.fingerprint[:16])

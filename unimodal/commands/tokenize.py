@@ -11,14 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.failures import FailureLog
-from data_pipelines.images import Augmentation, PatchPolicy
+from data_pipelines.images import Augmentation
+from data_pipelines.media_makers import LatentsMaker, MediaMaker, PatchesMaker
 from data_pipelines.shards.reader import open_manifest
 from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
-from data_pipelines.tokenize import TokenizeConfig, layout_of, tokenize, train_text_tokenizer
+from data_pipelines.tokenize import TokenizeConfig, TokenizeHooks, layout_of, tokenize, train_text_tokenizer
 from tokenizers_vq.autoencoder import open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
-from tokenizers_vq.latents import LatentAutoencoder
+from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
 from unimodal.commands.progress import progress_bar
 from unimodal.generation.pipeline import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
@@ -27,7 +28,7 @@ AUGMENTATIONS = ("flip", "place")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tokenize, with both tokenizers beside the shards. A killed command goes on when it is given again."""
+    """Tokenize, with the tokenizers beside the shards. A killed command resumes when it is given again."""
     console = Console()
     config = TokenizeConfig(
         copies=options.copies,
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     check_unwritten(options.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = ImageTokenizer.open(options.image_tokenizer).to(device)
-    autoencoder, patches = _autoencoder(options, device), _patches(options)
+    media = _media(options, device)
     layout_of(image, config.aspect_ratio)  # refuses an impossible ratio before anything is trained or written
     text = _text_tokenizer(options, console)
     failures = FailureLog(limit=options.max_bad)
@@ -52,12 +53,14 @@ def run(options: argparse.Namespace) -> int:
     def save_beside() -> None:
         text.save(options.out / TEXT_TOKENIZER)
         image.save(options.out / IMAGE_TOKENIZER)
-        if autoencoder is not None:
-            autoencoder.save(options.out / AUTOENCODER)
+        for maker in media:
+            if isinstance(maker, LatentsMaker):
+                maker.autoencoder.save(options.out / AUTOENCODER)
 
     total = len(source) * config.copies if hasattr(source, "__len__") else None
-    with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as tell:
-        whole = tokenize(source, text, image, options.out, failures, config, tell, autoencoder, save_beside, patches)
+    with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as report:
+        hooks = TokenizeHooks(started=save_beside, progress=report)
+        whole = tokenize(source, text, image, options.out, failures, config, media, hooks)
     if whole:
         _print_summary(options.out, console)
     else:
@@ -65,17 +68,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _autoencoder(options: argparse.Namespace, device: torch.device) -> LatentAutoencoder | None:
-    return None if options.autoencoder is None else open_autoencoder(options.autoencoder).to(device)
-
-
-def _patches(options: argparse.Namespace) -> PatchPolicy | None:
-    """How a ViT sees pictures; None where only codes are asked for."""
-    if options.patch is None:
-        if options.most_patches is not None:
-            raise ValueError("--most-patches goes with --patch, which keeps pixels for a ViT")
-        return None
-    return PatchPolicy.of(options.patch, options.most_patches)
+def _media(options: argparse.Namespace, device: torch.device) -> list[MediaMaker]:
+    """What is to lie beside the codes."""
+    makers: list[MediaMaker] = []
+    if options.autoencoder is not None:
+        makers.append(LatentsMaker(open_autoencoder(options.autoencoder).to(device)))
+    if options.patch is not None:
+        makers.append(PatchesMaker(PatchSpec.of(options.patch, options.max_patches)))
+    elif options.max_patches is not None:
+        raise ValueError("--max-patches goes with --patch, which keeps patches for a ViT")
+    return makers
 
 
 def _augmentations(text: str) -> tuple[Augmentation, ...]:
@@ -106,6 +108,6 @@ def _print_summary(folder: Path, console: Console) -> None:
     for entry in manifest.shards:
         table.add_row(entry.name, f"{entry.documents:,}", f"{entry.text_tokens:,}", f"{entry.image_tokens:,}")
     console.print(table)
-    counted: dict[str, Any] = {**manifest.source.get("notes", {}), **manifest.left_out}
+    counted: dict[str, Any] = {**manifest.source.get("notes", {}), **manifest.skipped}
     for reason, count in counted.items():
         console.print(f"{count:,} {reason}", highlight=False)

@@ -144,7 +144,7 @@ def settled_pictures(split: str) -> tuple[Tensor, Tensor, str]:
     source = open_source("easy_vqa", path=None, split=split, failures=FailureLog(), dialogues=0)
     pictures, labels = [], []
     for document in source.documents():
-        if document.meta.get("layout") != "sample" or not {"colour", "shape"} <= document.meta.keys():
+        if document.layout != "sample" or not {"colour", "shape"} <= document.meta.keys():
             continue
         image = next(segment for segment in document.segments if isinstance(segment, ImageSegment))
         pictures.append(torch.from_numpy(np.array(image.open())).permute(2, 0, 1))

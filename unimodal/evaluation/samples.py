@@ -44,7 +44,7 @@ def read_samples(
     found = 0
     for document in source.documents():
         picture = next((segment for segment in document.segments if isinstance(segment, ImageSegment)), None)
-        if document.meta.get("layout", "sample") != "sample" or picture is None:
+        if document.layout != "sample" or picture is None:
             continue
         try:
             image = to_image(model.preprocess(picture.open()))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unimodal.generation.settings import check_number
-from unimodal.model.flow import shifted
+from unimodal.model.branches.flow import shift_times
 
 # Shapes: B images, N latents of each, C channels.
 
@@ -60,7 +60,7 @@ class FlowSamplingConfig:
 
 def time_grid(steps: int, shift: float) -> list[float]:
     """steps + 1 times from 1 to 0."""
-    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).clamp(max=1).tolist()
+    return shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).clamp(max=1).tolist()
 
 
 def integrate(velocity: Velocity, noise: Tensor, times: list[float], solver: Solver) -> Tensor:
@@ -80,7 +80,7 @@ def integrate(velocity: Velocity, noise: Tensor, times: list[float], solver: Sol
     return x
 
 
-def guide(
+def guided_velocity(
     full: Tensor, image: Tensor, null: Tensor, scale: Tensor, image_scale: Tensor, config: FlowSamplingConfig
 ) -> Tensor:
     """Velocities (B, N, C) under the whole context, its pictures alone and none -> guided velocity (B, N, C).

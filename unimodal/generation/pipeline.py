@@ -19,24 +19,27 @@ from tokenizers_vq.autoencoder import open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import FixedLayout, Size, nearest_size
+from tokenizers_vq.media import LATENTS
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.engine import ROWS, Engine
+from unimodal.generation.context import Reading
+from unimodal.generation.engine import Engine
 from unimodal.generation.events import Event, Narrator
-from unimodal.generation.flow_engine import FlowEngine, patch_policy
 from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
-from unimodal.generation.forward import compiled_forward
-from unimodal.generation.grammar import Mode, check_spans
+from unimodal.generation.forward import EagerForward, Forward, compiled_forward
 from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.guidance import GuidanceConfig, Schedule
+from unimodal.generation.modality import Mode, check_spans
+from unimodal.generation.painters.flow import FlowPainter
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.scheduler import ROWS
 from unimodal.generation.settings import check_number
 from unimodal.generation.thinking import ThinkingConfig, think_then_draw
-from unimodal.model.checkpoint import WEIGHTS_FILE, open_transformer, save_transformer
-from unimodal.model.packed import packed as pack
-from unimodal.model.transformer import Transformer
+from unimodal.model.checkpoint import WEIGHTS_FILE, open_model, save_model
+from unimodal.model.inference.prepacked import prepacked
+from unimodal.model.model import UnifiedModel
 
 log = logging.getLogger(__name__)
 
@@ -52,40 +55,52 @@ class Pipeline:
 
     def __init__(
         self,
-        transformer: Transformer,
+        model: UnifiedModel,
         space: TokenSpace,
         text: TextTokenizer,
         image: ImageTokenizer | None,
         path: Path | None = None,
         autoencoder: LatentAutoencoder | None = None,
     ) -> None:
-        self.transformer, self.token_space = transformer, space
+        self.model, self.token_space = model, space
         self.text_tokenizer, self.image_tokenizer, self.autoencoder = text, image, autoencoder
         self.path = path
         self.coder = PromptCoder(space, text, image, autoencoder)
-        self._decode_with(Engine(transformer, space))
+        self._decode_with(EagerForward(model), model)
 
-    def use_packed_weights(self) -> None:
+    def use_prepacked_weights(self) -> None:
         """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
-        self._decode_with(Engine(pack(self.transformer), self.token_space))
+        rest = prepacked(self.model)
+        self._decode_with(EagerForward(rest), rest)
 
     def use_compiled_steps(self, *, packed: bool = True) -> None:
         """Decode through torch.compile, on CUDA as CUDA graphs; compiling takes a while.
 
-        What stays uncompiled has packed weights where `packed` says so; with the flow branch all but text alone does.
+        What stays uncompiled has prepacked weights where `packed` says so.
         """
-        if self.transformer.flow is not None:
-            log.warning("with the flow branch, compiled steps are for answers in text alone (mode text)")
-        rest = pack(self.transformer) if packed else self.transformer
-        self._decode_with(Engine(rest, self.token_space, compiled_forward(self.transformer, rest)))
+        rest = prepacked(self.model) if packed else self.model
+        self._decode_with(compiled_forward(self.model, rest), rest)
 
-    def _decode_with(self, engine: Engine) -> None:
-        """With the flow branch, this engine says what is text alone."""
-        if self.transformer.flow is None or self.autoencoder is None:
-            self.engine = engine
-            return
-        grid, size = (self.autoencoder.grid, self.autoencoder.grid), self.autoencoder.image_size
-        self.engine = FlowEngine(self.transformer, self.token_space, engine, grid, size, self._read)
+    def _decode_with(self, forward: Forward, rest: UnifiedModel) -> None:
+        """`forward` makes the steps, and `rest` reads prompts where they are ids alone."""
+        reads = self.model if self.model.branches else rest
+        self.engine = Engine(reads, self.token_space, forward, self._painter(), self.reading)
+
+    @property
+    def reading(self) -> Reading:
+        """How the model reads the images of its context."""
+        vision = self.model.config.vision
+        return Reading(
+            LATENTS in self.model.branches and self.autoencoder is not None, vision.patches if vision else None
+        )
+
+    def _painter(self) -> FlowPainter | None:
+        if not (self.reading.latents and self.autoencoder):
+            return None
+        size, patches = self.autoencoder.image_size, self.reading.patches
+        seen = math.prod(patches.grid(size, size)) + 2 if patches else self.token_space.layout.span
+        grid = (self.autoencoder.grid, self.autoencoder.grid)
+        return FlowPainter(self.model, self.token_space, grid, self.reading, self._read, seen)
 
     def _read(self, latents: Tensor) -> tuple[Tensor, list[list[int]]]:
         """Latents that were drawn (B, R, K, C) -> pictures (B, 3, H, W), and the ids of each."""
@@ -154,7 +169,7 @@ class Pipeline:
     def requests(self, prompts: Sequence[Prompt], config: DecodeConfig, seed: int = 0) -> list[Request]:
         """Requests to the engine; prompt i is sampled with seed + i."""
         check_number("a seed", seed, -(2**63), 2**63 - 1, whole=True)
-        pixels = self.coder.pixels(prompts, patch_policy(self.transformer))
+        pixels = self.coder.pixels(prompts, self.reading.patches)
         given = zip(self.coder.encode(prompts), self.coder.latents(prompts), pixels, strict=True)
         return [
             Request(prompt=ids, config=config, seed=seed + number, latents=latents, pixels=seen)
@@ -218,7 +233,7 @@ class Pipeline:
         draws. Raises ValueError for what makes no sense or what this model cannot do.
         """
         drawing = _given(steps=steps, solver=solver)
-        if (drawing or flow is not None) and self.transformer.flow is None:
+        if (drawing or flow is not None) and LATENTS not in self.model.branches:
             raise ValueError("steps, solver and flow are settings of the flow branch, and this model has none")
         if mode != "text" and self.image_tokenizer is None:
             raise ValueError(f"mode {mode!r} draws, but this model has no image tokenizer: use mode 'text'")
@@ -264,12 +279,12 @@ class Pipeline:
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V) float32."""
-        if ids.ndim != 2 or ids.shape[1] > self.transformer.config.max_length:
+        if ids.ndim != 2 or ids.shape[1] > self.model.config.trunk.max_length:
             raise ValueError(
-                f"ids have shape (B, T) with T up to {self.transformer.config.max_length}, got {tuple(ids.shape)}"
+                f"ids have shape (B, T) with T up to {self.model.config.trunk.max_length}, got {tuple(ids.shape)}"
             )
         with torch.inference_mode():
-            return self.transformer(ids).float()
+            return self.model.token_head(self.model(ids)).float()
 
     @torch.inference_mode()
     def redrawn(self, images: Tensor) -> Tensor:
@@ -296,7 +311,7 @@ class Pipeline:
 
     def save(self, folder: Path) -> None:
         """Write the bundle: everything that is needed after training."""
-        save_transformer(self.transformer, self.token_space, folder)
+        save_model(self.model, self.token_space, folder)
         self.text_tokenizer.save(folder / TEXT_TOKENIZER)
         if self.image_tokenizer is not None:
             self.image_tokenizer.save(folder / IMAGE_TOKENIZER)
@@ -314,15 +329,15 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = T
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give a model bundle, as training leaves it")
-    transformer, space = open_transformer(folder)
+    model, space = open_model(folder)
     text, image = open_tokenizers(folder, space)
-    autoencoder = _autoencoder(folder, transformer)
-    model = transformer if dtype is None else transformer.to(dtype)
+    autoencoder = _autoencoder(folder, model)
+    model = model if dtype is None else model.to(dtype)
     pipeline = Pipeline(model, space, text, image, path=folder, autoencoder=autoencoder)
     if compile:
         pipeline.use_compiled_steps(packed=packed)
     elif packed:
-        pipeline.use_packed_weights()
+        pipeline.use_prepacked_weights()
     return pipeline
 
 
@@ -337,24 +352,25 @@ def open_tokenizers(folder: Path, space: TokenSpace) -> tuple[TextTokenizer, Ima
     return text, image
 
 
-def _autoencoder(folder: Path, transformer: Transformer) -> LatentAutoencoder | None:
+def _autoencoder(folder: Path, model: UnifiedModel) -> LatentAutoencoder | None:
     """The autoencoder of a model with a flow branch. Raises ValueError where the model cannot draw with it."""
-    if transformer.flow is None:
+    config = model.config.flow
+    if not config:
         return None
     if not (folder / AUTOENCODER).is_dir():
         raise ValueError(f"{folder} holds a model with a flow branch, but no {AUTOENCODER} folder to draw with")
-    found, config = open_autoencoder(folder / AUTOENCODER), transformer.flow.config
-    if (found.latent_dim, found.grid) != (config.latent_dim, config.side):
+    found = open_autoencoder(folder / AUTOENCODER)
+    if (found.latent_dim, found.grid) != (config.latent_dim, config.grid_size):
         raise ValueError(
             f"{folder / AUTOENCODER} gives {found.grid}x{found.grid} latents of {found.latent_dim} channels, the model "
-            f"was trained on {config.side}x{config.side} of {config.latent_dim}: it is another autoencoder"
+            f"was trained on {config.grid_size}x{config.grid_size} of {config.latent_dim}: it is another autoencoder"
         )
     if config.autoencoder not in ("", found.hash):
         raise ValueError(
             f"{folder / AUTOENCODER} is not the autoencoder that the model was trained with "
             f"({found.hash[:12]} and {config.autoencoder[:12]})"
         )
-    return found.to(transformer.embedding.weight.device)
+    return found.to(model.device)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -369,7 +385,7 @@ def _check_hash(kind: str, found: str, expected: str, folder: Path) -> None:
         )
 
 
-def bundle(transformer: Transformer, space: TokenSpace, tokenizers: Path) -> Pipeline:
-    """A pipeline of a transformer in training and the tokenizers kept in a folder."""
+def bundle(model: UnifiedModel, space: TokenSpace, tokenizers: Path) -> Pipeline:
+    """A pipeline of a model in training and the tokenizers kept in a folder."""
     text, image = open_tokenizers(tokenizers, space)
-    return Pipeline(transformer, space, text, image, autoencoder=_autoencoder(tokenizers, transformer))
+    return Pipeline(model, space, text, image, autoencoder=_autoencoder(tokenizers, model))

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import to_rgb
-from data_pipelines.images import ImagePolicy, PatchPolicy, to_image, to_tensor
+from data_pipelines.images import ImagePolicy, resize_to_patches, to_image, to_tensor
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import nearest_size
+from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import ImageSpan, TokenSpace
 from unimodal.generation.requests import Finish
@@ -72,13 +73,13 @@ class PromptCoder:
             found.update(zip((key for key, _ in group), latents, strict=True))
         return [[found[id(part)] for part in _parts([prompt]) if id(part) in found] for prompt in parts]
 
-    def pixels(self, prompts: Sequence[Prompt], policy: PatchPolicy | None) -> list[list[np.ndarray]]:
-        """Of each prompt's pictures, in order, uint8 (H, W, 3) as a ViT sees them; none without a policy."""
-        if policy is None:
+    def pixels(self, prompts: Sequence[Prompt], spec: PatchSpec | None) -> list[list[np.ndarray]]:
+        """Of each prompt's pictures, in order, uint8 (H, W, 3) as a ViT sees them; none without patches."""
+        if spec is None:
             return [[] for _ in prompts]
         parts = [[prompt] if isinstance(prompt, str) else listed(prompt) for prompt in prompts]
         images = {id(part): part for part in _parts(parts) if isinstance(part, Image.Image)}
-        found = {key: policy.apply(to_rgb(image)) for key, image in images.items()}
+        found = {key: resize_to_patches(to_rgb(image), spec) for key, image in images.items()}
         return [[found[id(part)] for part in _parts([prompt]) if id(part) in found] for prompt in parts]
 
     def preprocess(self, image: Image.Image) -> Tensor:

@@ -27,9 +27,10 @@ from unimodal.interop.configs import BAGEL_CONFIG_FILE, completed, read_fields, 
 from unimodal.interop.fresh_folder import fresh_folder
 from unimodal.interop.names import BAGEL_PLACES, BAGEL_VISION, bagel_table
 from unimodal.interop.weights import check_names, fitted
-from unimodal.model.config import FlowConfig, QKNormConfig, TransformerConfig
-from unimodal.model.sinusoids import LONGEST_PERIOD
-from unimodal.model.transformer import Transformer
+from unimodal.model.branches.flow import FlowBranch
+from unimodal.model.config import FlowConfig, ModelConfig, QKNormConfig, RopeConfig, TransformerConfig
+from unimodal.model.model import LATENTS, UnifiedModel
+from unimodal.model.sinusoids import MAX_PERIOD
 
 # Shapes: S side of the table of places, D model width.
 
@@ -50,7 +51,7 @@ MIXTURE_LAYER = "Qwen2MoTDecoderLayer"
 class OpenedBagel(NamedTuple):
     """A model on the CPU in evaluation mode, and the names of the tensors that have no counterpart here."""
 
-    transformer: Transformer
+    model: UnifiedModel
     left_out: tuple[str, ...]
 
 
@@ -73,20 +74,20 @@ def open_bagel(folder: Path, weights: str = WEIGHTS_FILE, side: int | None = Non
             table = bagel_table(theirs.num_hidden_layers)
             check_names(set(shapes) - {*left_out, BAGEL_PLACES}, set(table.values()), "BAGEL")
             with torch.device("meta"):
-                transformer = Transformer(_our_config(theirs, shapes, side))
+                model = UnifiedModel(_our_config(theirs, shapes, side))
             # a copy: CPU kernels sum in another order where a tensor begins at an odd address of the file
             ours = {
                 name: fitted(file.get_tensor(table[name]), x.shape, table[name]).clone()
-                for name, x in transformer.state_dict().items()
+                for name, x in model.state_dict().items()
             }
             if BAGEL_PLACES in shapes:
-                _check_places(transformer, file.get_tensor(BAGEL_PLACES))
+                _check_places(model, file.get_tensor(BAGEL_PLACES))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
     if len(kinds := {str(x.dtype) for x in ours.values()}) > 1:
         raise ValueError(f"{path} holds weights of several types ({', '.join(sorted(kinds))}): save them in one")
-    transformer.load_state_dict(ours, assign=True)
-    return OpenedBagel(transformer.eval().requires_grad_(False), left_out)
+    model.load_state_dict(ours, assign=True)
+    return OpenedBagel(model.eval().requires_grad_(False), left_out)
 
 
 def _read_config(folder: Path) -> Qwen2Config:
@@ -122,27 +123,26 @@ def _differences(whole: Qwen2Config) -> dict[str, bool]:
     }
 
 
-def _our_config(theirs: Qwen2Config, shapes: dict[str, tuple[int, ...]], side: int | None) -> TransformerConfig:
+def _our_config(theirs: Qwen2Config, shapes: dict[str, tuple[int, ...]], side: int | None) -> ModelConfig:
     flow = FlowConfig(
         latent_dim=_columns(shapes, "vae2llm.weight"),
-        side=_side(shapes.get(BAGEL_PLACES), side),
+        grid_size=_side(shapes.get(BAGEL_PLACES), side),
         time_channels=_columns(shapes, "time_embedder.mlp.0.weight"),
     )
-    return TransformerConfig(
-        vocab_size=theirs.vocab_size,
+    trunk = TransformerConfig(
         dim=theirs.hidden_size,
         num_layers=theirs.num_hidden_layers,
         num_heads=theirs.num_attention_heads,
         num_kv_heads=theirs.num_key_value_heads or theirs.num_attention_heads,
         hidden_dim=theirs.intermediate_size,
         max_length=theirs.max_position_embeddings,
-        rope_theta=float(rope_of(theirs)["rope_theta"]),
+        rope=RopeConfig(theta=float(rope_of(theirs)["rope_theta"])),
         norm_eps=theirs.rms_norm_eps,
         qk_norm=QKNormConfig(kind="rms", eps=theirs.rms_norm_eps),
         qkv_bias=True,
         mixture=True,
-        flow=flow,
     )
+    return ModelConfig(vocab_size=theirs.vocab_size, trunk=trunk, flow=flow)
 
 
 def _columns(shapes: dict[str, tuple[int, ...]], name: str) -> int:
@@ -165,12 +165,12 @@ def _side(stored: tuple[int, ...] | None, given: int | None) -> int:
     return side
 
 
-def _check_places(transformer: Transformer, stored: Tensor) -> None:
+def _check_places(model: UnifiedModel, stored: Tensor) -> None:
     """Ours is computed, not loaded; one step of the type it is stored in is rounding."""
-    assert transformer.flow is not None
-    stored = fitted(stored, transformer.flow.places.shape, BAGEL_PLACES)
+    table = _flow_branch(model).positions
+    stored = fitted(stored, table.shape, BAGEL_PLACES)
     step = max(torch.finfo(stored.dtype).eps, torch.finfo(torch.float32).eps)
-    apart = float((stored.double() - transformer.flow.places.double()).abs().max())
+    apart = float((stored.double() - table.double()).abs().max())
     if not apart <= step:
         raise ValueError(
             f"{BAGEL_PLACES} differs by {apart:.2g} from the sines and cosines of its side, column first: "
@@ -178,37 +178,43 @@ def _check_places(transformer: Transformer, stored: Tensor) -> None:
         )
 
 
-def write_bagel(transformer: Transformer, folder: Path) -> None:
+def _flow_branch(model: UnifiedModel) -> FlowBranch:
+    branch = model.branches[LATENTS]
+    assert isinstance(branch, FlowBranch)
+    return branch
+
+
+def write_bagel(model: UnifiedModel, folder: Path) -> None:
     """The inverse of `open_bagel`: `ema.safetensors`, places among them, and `llm_config.json`; dropout is left out.
 
     What sees pixels is not written: their class opens this without visual understanding. Raises ValueError for a model
     that BAGEL's layout cannot hold, and where the folder is not empty.
     """
-    config, flow = transformer.config, transformer.flow
-    same_norm = config.qk_norm == QKNormConfig(kind="rms", eps=config.norm_eps)
-    same_places = flow is not None and (flow.config.place_period, flow.config.axial_turn) == (LONGEST_PERIOD, 0)
-    if config.vision is not None:
+    config, trunk, flow = model.config, model.config.trunk, model.config.flow
+    same_norm = trunk.qk_norm == QKNormConfig(kind="rms", eps=trunk.norm_eps)
+    if config.vision:
         raise ValueError("BAGEL's ViT has weights under other names, which are not written: this model has a ViT")
-    if flow is None or not (config.mixture and config.qkv_bias and same_norm and same_places):
+    same_positions = flow and (flow.pos_embed_period, flow.axial_rope_max) == (MAX_PERIOD, 0)
+    if not (same_positions and trunk.mixture and trunk.qkv_bias and same_norm):
         raise ValueError(
             "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
-            f"of its other norms, and places with periods up to {LONGEST_PERIOD:g} and no turn; this model is {config}"
+            f"of its other norms, and positions of periods up to {MAX_PERIOD:g} without axial RoPE; this is {config}"
         )
-    table = bagel_table(config.num_layers)
-    tensors = {table[name]: x.detach().cpu().contiguous() for name, x in transformer.state_dict().items()}
-    tensors[BAGEL_PLACES] = flow.places.to("cpu", flow.latent_in.weight.dtype)
+    table, branch = bagel_table(trunk.num_layers), _flow_branch(model)
+    tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
+    tensors[BAGEL_PLACES] = branch.positions.to("cpu", branch.latent_in.weight.dtype)
     with fresh_folder(folder) as unfinished:
         save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
         (unfinished / BAGEL_CONFIG_FILE).write_text(json.dumps(_their_config(config), indent=2))
 
 
-def _their_config(config: TransformerConfig) -> dict[str, Any]:
+def _their_config(config: ModelConfig) -> dict[str, Any]:
     """In the words of the version of transformers that BAGEL's code is written for: rope_theta is a field."""
     shape = {name: value for name, value in their_shape(config).items() if name != "rope_parameters"}
     return {
         "model_type": Qwen2Config.model_type,
         **shape,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.trunk.rope.theta,
         "hidden_act": "silu",
         "use_sliding_window": False,
         "layer_module": MIXTURE_LAYER,

@@ -1,4 +1,4 @@
-"""Configs: the shape of a transformer in our words and in Hugging Face's."""
+"""Configs: the shape of a model in our words and in Hugging Face's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ChameleonConfig, LlamaConfig, PreTrainedConfig
 
 from unimodal.interop.names import CHAMELEON_NORM_EPS, LAYERS, Architecture
-from unimodal.model.config import QKNormConfig, TransformerConfig
+from unimodal.model.config import ModelConfig, QKNormConfig, RopeConfig, TransformerConfig
 
 CONFIG_FILE = "config.json"
 THEIR_CONFIGS: dict[Architecture, type[LlamaConfig | ChameleonConfig]] = {
@@ -30,18 +30,18 @@ class TheirConfig(NamedTuple):
     whole: LlamaConfig | ChameleonConfig
 
 
-def their_shape(config: TransformerConfig) -> dict[str, Any]:
+def their_shape(config: ModelConfig) -> dict[str, Any]:
     """The fields that their configs share; dropout is not among them, because they have none of that kind."""
     return {
         "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "max_position_embeddings": config.max_length,
-        "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "hidden_size": config.trunk.dim,
+        "intermediate_size": config.trunk.hidden_dim,
+        "num_hidden_layers": config.trunk.num_layers,
+        "num_attention_heads": config.trunk.num_heads,
+        "num_key_value_heads": config.trunk.num_kv_heads,
+        "max_position_embeddings": config.trunk.max_length,
+        "rms_norm_eps": config.trunk.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.trunk.rope.theta},
         "tie_word_embeddings": False,
     }
 
@@ -78,26 +78,26 @@ def completed(kind: type[Whole], written: dict[str, Any], path: Path) -> Whole:
         raise ValueError(f"{path} is not a config of {kind.model_type}: {reason}") from error
 
 
-def our_config(theirs: TheirConfig) -> TransformerConfig:
+def our_config(theirs: TheirConfig) -> ModelConfig:
     """The same shape in our words. Raises ValueError that names the first field that we have no word for."""
     whole = theirs.whole
     for reason, wrong in _differences(theirs).items():
         if wrong:
             raise ValueError(f"this {theirs.architecture} cannot be imported: {reason}")
     chameleon = isinstance(whole, ChameleonConfig)
-    return TransformerConfig(
-        vocab_size=whole.vocab_size,
+    trunk = TransformerConfig(
         dim=whole.hidden_size,
         num_layers=whole.num_hidden_layers,
         num_heads=whole.num_attention_heads,
         num_kv_heads=whole.num_key_value_heads or whole.num_attention_heads,
         hidden_dim=whole.intermediate_size,
         max_length=whole.max_position_embeddings,
-        rope_theta=float(rope_of(whole)["rope_theta"]),
+        rope=RopeConfig(theta=float(rope_of(whole)["rope_theta"])),
         norm_eps=whole.rms_norm_eps,
         norm_placement="swin" if chameleon and whole.swin_norm else "pre",
         qk_norm=QKNormConfig(eps=CHAMELEON_NORM_EPS) if chameleon else None,
     )
+    return ModelConfig(vocab_size=whole.vocab_size, trunk=trunk)
 
 
 def rope_of(whole: Any) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Lla
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
-from tokenizers_vq.text import FILE_NAME as TOKENIZER_FILE
+from tokenizers_vq.text import TOKENIZER_FILE
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, open_tokenizers
 from unimodal.interop.configs import their_shape
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder
 from unimodal.interop.names import Architecture, architecture_of, name_table
-from unimodal.model.checkpoint import open_transformer
-from unimodal.model.transformer import Transformer
+from unimodal.model.checkpoint import open_model
+from unimodal.model.model import UnifiedModel
 
 TheirModel = LlamaForCausalLM | ChameleonForConditionalGeneration
 
@@ -62,32 +62,32 @@ def export_hf(bundle: Path, out: Path) -> Architecture:
     check_fresh(out)
     if not bundle.is_dir():
         raise ValueError(f"{bundle} is not a folder: give a model bundle, as training leaves it")
-    transformer, space = open_transformer(bundle)
+    model, space = open_model(bundle)
     open_tokenizers(bundle, space)
-    architecture = architecture_of(transformer.config)
-    model = to_llama(transformer) if architecture == "llama" else to_chameleon(transformer)
+    architecture = architecture_of(model.config)
+    theirs = to_llama(model) if architecture == "llama" else to_chameleon(model)
     with fresh_folder(out) as folder:
-        _write_model(model, space, folder)
-        _write_tokenizers(bundle, transformer.config.max_length, folder)
+        _write_model(theirs, space, folder)
+        _write_tokenizers(bundle, model.config.trunk.max_length, folder)
         space.save(folder)
         _write_card(architecture, space, folder)
     return architecture
 
 
-def to_llama(transformer: Transformer) -> LlamaForCausalLM:
+def to_llama(model: UnifiedModel) -> LlamaForCausalLM:
     """The same function as a `LlamaForCausalLM` on the CPU in evaluation mode; weights are copied, dropout is left out.
 
     Raises ValueError for a model with QK-norm or with its norms after each part.
     """
-    if architecture_of(transformer.config) != "llama":
+    if architecture_of(model.config) != "llama":
         raise ValueError("Llama has no QK-norm, this model does: it exports as Chameleon")
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn and thrown away
-        llama = LlamaForCausalLM(LlamaConfig(**their_shape(transformer.config)))
-    llama.load_state_dict(_their_weights(transformer, "llama"), assign=True)
+        llama = LlamaForCausalLM(LlamaConfig(**their_shape(model.config)))
+    llama.load_state_dict(_their_weights(model, "llama"), assign=True)
     return llama.eval()
 
 
-def to_chameleon(transformer: Transformer) -> ChameleonForConditionalGeneration:
+def to_chameleon(model: UnifiedModel) -> ChameleonForConditionalGeneration:
     """The same function as a `ChameleonForConditionalGeneration`, as `to_llama`.
 
     Their class holds an image encoder and cannot be built without; ours is of another kind. So it gets the smallest
@@ -97,25 +97,25 @@ def to_chameleon(transformer: Transformer) -> ChameleonForConditionalGeneration:
 
     Raises ValueError for a model without QK-norm or with an eps of QK-norm that is not theirs.
     """
-    if architecture_of(transformer.config) != "chameleon":
+    if architecture_of(model.config) != "chameleon":
         raise ValueError("Chameleon has QK-norm, this model does not: it exports as Llama")
-    swin = transformer.config.norm_placement == "swin"
+    swin = model.config.trunk.norm_placement == "swin"
     config = ChameleonConfig(
-        **their_shape(transformer.config), swin_norm=swin, vq_config=STAND_IN.to_dict(), vocabulary_map={}
+        **their_shape(model.config), swin_norm=swin, vq_config=STAND_IN.to_dict(), vocabulary_map={}
     )
     with torch.random.fork_rng(devices=[]):
         chameleon = ChameleonForConditionalGeneration(config)
-    weights, encoder = _their_weights(transformer, "chameleon"), chameleon.model.vqmodel.state_dict()
+    weights, encoder = _their_weights(model, "chameleon"), chameleon.model.vqmodel.state_dict()
     dtype = weights["lm_head.weight"].dtype
     zeros = {f"model.vqmodel.{name}": torch.zeros_like(x, dtype=dtype) for name, x in encoder.items()}
     chameleon.load_state_dict({**weights, **zeros}, assign=True)
     return chameleon.eval()
 
 
-def _their_weights(transformer: Transformer, architecture: Architecture) -> dict[str, Tensor]:
+def _their_weights(model: UnifiedModel, architecture: Architecture) -> dict[str, Tensor]:
     """Copies, to be assigned: a model that is cast to bfloat16 instead would round the angles of its positions too."""
-    names = name_table(architecture, transformer.config.num_layers)
-    return {names[name]: tensor.detach().cpu().clone() for name, tensor in transformer.state_dict().items()}
+    names = name_table(architecture, model.config.trunk.num_layers)
+    return {names[name]: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def _write_model(model: TheirModel, space: TokenSpace, folder: Path) -> None:

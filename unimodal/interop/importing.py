@@ -7,24 +7,20 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from data_pipelines.tokenize import make_token_space
 from tokenizers_vq.image_tokenizer import ImageTokenizer
-from tokenizers_vq.text import FILE_NAME as TOKENIZER_FILE
-from tokenizers_vq.text import TextTokenizer
-from tokenizers_vq.token_space import FILE_NAME as TOKEN_SPACE_FILE
-from tokenizers_vq.token_space import TokenSpace
+from tokenizers_vq.text import TOKENIZER_FILE, TextTokenizer
+from tokenizers_vq.token_space import TOKEN_SPACE_FILE, TokenSpace
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
 from unimodal.interop.configs import our_config, read_config
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder
 from unimodal.interop.names import Architecture
 from unimodal.interop.vocabulary import Adopted, adopt_tokenizer, grow
 from unimodal.interop.weights import read_weights, to_our_names
-from unimodal.model.checkpoint import save_transformer
-from unimodal.model.config import TransformerConfig
-from unimodal.model.transformer import Transformer
+from unimodal.model.checkpoint import assembled, save_model
+from unimodal.model.config import ModelConfig
 
 SEED = 0
 """New rows of embedding and head are drawn with this and the next."""
@@ -70,7 +66,7 @@ def import_hf(source: Path, out: Path, image_tokenizer: Path | None = None) -> I
     return Imported(theirs.architecture, space, found, weights.left_out)
 
 
-def _bring_back(source: Path, config: TransformerConfig, weights: dict[str, Tensor], out: Path) -> TokenSpace:
+def _bring_back(source: Path, config: ModelConfig, weights: dict[str, Tensor], out: Path) -> TokenSpace:
     """The bundle that was exported."""
     space = TokenSpace.open(source)
     _check_tokenizers(source, space)
@@ -79,7 +75,7 @@ def _bring_back(source: Path, config: TransformerConfig, weights: dict[str, Tens
         shutil.copyfile(source / TOKENIZER_FILE, folder / TEXT_TOKENIZER / TOKENIZER_FILE)
         if (source / IMAGE_TOKENIZER).is_dir():
             shutil.copytree(source / IMAGE_TOKENIZER, folder / IMAGE_TOKENIZER)
-        save_transformer(_filled(config, weights), space, folder)
+        save_model(assembled(config, weights), space, folder)
     return space
 
 
@@ -93,23 +89,16 @@ def _check_tokenizers(source: Path, space: TokenSpace) -> None:
 
 
 def _settle(
-    adopted: Adopted, config: TransformerConfig, weights: dict[str, Tensor], image_tokenizer: Path, out: Path
+    adopted: Adopted, config: ModelConfig, weights: dict[str, Tensor], image_tokenizer: Path, out: Path
 ) -> TokenSpace:
     """A bundle of a model that was not ours."""
     if adopted.known > config.vocab_size:
         raise ValueError(f"its tokenizer has {adopted.known} ids, its embedding only {config.vocab_size} rows")
     image = ImageTokenizer.open(image_tokenizer)
     space = make_token_space(adopted.text, image)
-    for seed, name in enumerate(("embedding.weight", "head.weight"), start=SEED):
+    for seed, name in enumerate(("trunk.embedding.weight", "heads.tokens.weight"), start=SEED):
         weights[name] = grow(weights[name], adopted.known, space.vocab_size, seed)
-    transformer = _filled(dataclasses.replace(config, vocab_size=space.vocab_size), weights)
+    model = assembled(dataclasses.replace(config, vocab_size=space.vocab_size), weights)
     with fresh_folder(out) as folder:
-        Pipeline(transformer, space, adopted.text, image).save(folder)
+        Pipeline(model, space, adopted.text, image).save(folder)
     return space
-
-
-def _filled(config: TransformerConfig, weights: dict[str, Tensor]) -> Transformer:
-    with torch.device("meta"):
-        transformer = Transformer(config)
-    transformer.load_state_dict(weights, assign=True)
-    return transformer

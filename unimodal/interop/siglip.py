@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenizers_vq.media import PatchSpec
 from unimodal.interop.weights import read_weights
+from unimodal.model.branches.vision.siglip import SiglipEncoder
 from unimodal.model.config import VisionConfig
-from unimodal.model.vision import VisionTower
 
 LAYER = {
     "attention_norm": "layer_norm1",
@@ -40,8 +41,8 @@ DEFAULTS = {
 PATCHES = "embeddings.patch_embedding.weight"
 
 
-def siglip_config(folder: Path, *, most: int, longest: int) -> VisionConfig:
-    """The shape of the ViT in a folder; how many patches a picture may have is the reader's choice.
+def siglip_config(folder: Path, *, max_patches: int, max_side: int) -> VisionConfig:
+    """The config of the ViT in a folder; how many patches an image may have is the caller's choice.
 
     Raises ValueError where the folder holds no SigLIP, or one that this ViT cannot be.
     """
@@ -58,11 +59,9 @@ def siglip_config(folder: Path, *, most: int, longest: int) -> VisionConfig:
         raise ValueError(f"{folder}: its activation is {vision['hidden_act']}, ours {ACTIVATION}")
     patch = vision["patch_size"]
     return VisionConfig(
-        patch=patch,
-        most=most,
-        longest=longest,
-        side=int(vision["num_patches"] ** 0.5) if "num_patches" in vision else vision["image_size"] // patch,
-        width=vision["hidden_size"],
+        patches=PatchSpec(size=patch, max_patches=max_patches, max_side=max_side),
+        grid_size=int(vision["num_patches"] ** 0.5) if "num_patches" in vision else vision["image_size"] // patch,
+        dim=vision["hidden_size"],
         num_layers=vision["num_hidden_layers"],
         num_heads=vision["num_attention_heads"],
         hidden_dim=vision["intermediate_size"],
@@ -82,18 +81,18 @@ def siglip_names(num_layers: int) -> dict[str, str]:
 
 
 @torch.no_grad()
-def load_siglip(tower: VisionTower, folder: Path) -> None:
-    """Fill a ViT of `siglip_config`'s shape; the connector stays. The pooling head of SigLIP is left out.
+def load_siglip(encoder: SiglipEncoder, folder: Path) -> None:
+    """Fill an encoder of `siglip_config`'s shape; the pooling head of SigLIP is left out.
 
     Raises ValueError for a weight that is missing or of another shape.
     """
-    own = dict(tower.named_parameters())
+    own = dict(encoder.named_parameters())
     stored = read_weights(folder)
-    for ours, theirs in siglip_names(tower.config.num_layers).items():
+    for ours, theirs in siglip_names(encoder.config.num_layers).items():
         found = next((stored[prefix + theirs] for prefix in PREFIXES if prefix + theirs in stored), None)
         if found is None:
             raise ValueError(f"{folder} lacks {theirs}: it is not a SigLIP vision model, or not a whole one")
-        flat = _of_patches(found, tower.config.patch) if theirs == PATCHES else found
+        flat = _of_patches(found, encoder.config.patches.size) if theirs == PATCHES else found
         if flat.shape != own[ours].shape:
             raise ValueError(f"{folder}: {theirs} has shape {tuple(flat.shape)}, {tuple(own[ours].shape)} is due")
         own[ours].copy_(flat)

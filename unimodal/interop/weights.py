@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unimodal.interop.names import Architecture, name_table
-from unimodal.model.config import TransformerConfig
-from unimodal.model.transformer import Transformer
+from unimodal.model.config import ModelConfig
+from unimodal.model.model import UnifiedModel
 
 # Shapes: V vocabulary, D model width, H heads, W head width, P parts that a model was trained in.
 
@@ -73,14 +73,14 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def to_our_names(
-    tensors: dict[str, Tensor], architecture: Architecture, config: TransformerConfig, *, tied: bool
+    tensors: dict[str, Tensor], architecture: Architecture, config: ModelConfig, *, tied: bool
 ) -> RenamedWeights:
     """Their tensors -> those of a `Transformer` of this shape, with their bits and types.
 
     A tied head becomes a copy of the embedding. QK-norms (P, W) of a model that was trained in P parts are repeated for
     the heads of each part. Raises ValueError for a weight that is missing, unknown, of another shape or no float.
     """
-    table = name_table(architecture, config.num_layers)
+    table = name_table(architecture, config.trunk.num_layers)
     theirs = {name: x for name, x in tensors.items() if not name.startswith(NOT_THE_DECODER)}
     left_out = len(tensors) - len(theirs)
     theirs = {name: x for name, x in theirs.items() if not name.endswith(COMPUTED)}
@@ -88,7 +88,7 @@ def to_our_names(
         theirs[HEAD] = _tied_head(theirs)
     check_names(set(theirs), set(table.values()), architecture)
     with torch.device("meta"):
-        expected = Transformer(config).state_dict()
+        expected = UnifiedModel(config).state_dict()
     ours = {name: fitted(theirs[table[name]], x.shape, table[name]) for name, x in expected.items()}
     return RenamedWeights(ours, left_out)
 

@@ -1,4 +1,4 @@
-"""Attention: the one place where tokens look at each other."""
+"""Attention: the one place where tokens attend to each other."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.model.cache import KVCache
-from unimodal.model.config import TransformerConfig
+from unimodal.model.config import INIT_STD, TransformerConfig
+from unimodal.model.context import LayerContext, Rotation
 from unimodal.model.kernels import attend
-from unimodal.model.masks import Mask
+from unimodal.model.linear import init_linear
 from unimodal.model.rope import rotate
 
 # Shapes: B batch, T tokens, D model width, H query heads, K key/value heads, W head width.
 
-Rotation = tuple[Tensor, Tensor]
+QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
+"""(..., H, W), (..., K, W) and (..., K, W)."""
 
 
 class HeadLayerNorm(nn.Module):
@@ -29,6 +30,11 @@ class HeadLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(num_heads, head_dim))
         self.bias = nn.Parameter(torch.zeros(num_heads, head_dim))
         self.eps = eps
+
+    def reset_parameters(self) -> None:
+        """Weight 1 and bias 0."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, heads, W) -> the same shape, in the dtype that came in."""
@@ -47,34 +53,35 @@ class HeadRMSNorm(nn.RMSNorm):
 HEAD_NORMS: dict[str, type[HeadLayerNorm | HeadRMSNorm]] = {"layer": HeadLayerNorm, "rms": HeadRMSNorm}
 
 
-class Attention(nn.Module):
-    """Grouped-query attention with QK-norm and rotary positions."""
+class QKVProjection(nn.Module):
+    """Queries, keys and values of each head, queries and keys normed (QK-norm)."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        kv_dim = config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.dim, config.dim, bias=config.qkv_bias)
+        self.head_dim = config.head_dim
+        q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.dim, q_dim, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
         self.q_norm = _head_norm(config, config.num_heads)
         self.k_norm = _head_norm(config, config.num_kv_heads)
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, cache: KVCache | None, slots: Tensor) -> Tensor:
-        """x (B, T, D), bias (B or 1, 1, T, keys) -> (B, T, D). With a cache, keys are all used slots."""
-        return self.o_proj(look(*self.project(x, rotation), bias, cache, self.layer, slots))
+    def init_weights(self) -> None:
+        """Normal matrices, zero biases, norms of weight 1."""
+        for linear in (self.q_proj, self.k_proj, self.v_proj):
+            init_linear(linear, INIT_STD)
+        for norm in (self.q_norm, self.k_norm):
+            if isinstance(norm, HeadLayerNorm | HeadRMSNorm):
+                norm.reset_parameters()
 
-    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> queries (B, T, H, W) and keys (B, T, K, W), normed and rotated, and values (B, T, K, W)."""
-        queries, keys, values = self.heads(x)
-        return rotate(queries, *rotation), rotate(keys, *rotation), values
-
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `project`, (..., D) -> (..., H or K, W), before the rotation."""
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> QueriesKeysValues:
+        """x (..., D) -> queries (..., H, W), keys and values (..., K, W); queries and keys rotated if asked."""
         queries = self.q_norm(self._heads(self.q_proj(x)))
         keys = self.k_norm(self._heads(self.k_proj(x)))
-        return queries, keys, self._heads(self.v_proj(x))
+        values = self._heads(self.v_proj(x))
+        if rotation is None:
+            return queries, keys, values
+        return rotate(queries, *rotation), rotate(keys, *rotation), values
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
@@ -86,13 +93,34 @@ def _head_norm(config: TransformerConfig, num_heads: int) -> nn.Module:
     return HEAD_NORMS[config.qk_norm.kind](num_heads, config.head_dim, config.qk_norm.eps)
 
 
-def look(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: Mask, cache: KVCache | None, layer: int, slots: Tensor
-) -> Tensor:
-    """queries (B, T, H, W), keys and values (B, T, K, W), slots (B, T) of a cache -> what is seen (B, T, H * W)."""
-    if cache is None:
+class Attention(nn.Module):
+    """Grouped-query attention with QK-norm and rotary positions."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.residual_std = layer, config.residual_std
+        self.qkv = QKVProjection(config)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+
+    def init_weights(self) -> None:
+        """The output projection starts smaller the deeper the model is."""
+        self.qkv.init_weights()
+        init_linear(self.o_proj, self.residual_std)
+
+    def forward(self, x: Tensor, context: LayerContext) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        queries, keys, values = self.qkv(x, context.rotation)
+        return self.o_proj(attend_cached(queries, keys, values, context, self.layer))
+
+
+def attend_cached(queries: Tensor, keys: Tensor, values: Tensor, context: LayerContext, layer: int) -> Tensor:
+    """queries (B, T, H, W), keys and values (B, T, K, W) -> (B, T, H * W).
+
+    With a cache, keys and values are written to the layer's slots first, and attention runs over all used slots.
+    """
+    if context.cache is None:
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     else:
-        keys, values = cache.update(layer, keys, values, slots)
-    mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), bias)
+        keys, values = context.cache.update(layer, keys, values, context.slots)
+    mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), context.bias)
     return mixed.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Transformer weights on disk: config.json, model.safetensors, token_space.json. No pickle is read or written."""
+"""Model weights on disk: config.json, model.safetensors, token_space.json. No pickle is read or written."""
 
 from __future__ import annotations
 
@@ -11,38 +11,62 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.model.config import TransformerConfig
-from unimodal.model.transformer import Transformer
+from unimodal.model.config import ModelConfig
+from unimodal.model.model import TOKENS, UnifiedModel
+from unimodal.model.old_names import upgrade_config, upgrade_state
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+HEAD, EMBEDDING = f"heads.{TOKENS}.weight", "trunk.embedding.weight"
 
 
-def save_transformer(transformer: Transformer, space: TokenSpace, folder: Path) -> None:
-    """Write a transformer and its token space into a folder."""
-    if transformer.config.vocab_size != space.vocab_size:
-        raise ValueError(f"a vocabulary of {transformer.config.vocab_size} does not fit {space.vocab_size} ids")
+def save_model(model: UnifiedModel, space: TokenSpace, folder: Path) -> None:
+    """Write a model and its token space into a folder. A tied head is written once, as the embedding."""
+    if model.config.vocab_size != space.vocab_size:
+        raise ValueError(f"a vocabulary of {model.config.vocab_size} does not fit {space.vocab_size} ids")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in transformer.state_dict().items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.trunk.tied_head:
+        del tensors[HEAD]
     save_file(tensors, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(transformer.config.to_dict(), indent=2))
+    (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2))
     space.save(folder)
 
 
-def open_transformer(folder: Path) -> tuple[Transformer, TokenSpace]:
-    """Open what `save_transformer` wrote, in evaluation mode. Raises ValueError with the reason where it cannot."""
+def read_config(folder: Path) -> ModelConfig:
+    """The architecture of a model on disk. Raises ValueError with the reason where there is none."""
     try:
-        config = TransformerConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+        return ModelConfig.from_dict(upgrade_config(json.loads((folder / CONFIG_FILE).read_text())))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} does not hold a model: {' '.join(str(error).split())[:300]}") from error
+
+
+def open_model(folder: Path) -> tuple[UnifiedModel, TokenSpace]:
+    """Open what `save_model` or an earlier version wrote, in evaluation mode.
+
+    Raises ValueError with the reason where it cannot.
+    """
+    config = read_config(folder)
+    try:
         tensors = {name: _aligned(tensor) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
-        with torch.device("meta"):
-            transformer = Transformer(config)
-        transformer.load_state_dict(tensors, assign=True)
-    except (OSError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+        model = assembled(config, upgrade_state(tensors))
+    except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder} does not hold a model: {reason}") from error
     space = TokenSpace.open(folder)
     if space.vocab_size != config.vocab_size:
         raise ValueError(f"{folder}: the model has {config.vocab_size} ids, its token space {space.vocab_size}")
-    return transformer.eval().requires_grad_(False), space
+    return model.eval().requires_grad_(False), space
+
+
+def assembled(config: ModelConfig, tensors: dict[str, Tensor]) -> UnifiedModel:
+    """A model of these very tensors. Raises RuntimeError for one that is missing, unknown or of another shape."""
+    with torch.device("meta"):
+        model = UnifiedModel(config)
+    if config.trunk.tied_head and EMBEDDING in tensors:
+        tensors = {**tensors, HEAD: tensors[EMBEDDING]}
+    model.load_state_dict(tensors, assign=True)
+    model.tie_head()
+    return model
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -1,20 +1,24 @@
-"""The shape of a transformer, as frozen dataclasses: a config that exists is a config that is valid."""
+"""The architecture of a model, as frozen dataclasses: a config that exists is a config that is valid."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from tokenizers_vq.media import PatchSpec
 
 NormPlacement = Literal["pre", "swin"]
+INIT_STD = 0.02
+"""Standard deviation of new weight matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QKNormConfig:
     """Norms on queries and keys, before the rotation.
 
-    `layer` is Chameleon's LayerNorm with parameters for each head (arXiv 2405.09818, section 2.3), `rms` the RMSNorm
+    `layer` is Chameleon's LayerNorm with parameters for each head (arXiv 2405.09818, section 2.3). `rms` is the RMSNorm
     of Qwen3 and BAGEL, whose weight all heads share.
     """
 
@@ -27,90 +31,73 @@ class QKNormConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig:
-    """BAGEL's branch: images as continuous latents of an autoencoder, drawn by flow matching (arXiv 2505.14683).
+class RopeScaling:
+    """Llama 3's scaling of rotary frequencies to contexts beyond `original_max_length` positions.
 
-    `latent_dim` channels a latent; at most `side` latents along each side of an image. `time_channels` sines and
-    cosines tell the time. `place_period`, over 2 pi, is the longest of those that tell the place: with BAGEL's 10,000
-    most of them hardly change over a small image. `axial_turn` gives latents rotary positions in rows and columns
-    beside the one that an image has in the sequence: the fastest turn in radians from a latent to its neighbour, and 0,
-    as in BAGEL, for none. `autoencoder` is the hash of the one whose latents were trained on, or empty.
+    Wavelengths above original_max_length / low_freq_factor are stretched by `factor`, those below
+    original_max_length / high_freq_factor are kept, and those between are interpolated (arXiv 2407.21783, section 3.2,
+    and the public code of Llama 3.1).
     """
 
-    latent_dim: int
-    side: int
-    time_channels: int = 256
-    place_period: float = 10_000.0
-    axial_turn: float = 0.0
-    autoencoder: str = ""
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_length: int = 8192
 
     def __post_init__(self) -> None:
-        if self.place_period <= 1:
-            raise ValueError(f"the longest period of places is above 1, got {self.place_period}")
-        if not 0 <= self.axial_turn <= math.pi:
-            raise ValueError(f"latents are turned by 0 to pi from one to the next, got {self.axial_turn}")
-        if min(self.latent_dim, self.side) < 1 or self.time_channels < 2 or self.time_channels % 2:
-            raise ValueError(f"a flow needs latents, places and an even number of time channels, got {self}")
+        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor or self.original_max_length < 1:
+            raise ValueError(f"rope scaling has a factor of at least 1 and low below high frequencies, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    """A ViT through which pictures are seen (vision.py), SigLIP's by its names.
+class RopeConfig:
+    """Rotary position embedding: base frequency `theta`, and the scaling of long contexts where there is one."""
 
-    Pictures come in at most `most` patches of `patch` pixels, at most `longest` along a side. The learnt positions are
-    a table of `side` x `side`, resized to other shapes; those that the connector adds have periods up to
-    `place_period`.
-    """
-
-    patch: int = 8
-    most: int = 64
-    longest: int = 32
-    side: int = 8
-    width: int = 128
-    num_layers: int = 3
-    num_heads: int = 2
-    hidden_dim: int = 384
-    norm_eps: float = 1e-6
-    place_period: float = 10_000.0
+    theta: float = 10_000.0
+    scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.patch, self.most, self.longest, self.side, self.num_layers, self.hidden_dim, self.num_heads)
-        if min(sizes) < 1 or self.width % self.num_heads or self.place_period <= 1:
-            raise ValueError(f"a ViT has sizes of at least 1 and heads that divide its width, got {self}")
+        if self.theta <= 1:
+            raise ValueError(f"rope's theta is above 1, got {self.theta}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """A decoder in Chameleon's shape: Llama-2 plus QK-norm, dropout and a choice of where the norms sit.
+    """A decoder-only trunk: Llama-2's shape with QK-norm, dropout and a choice of norm placement.
 
-    `norm_placement` is `pre` (Llama: x + f(norm(x)), Chameleon 7B) or `swin` (x + norm(f(x)), Chameleon 34B).
-    `mixture` gives every layer a second set of weights for latents of the flow branch (mixture-of-transformers).
-    `dropout` acts after attention and after the feed-forward part (0.1 in Chameleon 7B, 0 in 34B).
+    `head_dim` is the width of one head, and 0 stands for dim / num_heads. `norm_placement` is `pre` (Llama and
+    Chameleon 7B: x + f(norm(x))) or `swin` (Chameleon 34B: x + norm(f(x))). `tied_head` makes the token head share the
+    weight of the embedding. `mixture` gives every layer a second set of weights for tokens that are generated as
+    latents (mixture-of-transformers). `dropout` acts after attention and after the feed-forward part (0.1 in Chameleon
+    7B, 0 in 34B).
     """
 
-    vocab_size: int
     dim: int = 256
     num_layers: int = 6
     num_heads: int = 2
-    num_kv_heads: int = 2
+    num_kv_heads: int = 1
+    head_dim: int = 0
     hidden_dim: int = 704
     max_length: int = 512
-    rope_theta: float = 10_000.0
+    rope: RopeConfig = RopeConfig()
     norm_eps: float = 1e-5
     norm_placement: NormPlacement = "pre"
     qk_norm: QKNormConfig | None = QKNormConfig()
     qkv_bias: bool = False
+    tied_head: bool = False
     dropout: float = 0.0
     mixture: bool = False
-    flow: FlowConfig | None = None
-    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.dim % self.num_heads or self.num_heads % self.num_kv_heads:
-            raise ValueError(f"kv heads must divide heads and heads must divide dim, got {self}")
-        if self.head_dim % 2:
+        if min(self.num_heads, self.num_kv_heads) < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(f"kv heads must divide heads, got {self}")
+        if not self.head_dim:
+            if self.dim % self.num_heads:
+                raise ValueError(f"heads must divide dim where head_dim is not set, got {self}")
+            object.__setattr__(self, "head_dim", self.dim // self.num_heads)
+        if self.head_dim % 2 or self.head_dim < 2:
             raise ValueError(f"rotary positions need an even head width, got {self.head_dim} from {self}")
-        if min(self.vocab_size, self.num_layers, self.hidden_dim, self.max_length) < 1:
+        if min(self.dim, self.num_layers, self.hidden_dim, self.max_length) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout lies in [0, 1), got {self.dropout}")
@@ -118,28 +105,118 @@ class TransformerConfig:
             raise ValueError(f"norm_placement is 'pre' or 'swin', got {self.norm_placement!r}")
         if self.mixture and self.norm_placement != "pre":
             raise ValueError("a mixture of transformers has its norms before each part: norm_placement 'pre'")
-        if (self.flow is not None or self.vision is not None) and self.dim % 4:
-            raise ValueError(f"places in pictures need a width that 4 divides, got {self.dim}")
-        if self.flow is not None and self.flow.axial_turn and self.head_dim % 4:
-            raise ValueError(f"rows and columns turn pairs of channels in turn: a head of {self.head_dim} is odd")
 
     @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.dim // self.num_heads
+    def residual_std(self) -> float:
+        """Standard deviation of new projections into the residual stream: 0.02 / sqrt(2 x layers) (GPT-2)."""
+        return INIT_STD / (2 * self.num_layers) ** 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """BAGEL's branch: images as continuous latents of an autoencoder, drawn by flow matching (arXiv 2505.14683).
+
+    `latent_dim` numbers a latent token; at most `grid_size` latent tokens along each side of an image. `time_channels`
+    sines and cosines encode the time. `pos_embed_period`, over 2 pi, is the longest period of the 2-D position
+    embedding: with BAGEL's 10,000 most channels hardly change over a small image. `axial_rope_max` is the highest
+    frequency of 2-D axial RoPE on latents, in radians per grid step; 0 disables it (BAGEL). `autoencoder` is the hash
+    of the one whose latents were trained on, or empty.
+    """
+
+    latent_dim: int
+    grid_size: int
+    time_channels: int = 256
+    pos_embed_period: float = 10_000.0
+    axial_rope_max: float = 0.0
+    autoencoder: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pos_embed_period <= 1:
+            raise ValueError(f"the longest period of positions is above 1, got {self.pos_embed_period}")
+        if not 0 <= self.axial_rope_max <= math.pi:
+            raise ValueError(f"axial RoPE turns by 0 to pi from one latent to the next, got {self.axial_rope_max}")
+        if min(self.latent_dim, self.grid_size) < 1 or self.time_channels < 2 or self.time_channels % 2:
+            raise ValueError(f"a flow needs latents, positions and an even number of time channels, got {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A ViT through which images are seen (branches/vision), SigLIP's by its names, and its connector.
+
+    `patches` bounds the patches of an image. The learnt positions are a table of `grid_size` x `grid_size`, resized to
+    other shapes; those that the connector adds have periods up to `pos_embed_period`.
+    """
+
+    patches: PatchSpec = field(default_factory=PatchSpec)
+    grid_size: int = 8
+    dim: int = 128
+    num_layers: int = 3
+    num_heads: int = 2
+    hidden_dim: int = 384
+    norm_eps: float = 1e-6
+    pos_embed_period: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.grid_size, self.num_layers, self.hidden_dim, self.num_heads)
+        if min(sizes) < 1 or self.dim % self.num_heads or self.pos_embed_period <= 1:
+            raise ValueError(f"a ViT has sizes of at least 1 and heads that divide its width, got {self}")
+
+    @property
+    def residual_std(self) -> float:
+        """As `TransformerConfig.residual_std`, by the ViT's own depth."""
+        return INIT_STD / (2 * self.num_layers) ** 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole model: vocabulary, trunk, and one config for each branch that it has."""
+
+    vocab_size: int
+    trunk: TransformerConfig = TransformerConfig()
+    flow: FlowConfig | None = None
+    vision: VisionConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise ValueError(f"a vocabulary has at least one id, got {self.vocab_size}")
+        if (self.flow or self.vision) and self.trunk.dim % 4:
+            raise ValueError(f"2-D position embeddings need a width that 4 divides, got {self.trunk.dim}")
+        if self.flow and self.flow.axial_rope_max and self.trunk.head_dim % 4:
+            raise ValueError(f"axial RoPE needs a head width that 4 divides, got {self.trunk.head_dim}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TransformerConfig:
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing fields."""
         try:
-            values = dict(values)
-            for name, kind in (("qk_norm", QKNormConfig), ("flow", FlowConfig), ("vision", VisionConfig)):
-                if isinstance(values.get(name), dict):
-                    values[name] = kind(**values[name])
-            return cls(**values)
+            return _built(cls, values)
         except TypeError as error:
-            raise ValueError(f"not a transformer config: {error}") from error
+            raise ValueError(f"not a model config: {error}") from error
+
+
+NESTED: dict[str, type] = {
+    "trunk": TransformerConfig,
+    "flow": FlowConfig,
+    "vision": VisionConfig,
+    "rope": RopeConfig,
+    "scaling": RopeScaling,
+    "qk_norm": QKNormConfig,
+    "patches": PatchSpec,
+}
+"""Field name -> the dataclass that it holds."""
+
+Config = TypeVar("Config")
+
+
+def _built(kind: type[Config], values: dict[str, Any]) -> Config:
+    """A dataclass of plain values, its nested dataclasses too. Raises TypeError for what is no such thing."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{kind.__name__} is an object with fields, got {str(values)[:80]!r}")
+    made = {
+        name: _built(NESTED[name], value) if name in NESTED and value is not None else value
+        for name, value in values.items()
+    }
+    return kind(**made)

@@ -1,27 +1,27 @@
-"""Sines and cosines that tell a time or a place."""
+"""Sines and cosines that encode a time or a position."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Shapes: M times, S side of a table of places.
+# Shapes: M times, S side of a table of positions.
 
-LONGEST_PERIOD = 10_000.0
+MAX_PERIOD = 10_000.0
 
 
 def sinusoids(times: Tensor, channels: int) -> Tensor:
-    """times (M,) -> (M, channels): cosines, then sines, of periods up to LONGEST_PERIOD (DiT, arXiv 2212.09748).
+    """times (M,) -> (M, channels): cosines, then sines, of periods up to MAX_PERIOD (DiT, arXiv 2212.09748).
 
     Times lie in [0, 1] and enter unscaled, as BAGEL's do.
     """
     half = channels // 2
     exponents = torch.arange(half, device=times.device, dtype=torch.promote_types(times.dtype, torch.float32)) / half
-    angles = times[:, None] * LONGEST_PERIOD**-exponents
+    angles = times[:, None] * MAX_PERIOD**-exponents
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def sincos_places(side: int, dim: int, period: float = LONGEST_PERIOD) -> Tensor:
+def sincos_positions(side: int, dim: int, period: float = MAX_PERIOD) -> Tensor:
     """(side * side, dim): two-dimensional sines and cosines, the first half for the column (MAE, arXiv 2111.06377).
 
     Always on the CPU: a table that is made, not loaded, must not be lost where a model is built without storage.
@@ -35,19 +35,19 @@ def sincos_places(side: int, dim: int, period: float = LONGEST_PERIOD) -> Tensor
     return torch.cat([of_columns, of_rows], dim=-1).float()
 
 
-SLOWEST_TURN = 0.1
-"""Of the fastest."""
+MIN_FREQUENCY_RATIO = 0.1
+"""Lowest over highest frequency."""
 
 
-def axial_turns(rows: Tensor, columns: Tensor, head_dim: int, fastest: float) -> Tensor:
+def axial_angles(rows: Tensor, columns: Tensor, head_dim: int, highest: float) -> Tensor:
     """rows, columns (M,) int64 -> (M, head_dim / 2) float32: the angles of pairs of channels.
 
     A latent's column turns the even pairs, its row the odd.
 
-    Rotary positions in two dimensions (EVA-02, arXiv 2303.11331; FiT, arXiv 2402.12376), from `fastest` radians between
+    Rotary positions in two dimensions (EVA-02, arXiv 2303.11331; FiT, arXiv 2402.12376), from `highest` radians between
     neighbours down to a tenth of it.
     """
     pairs = head_dim // 4
     exponents = torch.arange(pairs, dtype=torch.float32, device=rows.device) / pairs
-    frequencies = fastest * SLOWEST_TURN**exponents
+    frequencies = highest * MIN_FREQUENCY_RATIO**exponents
     return torch.stack([columns[:, None] * frequencies, rows[:, None] * frequencies], dim=-1).flatten(1)

@@ -29,7 +29,7 @@ def write_documents(folder: Path, path: Path, number: int) -> Path:
     if not path.parent.is_dir():
         raise ValueError(f"{path.parent} is not a folder: the page cannot be written to {path}")
     manifest = open_manifest(folder)
-    space = TokenSpace.from_dict(manifest.token_space)
+    space = manifest.space
     text, image = open_tokenizers(folder, space)
     cards = [_card(document, space, text, image) for document in _spread(folder, number)]
     total = sum(entry.documents for entry in manifest.shards)
@@ -42,13 +42,12 @@ def write_documents(folder: Path, path: Path, number: int) -> Path:
 
 def _spread(folder: Path, number: int) -> Iterator[TokenDocument]:
     manifest = open_manifest(folder)
-    space = TokenSpace.from_dict(manifest.token_space)
     total = sum(entry.documents for entry in manifest.shards)
     wanted = {index * total // number for index in range(min(number, total))} if number < total else set(range(total))
     before = 0
     for entry in manifest.shards:
         if any(before <= index < before + entry.documents for index in wanted):
-            for index, document in enumerate(read_shard(folder, entry, space), start=before):
+            for index, document in enumerate(read_shard(folder, entry, manifest), start=before):
                 if index in wanted:
                     yield document
         before += entry.documents

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -29,9 +30,21 @@ from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.heap import keep_freed_memory
+from unimodal.training.objectives import flow_matching as _flow_matching
+from unimodal.training.objectives import next_token as _next_token
+from unimodal.training.old_names import upgrade_arguments, upgrade_config
 from unimodal.training.precision import trainer_precision
 
-KNOWN_CLASSES = (_datamodules, _raw, _tokenizer_module, _autoencoder_module, _transformer_module, _predicting)
+KNOWN_CLASSES = (
+    _datamodules,
+    _raw,
+    _tokenizer_module,
+    _autoencoder_module,
+    _transformer_module,
+    _predicting,
+    _next_token,
+    _flow_matching,
+)
 """Imported so that configs may name their classes without a path."""
 
 HARMLESS = (
@@ -54,6 +67,16 @@ class OneLineParser(LightningArgumentParser):
         lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
         print(f"train.py: {' '.join(lines)[:600]}", file=sys.stderr)
         raise SystemExit(2)
+
+    def parse_string(self, content: str, *arguments: Any, **settings: Any) -> Any:
+        """A config in the words of an earlier version is read in today's (old_names.py)."""
+        try:
+            values = yaml.safe_load(content)
+        except yaml.YAMLError:
+            return super().parse_string(content, *arguments, **settings)
+        upgraded = upgrade_config(values)
+        content = content if upgraded == values else yaml.safe_dump(upgraded, sort_keys=False)
+        return super().parse_string(content, *arguments, **settings)
 
 
 class FitConfig(SaveConfigCallback):
@@ -116,7 +139,7 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
     return TrainingCLI(
-        args=list(arguments) if arguments is not None else None,
+        args=upgrade_arguments(sys.argv[1:] if arguments is None else arguments),
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},

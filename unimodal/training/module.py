@@ -1,8 +1,9 @@
-"""Trains the decoder with Lightning: moves data, logs, steps. What is computed lives in model and losses."""
+"""Trains a model with Lightning: moves data, logs, steps. What is computed lives in the model and the objectives."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -10,175 +11,157 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_pipelines.batch import LEAST_WEIGHT, PackedBatch
-from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.batch import MIN_WEIGHT, PackedBatch
+from data_pipelines.spec import DataSpec, data_spec
+from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.model.compiling import compiled_features, sizes_vary
-from unimodal.model.config import TransformerConfig
+from unimodal.generation.batch_media import media_tokens
+from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
+from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.inference.compiling import compile_blocks, sizes_vary
 from unimodal.model.masks import training_mask
-from unimodal.model.transformer import Transformer
-from unimodal.model.vision import Seen, no_patches, patch_tokens
-from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, open_beside
-from unimodal.training.flow import FlowTrainingConfig, Noised, begin, flow_sums, noise
-from unimodal.training.losses import LossSums, next_token_losses
-from unimodal.training.optim import MuonConfig, OptimizerConfig, build_optimizer
+from unimodal.model.model import UnifiedModel
+from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig
+from unimodal.training.objectives.base import Objective, Terms, total
+from unimodal.training.objectives.flow_matching import FlowMatching
+from unimodal.training.objectives.next_token import NextToken, counted_tokens
+from unimodal.training.old_names import upgrade_checkpoint
+from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
 from unimodal.training.schedule import ScheduleConfig
-from unimodal.training.vision import VisionTrainingConfig, begin_vision
+from unimodal.training.start import StartConfig, bundle_config, start
 
-log = logging.getLogger(__name__)
-
-SEED_STRIDE = 0x9E3779B1
-"""Of 32 bits, which is all that a generator on a CPU takes of its seed: numbers of batches under neighbouring seeds lie
-far apart."""
+ON_THE_BAR = ("text", "image", "flow")
 
 
 class TransformerModule(L.LightningModule):
-    """The loss of a step is the sum over all its tokens (ranks, accumulated batches) over their summed weight."""
+    """The loss of a step is the sum over all its tokens (ranks, accumulated batches) over their summed weight.
+
+    Without `trunk` the architecture is that of the bundle the run starts from, or TransformerConfig's defaults. Without
+    `objectives` a model learns the next token, and with a flow branch the velocity of noised latents.
+    """
 
     def __init__(
         self,
-        dim: int = 256,
-        num_layers: int = 6,
-        num_heads: int = 2,
-        num_kv_heads: int = 1,
-        hidden_dim: int = 704,
-        max_length: int = 512,
-        dropout: float = 0.0,
-        norm_placement: str = "pre",
-        z_weight: float = 1e-5,
+        trunk: TransformerConfig | None = None,
+        flow: FlowBranchConfig | None = None,
+        vision: VisionBranchConfig | None = None,
+        objectives: list[Objective] | None = None,
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
-        codebook_init: CodebookInitConfig | None = None,
-        flow: FlowTrainingConfig | None = None,
-        vision: VisionTrainingConfig | None = None,
+        start: StartConfig | None = None,
         compile: bool = True,
     ) -> None:
         super().__init__()
-        self.shape: dict[str, Any] = {
-            "dim": dim,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "num_kv_heads": num_kv_heads,
-            "hidden_dim": hidden_dim,
-            "max_length": max_length,
-            "dropout": dropout,
-            "norm_placement": norm_placement,
-        }
-        TransformerConfig(vocab_size=1, **self.shape)  # say now what is wrong with it
-        self.flow, self.vision = flow, vision
-        self.z_weight, self.compile_model, self.codebook_init = z_weight, compile, codebook_init
-        self.optimizer_config = optimizer or MuonConfig()
-        self.schedule = schedule or ScheduleConfig()
-        self.transformer: Transformer | None = None
-        self._features: Any = None
+        self.trunk, self.flow, self.vision = trunk, flow, vision
+        self.objectives: Sequence[Objective] = objectives or [NextToken(), *([FlowMatching()] if flow else [])]
+        self.optimizer_config, self.schedule = optimizer or MuonConfig(), schedule or ScheduleConfig()
+        self.start, self.compile_model = start or StartConfig(), compile
+        self.model: UnifiedModel | None = None
         self._step_weight, self._batches_of_step = torch.zeros(()), 0
         self._random_state: Tensor | None = None
 
+    # -- building
+
     def configure_model(self) -> None:
-        """Build the transformer once the data has told the size of the vocabulary."""
-        if self.transformer is None:
-            vocab_size = self.space.vocab_size
-            if (self.flow is None) != (self.data.templates.latents is None):
-                raise ValueError("model.flow and data.templates.latents go together: set both, or neither")
-            if (self.vision is None) != (self.data.templates.vit_patch is None):
-                raise ValueError("model.vision and data.templates.latents.vit_patch go together: set both, or neither")
-            if self.flow is not None and self.flow.freeze_understanding and self.vision is not None:
-                raise ValueError(
-                    "freeze_understanding would freeze a ViT that nothing has trained: leave out one of them"
-                )
-            branch = self.flow.shape(self.data.autoencoder) if self.flow else {}
-            branch |= {"vision": self.vision.shape(self.data.patches)} if self.vision else {}
-            config = TransformerConfig(vocab_size=vocab_size, **self.shape, **branch)
-            self.transformer = Transformer(config)
-            if self.codebook_init is not None:
-                tokenizer = open_beside(self.data.folders[0])
-                begin_with_codebook(self.transformer, self.space, tokenizer, self.codebook_init)
-            if self.flow is not None:
-                begin(self.transformer, self.flow, self.space.fingerprint)
-            if self.vision is not None:
-                begin_vision(self.transformer, self.vision)
-            self._features = compiled_features(self.transformer) if self.compile_model else self.transformer.features
+        """Build the model once the data has told its token space and media."""
+        if self.model is not None:
+            return
+        spec = self.spec
+        self.model = UnifiedModel(self._architecture(spec))
+        for objective in self.objectives:
+            if objective.branch not in (None, *self.model.branches):
+                raise ValueError(f"{type(objective).__name__} trains the branch of {objective.branch}: set model.flow")
+        start(self.model, self.start, spec.space, spec.tokenizers)
+        if self.compile_model:
+            compile_blocks(self.model)
+
+    def _architecture(self, spec: DataSpec) -> ModelConfig:
+        """The model's config: what the user chose, the bundle that the run starts from, and the data's facts."""
+        source = bundle_config(self.start)
+        trunk = self.trunk or (source.trunk if source else TransformerConfig())
+        flow = self.flow.to_model_config(spec.media) if self.flow else source and source.flow
+        vision = self.vision.to_model_config(spec.media, self.start.vision) if self.vision else source and source.vision
+        wanted = {name for name, branch in ((LATENTS, flow), (PATCHES, vision)) if branch}
+        if wanted != set(spec.media):
+            raise ValueError(
+                f"the model has branches for {' and '.join(sorted(wanted)) or 'no media'}, the data's templates give "
+                f"{' and '.join(sorted(spec.media)) or 'none'}: model.flow goes with data.templates.drawn latents, and "
+                "model.vision with data.templates.seen patches"
+            )
+        trunk = replace(trunk, mixture=self.flow.mixture) if self.flow else trunk
+        return ModelConfig(vocab_size=spec.space.vocab_size, trunk=trunk, flow=flow, vision=vision)
 
     @property
-    def data(self) -> TokenDataModule:
-        """The data module of the run."""
-        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    def spec(self) -> DataSpec:
+        """What the data module of the run tells of itself."""
+        return data_spec(self._trainer)
 
     @property
     def space(self) -> TokenSpace:
         """The token space of the data."""
-        space = getattr(getattr(self.trainer, "datamodule", None), "space", None)
-        if space is None:
-            raise ValueError("this module trains on a TokenDataModule, which knows the token space")
-        return space
+        return self.spec.space
 
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config, stepped once an optimizer step."""
-        assert self.transformer is not None
-        optimizer = build_optimizer(self.transformer, self.optimizer_config)
-        total = max(self.trainer.max_steps, 1)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        assert self.model is not None
+        optimizer = build_optimizer(self.model, self.optimizer_config)
+        steps = max(self.trainer.max_steps, 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def losses(self, batch: PackedBatch, generator: torch.Generator | None = None) -> LossSums:
-        """Forward pass and sums of a batch; the generator draws the noise of the flow branch, torch's own if None."""
-        assert self.transformer is not None
-        features, given = self._read(batch, generator)
-        sums = next_token_losses(
-            features, self.transformer.head, batch.targets, batch.loss_weights, batch.modality, self.z_weight
-        )
-        if given is None or self.transformer.flow is None:
-            return sums
-        velocity = self.transformer.flow.velocity(features.flatten(0, 1)[given.media.index])
-        return sums._replace(flow=flow_sums(velocity, given))
+    # -- the loss
 
-    def _read(self, batch: PackedBatch, generator: torch.Generator | None = None) -> tuple[Tensor, Noised | None]:
-        """Features (B, T, D) before the head, and with the flow branch what entered it."""
-        if self.flow is None or self.transformer is None or self.transformer.flow is None:
-            mask = training_mask(batch.documents, batch.branches)
-            return self._features(batch.tokens, batch.positions, mask), None
-        branch, spans = self.transformer.flow, batch.spans
-        given = noise(batch.latents, spans, branch.config, self.flow.shift, batch.tokens, generator)
-        mask, seen = training_mask(batch.documents, batch.branches, spans), self._see(batch)
-        sizes_vary([*given.media, *(seen or ())])
-        return self._features(batch.tokens, batch.positions, mask, media=given.media, seen=seen), given
+    def terms(self, batch: PackedBatch, number: int) -> Terms:
+        """Forward pass and the terms of all objectives; noise is a function of the batch's number."""
+        assert self.model is not None
+        features, states = self._forward(batch, number)
+        terms: Terms = {}
+        for objective, state in zip(self.objectives, states, strict=True):
+            terms |= objective.terms(self.model, features, batch, state)
+        return terms
 
-    def _see(self, batch: PackedBatch) -> Seen | None:
-        """What the ViT makes of the pictures of a batch, which may hold none."""
-        assert self.transformer is not None
-        tower, weight = self.transformer.vision, self.transformer.embedding.weight
-        if tower is None:
-            return None
-        if batch.patches is None:
-            return tower(no_patches(tower.config, weight))
-        return tower(patch_tokens(batch.patches.values, batch.patches.cells, weight.dtype))
+    def _forward(self, batch: PackedBatch, number: int) -> tuple[Tensor, list[Any]]:
+        """Features (B, T, D) before the heads, and what each objective prepared."""
+        assert self.model is not None
+        media, states = self._media(batch), []
+        for objective in self.objectives:
+            media, state = objective.prepare(self.model, batch, media, number)
+            states.append(state)
+        sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
+        mask = training_mask(batch.documents, batch.branches, batch.spans)
+        return self.model(batch.tokens, batch.positions, mask, media=media), states
 
-    def _total(self, sums: LossSums) -> Tensor:
-        total = sums.text + sums.image + sums.z
-        return total if sums.flow is None or self.flow is None else total + self.flow.weight * sums.flow.weighted
+    def _media(self, batch: PackedBatch) -> MediaBatch:
+        """Clean media for each branch; empty ones where a batch has none, so that every weight has a gradient."""
+        assert self.model is not None
+        media: dict[str, MediaTokens] = {name: media_tokens(packed) for name, packed in batch.media.items()}
+        for name, branch in self.model.branches.items():
+            assert isinstance(branch, Branch)
+            media.setdefault(name, branch.empty(self.model.trunk.embedding.weight.detach()))
+        return media
 
-    def _noise_of_batch(self) -> torch.Generator | None:
-        """Noise is a function of the batch's number in the run, however ranks and accumulation share the batches."""
-        if self.flow is None:
-            return None
+    def _batch_number(self) -> int:
+        """The batch's number in the run, however ranks and accumulation share the batches."""
         rounds = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._batches_of_step
-        number = rounds * self.trainer.world_size + self.trainer.global_rank
-        return torch.Generator().manual_seed((self.flow.seed * SEED_STRIDE + number) % 2**32)
+        return rounds * self.trainer.world_size + self.trainer.global_rank
+
+    # -- steps
 
     def training_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The sum over this batch's tokens; `on_before_optimizer_step` divides by the step's weight.
 
-        Random numbers go on where the last step left them, whatever validation, samples or a restart drew in between.
+        Random numbers resume where the last step left them, whatever validation, samples or a restart drew in between.
         """
         del batch_index
         if self._random_state is not None:
             _set_random_state(self._random_state, self.device)
-        sums = self.losses(batch, self._noise_of_batch())
+        terms = self.terms(batch, self._batch_number())
         self._batches_of_step += 1
         self._random_state = _get_random_state(self.device)
-        self._step_weight = self._step_weight.to(sums.weight.device) + sums.weight.detach()
-        self._log("train", sums, batch)
-        return self._total(sums) * self.trainer.accumulate_grad_batches
+        weight = counted_tokens(batch.loss_weights).weights.sum()
+        self._step_weight = self._step_weight.to(weight.device) + weight
+        self._log("train", terms, weight, batch)
+        return total(terms) * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Gradient of the sum -> gradient of the weighted mean over the whole step, then log its norm."""
@@ -190,63 +173,60 @@ class TransformerModule(L.LightningModule):
         self._step_weight, self._batches_of_step = torch.zeros(()), 0
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         for gradient in gradients:
-            gradient.mul_(ranks / max(float(weight), LEAST_WEIGHT))
+            gradient.mul_(ranks / max(float(weight), MIN_WEIGHT))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient norm is {float(norm)} at step {self.trainer.global_step}")
         self.log("train/grad_norm", norm)
 
     def on_train_epoch_end(self) -> None:
-        """The stream of a mixture that is to stop ends once; without this, Lightning would begin it again for ever."""
-        mixture = getattr(getattr(self.trainer, "datamodule", None), "mixture", None)
-        if mixture is not None and mixture.when_dry == "stop":
+        """The stream of a mixture that is to stop ends once; without this, Lightning would restart it for ever."""
+        if self.spec.ends:
             self.trainer.should_stop = True
 
     def validation_step(self, batch: PackedBatch, batch_index: int) -> None:
         """Losses on held-out documents."""
-        self._log("val", self.losses(batch, torch.Generator().manual_seed(batch_index)), batch)
+        self._evaluate("val", batch, batch_index)
 
     def test_step(self, batch: PackedBatch, batch_index: int) -> None:
         """Losses on all documents of the data."""
-        self._log("test", self.losses(batch, torch.Generator().manual_seed(batch_index)), batch)
+        self._evaluate("test", batch, batch_index)
+
+    def _evaluate(self, stage: str, batch: PackedBatch, batch_index: int) -> None:
+        self._log(stage, self.terms(batch, batch_index), counted_tokens(batch.loss_weights).weights.sum(), batch)
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""
-        assert self.transformer is not None
-        features, _ = self._read(batch, torch.Generator().manual_seed(batch_index))
-        return self.transformer.head(features).argmax(-1)
+        assert self.model is not None
+        features, _ = self._forward(batch, batch_index)
+        return self.model.token_head(features).argmax(-1)
 
-    def _log(self, stage: str, sums: LossSums, batch: PackedBatch) -> None:
-        values = {
-            "loss": self._total(sums) / sums.weight.clamp_min(LEAST_WEIGHT),
-            "loss_text": sums.text / sums.text_weight.clamp_min(1e-8),
-            "loss_image": sums.image / sums.image_weight.clamp_min(1e-8),
-            "z_loss": sums.z / sums.weight.clamp_min(1e-8),
-        }
-        if sums.flow is not None:
-            values["loss_flow"] = sums.flow.plain / sums.flow.count.clamp_min(1)
-        for name, value in values.items():
-            bar = name != "z_loss"
-            self.log(
-                f"{stage}/{name}",
-                value.detach(),
-                prog_bar=bar,
-                batch_size=len(batch.tokens),
-                sync_dist=stage != "train",
-            )
+    def _log(self, stage: str, terms: Terms, weight: Tensor, batch: PackedBatch) -> None:
+        """The loss by the weight of all tokens, and each term by its own."""
+        shared = {"batch_size": len(batch.tokens), "sync_dist": stage != "train"}
+        self.log(f"{stage}/loss", (total(terms) / weight.clamp_min(MIN_WEIGHT)).detach(), prog_bar=True, **shared)
+        for name, term in terms.items():
+            shown = name in ON_THE_BAR
+            value = (term.weighted / term.weight.clamp_min(MIN_WEIGHT)).detach()
+            self.log(f"{stage}/loss_{name}" if shown else f"{stage}/{name}", value, prog_bar=shown, **shared)
+
+    # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Random state and token space travel with the weights."""
+        """Random state, token space and media travel with the weights."""
         checkpoint["random_state"] = self._random_state
         checkpoint["token_space"] = self.space.to_dict()
-        checkpoint["autoencoder"] = self.data.autoencoder if self.flow else None
+        checkpoint["media"] = {name: spec.source for name, spec in self.spec.media.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the same random numbers; refuse another token space."""
+        """Resume with the same random numbers; refuse another token space or another autoencoder's latents."""
+        assert self.model is not None
+        upgrade_checkpoint(checkpoint, self.model)
         saved = TokenSpace.from_dict(checkpoint["token_space"])
         saved.check_same(self.space, "the checkpoint", "the data")
-        if self.flow is not None and checkpoint.get("autoencoder") != self.data.autoencoder:
-            raise ValueError("the checkpoint was trained on latents of another autoencoder than the data's")
+        for name, source in checkpoint["media"].items():
+            if name not in self.spec.media or self.spec.media[name].source != source:
+                raise ValueError(f"the checkpoint was trained on {name} of another autoencoder than the data's")
         self._random_state = checkpoint["random_state"]
 
 

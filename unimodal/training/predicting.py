@@ -53,7 +53,7 @@ class Answerer(L.LightningModule):
         if batch_size < 1:
             raise ValueError(f"the batch size is at least 1, got {batch_size}")
         self.pipeline, self.batch_size, self.compile_steps = load(bundle, packed=False), batch_size, compile
-        self.transformer = self.pipeline.transformer  # so that Lightning moves it to its device
+        self.model = self.pipeline.model  # so that Lightning moves it to its device
         self._tell: Callable[[int], None] = lambda done: None
 
     def on_predict_start(self) -> None:
@@ -64,7 +64,7 @@ class Answerer(L.LightningModule):
         if self.compile_steps:
             self.pipeline.use_compiled_steps()
         else:
-            self.pipeline.use_packed_weights()
+            self.pipeline.use_prepacked_weights()
         self._bar = progress_bar("answers", len(data.lines), unit="answers")
         self._tell = self._bar.__enter__()
 

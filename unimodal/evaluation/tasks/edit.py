@@ -103,7 +103,7 @@ def evaluate(
 def read_edits(source: DocumentSource, model: AnyToAnyModel) -> Iterator[Edit]:
     """The source's edits whose colour and shape are known, both pictures at the model's own size."""
     for document in source.documents():
-        if document.meta.get("task") == "edit" and {"colour", "target", "shape"} <= document.meta.keys():
+        if document.task == "edit" and {"colour", "target", "shape"} <= document.meta.keys():
             yield _edit(document, model)
 
 

@@ -91,7 +91,7 @@ def source_captions(source: DocumentSource, count: int) -> list[str]:
     texts = (
         part.text
         for document in source.documents()
-        if document.meta.get("layout", "sample") == "sample"
+        if document.layout == "sample"
         for part in document.segments
         if isinstance(part, TextSegment) and part.role == "caption"
     )

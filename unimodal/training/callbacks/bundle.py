@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.spec import data_spec
 from unimodal.generation.pipeline import bundle
 from unimodal.training.module import TransformerModule
 
@@ -19,10 +19,10 @@ class BundleWriter(L.Callback):
         self.out = out
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if not trainer.is_global_zero or not isinstance(pl_module, TransformerModule):
+        if not trainer.is_global_zero or not isinstance(pl_module, TransformerModule) or pl_module.model is None:
             return
-        if not isinstance(data, TokenDataModule) or pl_module.transformer is None:
+        spec = data_spec(trainer)
+        if spec.tokenizers is None:
             return
         out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
-        bundle(pl_module.transformer.eval(), pl_module.space, data.folders[0]).save(out)
+        bundle(pl_module.model.eval(), spec.space, spec.tokenizers).save(out)

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.datamodule import TokenDataModule
-from data_pipelines.images import to_image
+from data_pipelines.images import join_patches, to_image
 from data_pipelines.shards.format import TokenDocument
+from data_pipelines.spec import DataSpec, data_spec
+from tokenizers_vq.media import PATCHES, PatchSpec
 from unimodal.generation.pipeline import Pipeline, bundle
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
@@ -82,37 +83,41 @@ class Samples(L.Callback):
         del outputs, batch, batch_idx
         step = trainer.global_step
         due = self.every and step and step % self.every == 0 and step != self._last
-        data = getattr(trainer, "datamodule", None)
         if not due or not trainer.is_global_zero:
             return
         self._last = step
-        if isinstance(pl_module, TransformerModule) and isinstance(data, TokenDataModule):
+        if isinstance(pl_module, TransformerModule) and (spec := data_spec(trainer)).tokenizers is not None:
             state = torch.get_rng_state()
             pl_module.eval()
-            self._write(trainer, pl_module, data)
+            self._write(trainer, pl_module, spec)
             pl_module.train()
             torch.set_rng_state(state)
 
-    def _write(self, trainer: L.Trainer, module: TransformerModule, data: TokenDataModule) -> None:
-        documents = [d for d in data.val_documents if d.meta.get("layout", "sample") == "sample"][: self.count]
-        assert module.transformer is not None
-        pipeline = bundle(module.transformer, module.space, data.folders[0])
+    def _write(self, trainer: L.Trainer, module: TransformerModule, spec: DataSpec) -> None:
+        documents = [document for document in spec.held_out if document.layout == "sample"][: self.count]
+        assert module.model is not None
+        pipeline = bundle(module.model, module.space, spec.tokenizers_folder)
         captions = [_text(pipeline, document, "caption") for document in documents]
         captions = [caption for caption in captions if caption]
         if captions and pipeline.image_tokenizer is not None:
             drawn = pipeline.generate(captions, mode="image", guidance=2.0)
             pictures = [part for answer in drawn for part in answer if isinstance(part, Image.Image)]
             save_picture(trainer, "drawn", picture_grid([pictures]))
-        self._write_answers(trainer, pipeline, documents, captions)
+        self._write_answers(trainer, pipeline, documents, captions, spec)
 
     def _write_answers(
-        self, trainer: L.Trainer, pipeline: Pipeline, documents: Sequence[TokenDocument], captions: Sequence[str]
+        self,
+        trainer: L.Trainer,
+        pipeline: Pipeline,
+        documents: Sequence[TokenDocument],
+        captions: Sequence[str],
+        spec: DataSpec,
     ) -> None:
         asked = [document for document in documents if _text(pipeline, document, "question")]
         config = DecodeConfig(mode="text", max_new_tokens=16, sampling=SamplingConfig(temperature=0))
         lines = [f"step {trainer.global_step}", "drawn: " + "; ".join(captions)]
         if asked:
-            answers = pipeline.answers([_question(pipeline, document, config) for document in asked])
+            answers = pipeline.answers([_question(pipeline, document, config, spec) for document in asked])
             for document, answer in zip(asked, answers, strict=True):
                 question, reference = (_text(pipeline, document, role) for role in ("question", "answer"))
                 lines.append(f"{question} -> {''.join(map(str, answer))} ({reference})")
@@ -126,10 +131,13 @@ def _text(pipeline: Pipeline, document: TokenDocument, role: str) -> str:
     return pipeline.text_tokenizer.decode(found[0].ids.tolist()) if found else ""
 
 
-def _question(pipeline: Pipeline, document: TokenDocument, config: DecodeConfig) -> Request:
+def _question(pipeline: Pipeline, document: TokenDocument, config: DecodeConfig, spec: DataSpec) -> Request:
     specials = pipeline.token_space.specials
     image = next(segment for segment in document.segments if segment.kind == "image")
     question = next(segment for segment in document.segments if segment.role == "question")
     codes = np.asarray(image.ids).tolist()
     prompt = [specials.bos, specials.boi, *codes, specials.eoi, *question.ids.tolist(), specials.sep]
-    return Request(prompt=prompt, config=config, pixels=() if image.pixels is None else [np.asarray(image.pixels)])
+    pixels = []
+    if PATCHES in spec.media and isinstance(sizing := spec.media[PATCHES].sizing, PatchSpec):
+        pixels = [join_patches(np.asarray(image.media[PATCHES]), sizing.size)]
+    return Request(prompt=prompt, config=config, pixels=pixels)

@@ -9,8 +9,9 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from data_pipelines.datamodule import FolderTotals, TokenDataModule
 from data_pipelines.mixture import MixtureConfig
+from data_pipelines.spec import FolderTotals, data_spec
+from unimodal.training.module import TransformerModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +59,15 @@ class SourceTable(L.Callback):
     """Prints the table, and logs its figures as `data/FOLDER/...` of step 0."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        del pl_module
-        data = getattr(trainer, "datamodule", None)
-        if not trainer.is_global_zero or not isinstance(data, TokenDataModule) or not data.totals:
+        if not trainer.is_global_zero or not isinstance(pl_module, TransformerModule):
+            return
+        spec = data_spec(trainer)
+        if not spec.totals:
             return
         steps = max(trainer.max_steps, 0) * trainer.accumulate_grad_batches * trainer.world_size
-        found = shares(data.totals, data.mixture, steps * data.stream.rows * data.stream.length)
+        found = shares(spec.totals, spec.mixture, steps * spec.batch_tokens)
         table = Table("shards", "documents", "text tokens", "image tokens", "of draws", "of tokens", "epochs, about")
-        for folder, share in zip(data.totals, found, strict=True):
+        for folder, share in zip(spec.totals, found, strict=True):
             counts = (folder.documents, folder.text_tokens, folder.image_tokens)
             epochs = f"{share.epochs:.1f}" if steps else "-"
             table.add_row(folder.name, *(f"{n:,}" for n in counts), f"{share.draws:.1%}", f"{share.tokens:.1%}", epochs)

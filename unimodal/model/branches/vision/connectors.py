@@ -1,0 +1,37 @@
+"""Connectors: features of a vision encoder become embeddings of the trunk."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.model.branches.base import MediaTokens, positions_of
+from unimodal.model.config import INIT_STD, VisionConfig
+from unimodal.model.linear import BoundaryLinear, init_linear
+from unimodal.model.sinusoids import sincos_positions
+
+# Shapes: N patches of all images, E width of the encoder, D model width.
+
+
+class MLPConnector(nn.Module):
+    """BAGEL's: two layers, then the 2-D position embedding of each patch (arXiv 2505.14683)."""
+
+    positions: Tensor
+
+    def __init__(self, config: VisionConfig, dim: int) -> None:
+        super().__init__()
+        self.max_side = config.patches.max_side
+        self.in_proj = BoundaryLinear(config.dim, dim)
+        self.out_proj = BoundaryLinear(dim, dim)
+        table = sincos_positions(self.max_side, dim, config.pos_embed_period)
+        self.register_buffer("positions", table, persistent=False)
+
+    def init_weights(self) -> None:
+        """Normal weights, zero biases."""
+        init_linear(self.in_proj, INIT_STD)
+        init_linear(self.out_proj, INIT_STD)
+
+    def forward(self, features: Tensor, media: MediaTokens) -> Tensor:
+        """features (N, E) -> (N, D). Raises ValueError for an image longer than the table of positions."""
+        x = self.out_proj(F.gelu(self.in_proj(features), approximate="tanh"))
+        return x + self.positions[positions_of(media, self.max_side)].to(x.dtype)

@@ -1,0 +1,36 @@
+"""Floating-point operations of training, counted by what a token passes through."""
+
+from __future__ import annotations
+
+from unimodal.model.branches.base import Expert
+from unimodal.model.mixture import GENERATION, UNDERSTANDING
+from unimodal.model.model import PATCHES, TOKENS, UnifiedModel
+
+OTHER: dict[Expert, Expert] = {"understanding": GENERATION, "generation": UNDERSTANDING}
+
+
+def active_parameters(model: UnifiedModel, expert: Expert = "understanding") -> int:
+    """Parameters that take part in the matrix products of one token.
+
+    The embedding is a look-up. A token of understanding passes the token head; one of generation passes the flow branch
+    and the velocity head. The ViT acts on patches before they are tokens and is not counted.
+    """
+    tokens, ids = f"heads.{TOKENS}.", {id(model.trunk.embedding.weight)}
+    skipped = (f"branches.{PATCHES}.", tokens) if expert == "generation" else ("branches.", "heads.velocity.")
+    total = 0
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        is_table = id(parameter) in ids and not (name.startswith(tokens) and expert == "understanding")
+        if not (is_table or name.startswith(skipped) or f".{OTHER[expert]}." in name):
+            total += parameter.numel()
+    return total
+
+
+def flops_per_token(model: UnifiedModel, length: int, expert: Expert = "understanding") -> float:
+    """Operations of forward and backward for one token of a row of `length` tokens.
+
+    6 per active parameter plus 12 x layers x heads x head width x length for attention, counted without the causal half
+    (PaLM, arXiv 2204.02311, appendix B).
+    """
+    trunk = model.config.trunk
+    attention = 12 * trunk.num_layers * trunk.num_heads * trunk.head_dim * length
+    return 6 * active_parameters(model, expert) + attention

@@ -1,0 +1,176 @@
+"""Weights in the order in which a CPU's matrix kernels read them: the same function, decoded faster.
+
+oneDNN reorders a weight matrix at every product unless that was done beforehand. For the few rows of a decoding step
+the reordering costs more than the product itself, and every product costs a little by itself: so matrices that read the
+same input are joined as well (docs/log.md, 2026-11-24).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.model.attention import HeadLayerNorm, QKVProjection, QueriesKeysValues
+from unimodal.model.block import PreNormBlock
+from unimodal.model.context import Rotation, Route
+from unimodal.model.feedforward.dense import FeedForward
+from unimodal.model.mixture import MixtureBlock, MixtureNorm
+from unimodal.model.model import TOKENS, UnifiedModel
+from unimodal.model.rope import rotate
+
+ROWS_HINT = 8
+"""The number of rows that the order is chosen for; it serves others too."""
+
+MIN_ROWS = 4
+"""Fewer rows are padded to this many: the product is slower below it."""
+
+
+class PrepackedLinear(nn.Module):
+    """Linear layers that read the same input, as one whose weight has been reordered; for inference.
+
+    All of them have a bias or none has.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        self.out_features, self.in_features = weight.shape
+        self.order = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        rows = x.reshape(-1, self.in_features)
+        count = rows.shape[0]
+        if count < MIN_ROWS:
+            padding = rows[:1].expand(MIN_ROWS - count, -1)
+            rows = torch.cat([rows, padding])
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.order, self.bias, "none", [], "")
+        return out[:count].view(*x.shape[:-1], self.out_features)
+
+
+class PrepackedRMSNorm(nn.Module):
+    """RMSNorm as the first half of LayerNorm of (x, -x), which has mean zero and variance mean(x^2).
+
+    torch's RMSNorm is six kernels on a CPU, its LayerNorm one.
+    """
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        super().__init__()
+        self.dim, self.eps = norm.normalized_shape[0], norm.eps or torch.finfo(norm.weight.dtype).eps
+        self.weight = nn.Parameter(torch.cat([norm.weight, norm.weight]).detach(), requires_grad=False)
+
+    def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        del route
+        both = torch.cat([x, -x], dim=-1)
+        return F.layer_norm(both, (2 * self.dim,), self.weight, None, self.eps)[..., : self.dim]
+
+
+class PrepackedQKV(nn.Module):
+    """Queries, keys and values with one product, and one rotation for queries and keys."""
+
+    def __init__(self, qkv: QKVProjection) -> None:
+        super().__init__()
+        self.head_dim = qkv.head_dim
+        self.num_heads = qkv.q_proj.out_features // self.head_dim
+        self.num_kv_heads = qkv.k_proj.out_features // self.head_dim
+        self.qkv_proj = PrepackedLinear([qkv.q_proj, qkv.k_proj, qkv.v_proj])
+        self.qk_norm = _joined_norm(qkv.q_norm, qkv.k_norm, self.num_heads)
+
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> QueriesKeysValues:
+        """As `QKVProjection`."""
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
+        together, values = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=-2)
+        together = self.qk_norm(together)
+        together = together if rotation is None else rotate(together, *rotation)
+        queries, keys = together.split([self.num_heads, self.num_kv_heads], dim=-2)
+        return queries, keys, values
+
+
+class PrepackedFeedForward(nn.Module):
+    """SwiGLU with one product for gate and up."""
+
+    def __init__(self, feed_forward: FeedForward) -> None:
+        super().__init__()
+        self.gate_up_proj = PrepackedLinear([feed_forward.gate_proj, feed_forward.up_proj])
+        self.down_proj = PrepackedLinear([feed_forward.down_proj])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+def can_prepack(weight: Tensor) -> bool:
+    """Whether this machine has kernels for prepacked weights of this type."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def prepacked(model: UnifiedModel) -> UnifiedModel:
+    """A copy for inference with prepacked weights; the given model itself where this machine cannot prepack.
+
+    Of a mixture only the understanding expert is prepacked: the copy decodes text. Prepacking costs the memory of the
+    matrices once more, and later changes of the given model's matrices do not reach the copy.
+    """
+    if not can_prepack(model.trunk.embedding.weight):
+        return model
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    with torch.no_grad():
+        copied = copy.deepcopy(model, shared).eval()  # pyright: ignore[reportArgumentType]
+        for block in copied.trunk.blocks:
+            _prepack_block(block.understanding if isinstance(block, MixtureBlock) else block)
+        norm = copied.trunk.norm
+        prepacked_norm = PrepackedRMSNorm(norm.understanding if isinstance(norm, MixtureNorm) else norm)
+        copied.trunk.norm = prepacked_norm  # pyright: ignore[reportAttributeAccessIssue]
+        copied.heads[TOKENS] = PrepackedLinear([copied.token_head])
+    return copied
+
+
+def _prepack_block(block: nn.Module) -> None:
+    """Replace the parts of a block by their prepacked forms."""
+    assert isinstance(block, PreNormBlock)
+    replaced: dict[str, nn.Module] = {
+        "attention.qkv": PrepackedQKV(block.attention.qkv),
+        "attention.o_proj": PrepackedLinear([block.attention.o_proj]),
+        "feed_forward": PrepackedFeedForward(block.feed_forward),
+        "attention_norm": PrepackedRMSNorm(block.attention_norm),
+        "feed_forward_norm": PrepackedRMSNorm(block.feed_forward_norm),
+        "dropout": nn.Identity(),
+    }
+    for name, module in replaced.items():
+        block.set_submodule(name, module)
+
+
+class NormsApart(nn.Module):
+    """A norm for the first heads and another for the rest."""
+
+    def __init__(self, first: nn.Module, rest: nn.Module, num_first: int) -> None:
+        super().__init__()
+        self.first, self.rest, self.num_first = first, rest, num_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, heads, W) -> the same shape."""
+        first, rest = x.tensor_split([self.num_first], dim=2)
+        return torch.cat([self.first(first), self.rest(rest)], dim=2)
+
+
+def _joined_norm(queries: nn.Module, keys: nn.Module, num_heads: int) -> nn.Module:
+    """One norm over the heads of queries and keys together."""
+    if isinstance(queries, nn.Identity) and isinstance(keys, nn.Identity):
+        return nn.Identity()
+    if not (isinstance(queries, HeadLayerNorm) and isinstance(keys, HeadLayerNorm)):
+        return NormsApart(queries, keys, num_heads)
+    joined = HeadLayerNorm(len(queries.weight) + len(keys.weight), queries.weight.shape[1], queries.eps)
+    joined.weight = nn.Parameter(torch.cat([queries.weight, keys.weight]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([queries.bias, keys.bias]), requires_grad=False)
+    return joined

@@ -1,0 +1,77 @@
+"""Branches of a run: what a config says of them, and what the data adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers_vq.media import LATENTS, PATCHES, MediaSpec, PatchSpec
+from unimodal.interop.siglip import siglip_config
+from unimodal.model.config import FlowConfig, VisionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowBranchConfig:
+    """The flow branch: images are drawn as latents. See FlowConfig; width, grid and autoencoder are the data's.
+
+    `mixture` gives latents weights of their own in every layer (mixture-of-transformers).
+    """
+
+    mixture: bool = True
+    time_channels: int = 256
+    pos_embed_period: float = 10_000.0
+    axial_rope_max: float = 0.0
+
+    def to_model_config(self, media: Mapping[str, MediaSpec]) -> FlowConfig:
+        """Raises ValueError where the data holds no latents."""
+        if LATENTS not in media:
+            raise ValueError(
+                "model.flow trains on latents, and the data gives none: set data.templates.drawn to latents, and "
+                "tokenize with --autoencoder"
+            )
+        return FlowConfig(
+            latent_dim=media[LATENTS].width,
+            grid_size=media[LATENTS].max_side,
+            time_channels=self.time_channels,
+            pos_embed_period=self.pos_embed_period,
+            axial_rope_max=self.axial_rope_max,
+            autoencoder=media[LATENTS].source,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionBranchConfig:
+    """The vision branch: images are seen through a ViT. See VisionConfig; the patches are those of the data.
+
+    Where a run starts from a SigLIP folder (`start.vision`), that folder says the sizes.
+    """
+
+    dim: int = 128
+    num_layers: int = 3
+    num_heads: int = 2
+    hidden_dim: int = 384
+    pos_embed_period: float = 10_000.0
+
+    def to_model_config(self, media: Mapping[str, MediaSpec], siglip: Path | None = None) -> VisionConfig:
+        """Raises ValueError where the data holds no patches, or of another size than a SigLIP folder's."""
+        spec = media[PATCHES].sizing if PATCHES in media else None
+        if not isinstance(spec, PatchSpec):
+            raise ValueError(
+                "model.vision takes patches, and the data gives none: set data.templates.seen to patches, and tokenize "
+                "with --patch"
+            )
+        if siglip is not None:
+            found = siglip_config(siglip, max_patches=spec.max_patches, max_side=spec.max_side)
+            if found.patches != spec:
+                raise ValueError(f"{siglip} takes patches of {found.patches.size} pixels, the data has {spec.size}")
+            return replace(found, pos_embed_period=self.pos_embed_period)
+        return VisionConfig(
+            patches=spec,
+            grid_size=max(1, int(spec.max_patches**0.5)),
+            dim=self.dim,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            hidden_dim=self.hidden_dim,
+            pos_embed_period=self.pos_embed_period,
+        )

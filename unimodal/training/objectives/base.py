@@ -1,0 +1,62 @@
+"""Objectives: what a model is trained for, each a set of named terms of the loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from data_pipelines.batch import PackedBatch
+from unimodal.model.branches.base import MediaBatch
+from unimodal.model.model import UnifiedModel
+
+# Shapes: B rows, T tokens, D model width.
+
+
+class Term(NamedTuple):
+    """A part of the loss, summed over the tokens of one batch."""
+
+    weighted: Tensor
+    """Scalar and differentiable: what is added to the loss."""
+    weight: Tensor
+    """Scalar: what a log divides by to get a mean."""
+
+
+Terms = dict[str, Term]
+"""By name: text, image, z_loss, flow, ..."""
+
+
+class Prepared(NamedTuple):
+    """Media as they enter the model, and what `Objective.terms` will need of them."""
+
+    media: MediaBatch
+    state: Any = None
+
+
+class Objective:
+    """One objective of a run; a subclass is one file, registered by being named in a config."""
+
+    @property
+    def branch(self) -> str | None:
+        """The branch that it trains; None where any model will do."""
+        return None
+
+    def prepare(self, model: UnifiedModel, batch: PackedBatch, media: MediaBatch, number: int) -> Prepared:
+        """What enters the model.
+
+        `number` counts batches over the run and its ranks: the noise of a batch is a function of it.
+        """
+        del model, batch, number
+        return Prepared(media)
+
+    def terms(self, model: UnifiedModel, features: Tensor, batch: PackedBatch, state: Any) -> Terms:
+        """Features (B, T, D) of the batch and what `prepare` left -> named terms."""
+        raise NotImplementedError
+
+
+def total(terms: Terms) -> Tensor:
+    """The loss of a batch, summed over its tokens."""
+    first, *others = (term.weighted for term in terms.values())
+    for other in others:
+        first = first + other
+    return first

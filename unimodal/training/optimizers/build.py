@@ -1,0 +1,73 @@
+"""Which optimizer a run takes, and which parameter goes into which of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unimodal.training.optimizers.muon import MuonAdamW
+from unimodal.training.optimizers.roles import parameters_by_role
+
+
+class OptimizerConfig:
+    """The choice of an optimizer; a config names one of its subclasses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    """AdamW with Chameleon's betas (arXiv 2405.09818, table 1)."""
+
+    learning_rate: float = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig(OptimizerConfig):
+    """Muon on matrices, AdamW on embeddings, head, norms and biases."""
+
+    learning_rate: float = 2e-2
+    momentum: float = 0.95
+    weight_decay: float = 0.1
+    steps: int = 5
+    adamw: AdamWConfig | None = None
+    """For the rest; None is AdamW as it comes."""
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Weight decay acts on matrices alone; with Muon, embedding and head stay with AdamW (Moonlight)."""
+    roles = parameters_by_role(model)
+    matrices, tables, vectors = roles["matrix"], roles["table"], roles["vector"]
+    if isinstance(config, AdamWConfig):
+        return MuonAdamW(_adamw_groups(config, matrices + tables, vectors))
+    if not isinstance(config, MuonConfig):
+        raise ValueError(f"unknown optimizer {type(config).__name__}; use AdamWConfig or MuonConfig")
+    muon = {
+        "params": matrices,
+        "muon": True,
+        "lr": config.learning_rate,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+        "steps": config.steps,
+    }
+    return MuonAdamW([muon, *_adamw_groups(config.adamw or AdamWConfig(), tables, vectors)])
+
+
+def _adamw_groups(config: AdamWConfig, decayed: Sequence[Tensor], plain: Sequence[Tensor]) -> list[dict[str, Any]]:
+    shared = {
+        "muon": False,
+        "lr": config.learning_rate,
+        "beta1": config.beta1,
+        "beta2": config.beta2,
+        "eps": config.eps,
+    }
+    return [
+        {"params": decayed, "weight_decay": config.weight_decay, **shared},
+        {"params": plain, "weight_decay": 0.0, **shared},
+    ]

@@ -1,0 +1,112 @@
+"""Where a run's weights come from, and which of them are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from tokenizers_vq.media import LATENTS, PATCHES
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.interop.siglip import load_siglip
+from unimodal.model.branches.vision.branch import VisionBranch
+from unimodal.model.checkpoint import open_model, read_config
+from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.mixture import from_dense
+from unimodal.model.model import VELOCITY, UnifiedModel
+from unimodal.training.codebook_init import CodebookInitConfig, init_from_codebook, open_beside
+
+NEW_WITH_A_BRANCH = (f"branches.{LATENTS}.", f"branches.{PATCHES}.", f"heads.{VELOCITY}.")
+MAY_DIFFER = ("mixture", "dropout", "max_length")
+"""Fields of a trunk that may differ from those of the bundle that a run starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """`bundle` is a model whose weights a run starts from; a mixture takes a dense model's for both experts.
+
+    `vision` is a local folder of transformers' SigLIP for the ViT. `codebook` initialises the image rows of embedding
+    and head from the image tokenizer. `freeze` are patterns of parameter names that are not trained, such as
+    `*.understanding.*` or `branches.patches.encoder.*`.
+    """
+
+    bundle: Path | None = None
+    vision: Path | None = None
+    codebook: CodebookInitConfig | None = None
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.freeze and not (self.bundle or self.vision):
+            raise ValueError("start.freeze would keep random weights: name a bundle or a SigLIP folder to start from")
+        if self.bundle and self.codebook:
+            raise ValueError("start.codebook would overwrite the bundle's embedding: leave out one of them")
+
+
+def start(model: UnifiedModel, config: StartConfig, space: TokenSpace, tokenizers: Path | None) -> None:
+    """Load and freeze what the config says. `tokenizers` is the folder with the image tokenizer.
+
+    Raises ValueError for a bundle of another token space or architecture, for a pattern that matches nothing, and for
+    one that freezes weights which nothing has trained.
+    """
+    loaded: set[str] = set()
+    if config.codebook is not None:
+        init_from_codebook(model, space, open_beside(tokenizers), config.codebook)
+    if config.bundle is not None:
+        loaded |= load_bundle(model, config.bundle, space)
+    if config.vision is not None:
+        loaded |= _load_vision(model, config.vision)
+    freeze(model, config.freeze, loaded)
+
+
+def bundle_config(config: StartConfig) -> ModelConfig | None:
+    """The architecture of the bundle that a run starts from; None where it starts from nothing."""
+    return None if config.bundle is None else read_config(config.bundle)
+
+
+def load_bundle(model: UnifiedModel, folder: Path, space: TokenSpace) -> set[str]:
+    """Load a bundle's weights; the names of the parameters that were set. A branch that it lacks keeps its own."""
+    source, found = open_model(folder)
+    found.check_same(space, str(folder), "the data")
+    _check_same_trunk(source.config.trunk, model.config.trunk, folder)
+    state = source.state_dict()
+    if model.config.trunk.mixture and not source.config.trunk.mixture:
+        state = from_dense(state)
+    result = model.load_state_dict(state, strict=False)
+    lost = [name for name in result.missing_keys if not name.startswith(NEW_WITH_A_BRANCH)]
+    if strange := sorted([*lost, *result.unexpected_keys]):
+        raise ValueError(f"{folder} holds another model than this run trains: they differ in {strange[0]}")
+    return set(state) & set(model.state_dict())
+
+
+def _check_same_trunk(found: TransformerConfig, own: TransformerConfig, folder: Path) -> None:
+    if found.mixture and not own.mixture:
+        raise ValueError(f"{folder} is a mixture of transformers, and this run trains a dense model: set model.flow")
+    neutral = {name: getattr(own, name) for name in MAY_DIFFER}
+    for name, value in vars(replace(found, **neutral)).items():
+        if value != getattr(own, name):
+            raise ValueError(f"{folder}: its {name} is {value}, this run's {getattr(own, name)}: they must be the same")
+
+
+def _load_vision(model: UnifiedModel, folder: Path) -> set[str]:
+    branch = dict(model.branches.items()).get(PATCHES)
+    if not isinstance(branch, VisionBranch):
+        raise ValueError("start.vision names a ViT, but the model has none: set model.vision")
+    prefix = f"branches.{PATCHES}.encoder."
+    load_siglip(branch.encoder, folder)
+    return {prefix + name for name in branch.encoder.state_dict()}
+
+
+def freeze(model: UnifiedModel, patterns: Iterable[str], loaded: set[str]) -> None:
+    """Parameters whose names match take no gradient. `loaded` are those that were trained before."""
+    names: Mapping[str, object] = dict(model.named_parameters())
+    for pattern in patterns:
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ValueError(f"start.freeze: no parameter is called {pattern!r}; there is {next(iter(names))}, ...")
+        if untrained := [name for name in matching if name not in loaded]:
+            raise ValueError(f"start.freeze: {pattern!r} freezes {untrained[0]}, which nothing has trained")
+        for name in matching:
+            model.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("start.freeze leaves nothing to train")
