@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from unimodal.training.optim import build_optimizer
 
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
 from tests.oracles.tiny_training import ROOT
@@ -19,7 +20,6 @@ from unimodal.model.config import TransformerConfig
 from unimodal.model.transformer import Transformer
 from unimodal.training.cli import TrainingCLI, run
 from unimodal.training.module import TransformerModule
-from unimodal.training.optim import build_optimizer
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 VOCABULARY = 2048

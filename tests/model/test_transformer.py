@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from unimodal.training.losses import LossSums, next_token_losses
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
@@ -18,7 +19,6 @@ from unimodal.model.config import ModelConfig, QKNormConfig
 from unimodal.model.flops import active_parameters, flops_per_token
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.losses import LossSums, next_token_losses
 
 SPACE = tiny_space()
 ROW = 40

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, projected
 
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_shards, tiny_model
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_model, tiny_shards
 from tests.oracles.tiny_training import fit_arguments
 from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
 from unimodal.model.model import INIT_STD
 from unimodal.training.cli import run
-from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, projected
 
 TOKENIZER = tiny_image_tokenizer()
 SPACE = TokenSpace(

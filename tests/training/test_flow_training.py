@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from unimodal.model.flow import logit_normal_times
+from unimodal.training.flow import FlowTrainingConfig, flow_sums, noise
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.datamodule import TokenDataModule
@@ -22,9 +24,7 @@ from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kil
 from tokenizers_vq.media import LatentSpec, MediaSpec
 from unimodal.generation.pipeline import load
 from unimodal.model.config import FlowConfig
-from unimodal.model.flow import logit_normal_times
 from unimodal.training.cli import run
-from unimodal.training.flow import FlowTrainingConfig, flow_sums, noise
 
 FLOW: dict[str, str | float] = {"model__flow": "{weight: 0.5}", "data__templates__drawn": "latents"}
 ADAMW: dict[str, str | float] = {

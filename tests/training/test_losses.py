@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from unimodal.training.losses import LossSums, next_token_losses
 
 from tokenizers_vq.token_space import Modality
-from unimodal.training.losses import LossSums, next_token_losses
 
 VOCABULARY, WIDTH = 11, 6
 Fields = tuple[Tensor, nn.Linear, Tensor, Tensor, Tensor]

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
-from tests.oracles.tiny import tiny_model
-from unimodal.model.model import UnifiedModel
 from unimodal.training.optim import (
     NEWTON_SCHULZ,
     AdamWConfig,
@@ -20,6 +17,9 @@ from unimodal.training.optim import (
     build_optimizer,
     orthogonalise,
 )
+
+from tests.oracles.tiny import tiny_model
+from unimodal.model.model import UnifiedModel
 
 
 def polynomial_of_singular_values(matrix: Tensor, steps: int) -> Tensor:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from unimodal.training.losses import next_token_losses
+from unimodal.training.optim import AdamWConfig
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
@@ -20,9 +22,7 @@ from tests.oracles.tiny import tiny_shards, tiny_space
 from tests.oracles.tiny_training import fit_arguments, weights_after
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.losses import next_token_losses
 from unimodal.training.module import TransformerModule
-from unimodal.training.optim import AdamWConfig
 
 SPACE = tiny_space()
 ROW = 24

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
+from unimodal.training.vision import VisionTrainingConfig
 
 from tests.oracles.tiny import PAINTS, tiny_picture, tiny_shards
 from tests.oracles.tiny_training import fit_arguments, logged, weights_after
@@ -17,7 +18,6 @@ from tokenizers_vq.media import MediaSpec, PatchSpec
 from unimodal.generation.pipeline import load
 from unimodal.interop.siglip import siglip_names
 from unimodal.training.cli import run
-from unimodal.training.vision import VisionTrainingConfig
 
 SMALL = "width: 16, num_layers: 1, num_heads: 2, hidden_dim: 24"
 SEEN: dict[str, str | float] = {
