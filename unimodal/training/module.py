@@ -81,6 +81,8 @@ class TransformerModule(L.LightningModule):
                 raise ValueError("model.flow and data.templates.drawn: latents go together: set both, or neither")
             if (self.vision is None) != (PATCHES not in media):
                 raise ValueError("model.vision and data.templates.seen: patches go together: set both, or neither")
+            if self.vision is not None and self.flow is None:
+                raise ValueError("a ViT goes with the flow branch: set model.flow and data.templates.drawn: latents")
             if self.flow is not None and self.flow.freeze_understanding and self.vision is not None:
                 raise ValueError(
                     "freeze_understanding would freeze a ViT that nothing has trained: leave out one of them"
