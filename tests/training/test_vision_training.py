@@ -105,6 +105,7 @@ def test_a_siglip_folder_is_begun_with(shards: Path, tmp_path: Path, siglip: Pat
     ("options", "reason"),
     [
         ({"data__templates__seen": "codes"}, "go together"),
+        ({"model__flow": "null", "data__templates__drawn": "codes"}, "a ViT goes with the flow branch"),
         ({"model__vision": "{frozen: true}"}, "needs begin_with"),
         ({"model__vision": "{num_heads: 3}"}, "heads that divide its width"),
         ({"model__vision": "{begin_with: nowhere}"}, "does not hold a SigLIP model"),
