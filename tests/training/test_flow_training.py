@@ -192,7 +192,7 @@ def test_two_processes_train_the_flow_as_one_that_accumulates_their_batches(shar
 
 
 def test_a_killed_run_with_averaged_weights_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**FLOW, "model__dropout": 0.1, "trainer__accumulate_grad_batches": 2}
+    options: dict[str, Any] = {**FLOW, "model__trunk__dropout": 0.1, "trainer__accumulate_grad_batches": 2}
     average = ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
     train_to_the_end([*fit_arguments(shards, tmp_path / "unbroken", **options), *average])
     broken = [*fit_arguments(shards, tmp_path / "broken", **options), *average]

@@ -66,7 +66,7 @@ def test_a_model_learns_to_name_what_it_sees(shards: Path, tmp_path: Path) -> No
 
 
 def test_a_killed_run_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**SEEN, "model__dropout": 0.1}
+    options: dict[str, Any] = {**SEEN, "model__trunk__dropout": 0.1}
     train_to_the_end(fit_arguments(shards, tmp_path / "unbroken", **options))
     broken = fit_arguments(shards, tmp_path / "broken", **options)
     train_and_kill(broken, tmp_path / "stands")
