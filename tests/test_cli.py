@@ -203,7 +203,7 @@ def test_wrong_use_of_training_is_one_line_and_exit_code_2(
 )
 def test_wrong_use_of_the_programs_themselves_is_one_line_and_exit_code_2(command: list[str], reason: str) -> None:
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert reason in done.stderr and done.stdout == ""

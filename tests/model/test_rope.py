@@ -30,12 +30,15 @@ def test_scores_depend_on_the_distance_of_two_tokens_alone(rotary: RotaryEmbeddi
     torch.testing.assert_close(scores(shift), scores(0), rtol=1e-10, atol=1e-10)
 
 
-def test_scores_change_when_the_distance_changes(rotary: RotaryEmbedding) -> None:
-    query, key = torch.randn(2, 1, 1, 1, WIDTH, dtype=torch.float64)
-    scores = [
-        (rotate(query, *rotary(torch.tensor([[position]]), torch.float64)) * key).sum().item() for position in range(5)
-    ]
-    assert len({round(score, 6) for score in scores}) == 5
+@pytest.mark.parametrize("pair", range(WIDTH // 2))
+def test_every_pair_of_channels_turns_at_a_rate_of_its_own(rotary: RotaryEmbedding, pair: int) -> None:
+    """Channel k against channel k is a cosine of the distance, and against channel k + W/2 a sine of it."""
+    x = torch.zeros(1, 60, 1, WIDTH, dtype=torch.float64)
+    x[..., pair] = 1
+    turned = rotate(x, *rotary(torch.arange(60)[None], torch.float64))[0, :, 0]
+    angles = torch.arange(60, dtype=torch.float64) * THETA ** (-2 * pair / WIDTH)
+    torch.testing.assert_close(turned @ turned[0], angles.cos(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(turned[:, pair + WIDTH // 2], angles.sin(), rtol=1e-10, atol=1e-10)
 
 
 def test_the_layout_is_the_half_split_one_of_transformers(rotary: RotaryEmbedding) -> None:

@@ -98,7 +98,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     """Wait for a process; its output. Kills it past its time."""
     try:
         output, _ = process.communicate(timeout=seconds)

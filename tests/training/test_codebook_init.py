@@ -44,7 +44,7 @@ def test_only_the_rows_of_image_codes_change(head: bool, space: TokenSpace) -> N
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     init_from_codebook(model, space, TOKENIZER, CodebookInitConfig(head=head))
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert changed == {EMBEDDING, HEAD} if head else {EMBEDDING}
+    assert changed == ({EMBEDDING, HEAD} if head else {EMBEDDING})
     embedding, old = model.trunk.embedding.weight, before[EMBEDDING]
     assert torch.equal(embedding[: space.image_offset], old[: space.image_offset])
     assert (embedding[space.image_offset :] != old[space.image_offset :]).any(1).all()

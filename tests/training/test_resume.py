@@ -35,7 +35,7 @@ def train_and_kill(arguments: list[str], flag: Path) -> None:
     standstill = "tests.oracles.tiny_training.Standstill"
     extra = [f"--trainer.callbacks+={standstill}", f"--trainer.callbacks.step={KILLED_AFTER}"]
     process = start_training([*arguments, *extra, f"--trainer.callbacks.flag={flag}"])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     still_running = process.poll() is None
@@ -49,7 +49,7 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(shards: Path
     arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=100_000)
     callback = "--trainer.callbacks+=tests.oracles.tiny_training.LossFile"
     process = start_training([*arguments, callback, f"--trainer.callbacks.path={file}"])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(losses(file)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.terminate()

@@ -389,8 +389,3 @@ def bundle(model: UnifiedModel, space: TokenSpace, tokenizers: Path) -> Pipeline
     """A pipeline of a model in training and the tokenizers kept in a folder."""
     text, image = open_tokenizers(tokenizers, space)
     return Pipeline(model, space, text, image, autoencoder=_autoencoder(tokenizers, model))
-
-
-def describe(pipeline: Pipeline) -> dict[str, Any]:
-    """What a results file says about the model."""
-    return {"path": str(pipeline.path or ""), "sha256": pipeline.sha256}

@@ -29,6 +29,10 @@ class NoisedLatents(NamedTuple):
     """(M,), 0 for clean latents."""
 
 
+SEED_STRIDE = 0x9E3779B1
+"""Of 32 bits, which is all that a generator on a CPU takes of its seed: batches of neighbouring seeds lie far apart."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching(Objective):
     """Term `flow`: the squared error of a velocity, a mean over channels (BAGEL, arXiv 2505.14683, section 2.2).
@@ -56,7 +60,7 @@ class FlowMatching(Objective):
     def prepare(self, model: UnifiedModel, batch: PackedBatch, media: MediaBatch, number: int) -> Prepared:
         """Noise those latents that are to be drawn."""
         del model
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + number)
+        generator = torch.Generator().manual_seed((self.seed * SEED_STRIDE + number) % 2**32)
         noised = noise_latents(batch.media.get(LATENTS), media[LATENTS], batch.tokens.shape, self.shift, generator)
         return Prepared({**media, LATENTS: noised.media}, noised)
 
