@@ -201,7 +201,7 @@ class Pipeline:
     def _narrate(self, updates: Iterator[Update], count: int) -> Iterator[Event]:
         narrators = [Narrator(self.coder, number) for number in range(count)]
         for update in updates:
-            yield from narrators[update.request].hear(update.ids, update.pictures)
+            yield from narrators[update.request].push(update.ids, update.pictures)
             if update.decoded is not None:
                 yield from narrators[update.request].end(update.decoded.finish)
 
