@@ -11,19 +11,27 @@ import torch
 import yaml
 
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
+from data_pipelines.spec import DataSpec
 from tests.oracles.tiny_training import ROOT
 from tokenizers_vq.autoencoder_module import AutoencoderModule
-from tokenizers_vq.media import LatentSpec, MediaSpec
+from tokenizers_vq.layout import FixedLayout
+from tokenizers_vq.media import LATENTS, PATCHES, LatentSpec, MediaSpec, PatchSpec
 from tokenizers_vq.module import ImageTokenizerModule
-from unimodal.model.config import TransformerConfig
-from unimodal.model.transformer import Transformer
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.model.model import UnifiedModel
 from unimodal.training.cli import TrainingCLI, run
 from unimodal.training.module import TransformerModule
-from unimodal.training.optim import build_optimizer
+from unimodal.training.optimizers.build import build_optimizer
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-VOCABULARY = 2048
-LATENTS = MediaSpec(name="latents", width=16, sizing=LatentSpec(reduction=8, image_size=64))
+SPACE = TokenSpace(
+    text_size=1024, text_hash="t", codebook_size=1024, image_hash="i", layout=FixedLayout(rows=8, columns=8)
+)
+MEDIA = {
+    LATENTS: MediaSpec(name=LATENTS, width=16, sizing=LatentSpec(reduction=8, image_size=64), source="hash"),
+    PATCHES: MediaSpec.of_patches(PatchSpec.of(8)),
+}
+"""What the shards hold that the configs train on."""
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_there_are_configs_to_test() -> None:
-    assert CONFIGS
+    assert {path.stem for path in CONFIGS} >= {"demo", "easy_vqa_flow", "easy_vqa_vit", "easy_vqa_kl"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
@@ -68,11 +76,16 @@ def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
 
 def _check_transformer(module: TransformerModule, data: Any) -> None:
     assert isinstance(data, TokenDataModule)
-    assert data.stream.length <= module.shape["max_length"]
+    names = data.templates.media
+    spec = DataSpec(space=SPACE, media={name: MEDIA[name] for name in names})
     with torch.device("meta"):
-        branch = module.flow.shape({"latents": LATENTS}) if module.flow else {}
-        transformer = Transformer(TransformerConfig(vocab_size=VOCABULARY, **module.shape, **branch))
-    assert (module.flow is None) == (data.templates.drawn != "latents")
-    assert (module.vision is None) == (data.templates.seen != "patches")
-    groups = build_optimizer(transformer, module.optimizer_config).param_groups
-    assert sum(len(group["params"]) for group in groups) == len(list(transformer.parameters()))
+        config = module._architecture(spec)
+        model = UnifiedModel(config)
+    assert data.stream.length <= config.trunk.max_length
+    assert set(model.branches) == set(names)
+    assert (config.flow is None) == (data.templates.drawn != "latents")
+    assert (config.vision is None) == (data.templates.seen != "patches")
+    assert {objective.branch for objective in module.objectives} <= {None, *model.branches}
+    grouped = [id(p) for group in build_optimizer(model, module.optimizer_config).param_groups for p in group["params"]]
+    own = [id(parameter) for parameter in model.parameters()]
+    assert sorted(grouped) == sorted(own) and len(set(grouped)) == len(own)
