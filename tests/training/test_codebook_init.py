@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_shards, tiny_model
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_model, tiny_shards
 from tests.oracles.tiny_training import fit_arguments
 from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
 from unimodal.model.config import INIT_STD
