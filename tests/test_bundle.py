@@ -85,8 +85,8 @@ def test_tokenizers_beside_shards_make_a_bundle_of_a_model_in_training(tmp_path:
     assert Tokenizers.open(shards, pipeline.token_space, latents=False).autoencoder is None
 
 
-def _cut(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:50]) and None
+def _cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:50])
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {

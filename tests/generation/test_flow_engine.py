@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from unimodal.generation.flow_context import Context, ContextCache, read_prompt, shown_pictures, without_words
 
 from tests.oracles.passes import velocity
 from tests.oracles.pictures import noise
-from tests.oracles.tiny import tiny_flow_pipeline
+from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
 from unimodal.generation.events import ImageDone, ImageStarted, TextPiece
+from unimodal.generation.flow_context import Context, ContextCache, read_prompt, shown_pictures, without_words
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.pipeline import Pipeline, load
 from unimodal.model.masks import dense_mask
@@ -281,3 +281,14 @@ def test_a_bundle_without_its_autoencoder_or_with_another_is_refused(pipeline: P
     tiny_autoencoder(seed=1).save(tmp_path / "model" / "autoencoder")
     with pytest.raises(ValueError, match="is not the autoencoder that the model was trained with"):
         load(tmp_path / "model")
+
+
+def test_a_model_is_redrawn_through_what_it_draws_with(pipeline: Pipeline) -> None:
+    """Latents with the flow branch, codes without it."""
+    images = torch.stack([pipeline.preprocess(picture) for picture in PICTURES])
+    autoencoder, tokenizer = pipeline.autoencoder, pipeline.image_tokenizer
+    assert autoencoder is not None and tokenizer is not None
+    torch.testing.assert_close(pipeline.redrawn(images), autoencoder.decode(autoencoder.encode(images)))
+    codes = tokenizer.decode(tokenizer.encode(images)).clamp(-1, 1)
+    torch.testing.assert_close(tiny_pipeline().redrawn(images), codes)
+    assert (pipeline.redrawn(images) - codes).abs().max() > 0.01
