@@ -24,11 +24,11 @@ from tests.oracles.tiny import (
     tiny_shards,
 )
 from tests.oracles.tiny_training import ROOT
+from tokenizers_vq.bundle_files import TEXT_TOKENIZER
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.cli import main
 from unimodal.generation import forward
-from unimodal.generation.pipeline import TEXT_TOKENIZER
 from unimodal.training.cli import main as train
 
 
