@@ -13,16 +13,30 @@ from torch import Tensor
 
 import unimodal
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
+from data_pipelines.spec import DataSpec
 from tests.oracles.tiny import tiny_picture_folder, tiny_shards
 from tests.oracles.tiny_training import ROOT, logged
 from tokenizers_vq.autoencoder_module import AutoencoderModule
+from tokenizers_vq.layout import FixedLayout
+from tokenizers_vq.media import LATENTS, PATCHES, LatentSpec, MediaSpec, PatchSpec
 from tokenizers_vq.module import ImageTokenizerModule
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.model.model import UnifiedModel
 from unimodal.training.cli import TrainingCLI, run
 from unimodal.training.module import TransformerModule
+from unimodal.training.optimizers.build import build_optimizer
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SHORT = "--trainer.max_steps=2 --trainer.log_every_n_steps=1 --trainer.limit_val_batches=0 --samples.every=0".split()
 SHORT += ["--trainer.accelerator=cpu"]
+SPACE = TokenSpace(
+    text_size=1024, text_hash="t", codebook_size=1024, image_hash="i", layout=FixedLayout(rows=8, columns=8)
+)
+MEDIA = {
+    LATENTS: MediaSpec(name=LATENTS, width=16, sizing=LatentSpec(reduction=8, image_size=64), source="hash"),
+    PATCHES: MediaSpec.of_patches(PatchSpec.of(8)),
+}
+"""What the shards hold that the configs train on."""
 
 
 @pytest.fixture
@@ -38,7 +52,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_there_are_configs_to_test() -> None:
-    assert CONFIGS
+    assert {path.stem for path in CONFIGS} >= {"demo", "easy_vqa_flow", "easy_vqa_vit", "easy_vqa_kl"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
@@ -65,6 +79,23 @@ def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
             pytest.fail(f"{path} builds a {type(other).__name__}, which nothing here checks")
 
 
+def _check_transformer(module: TransformerModule, data: Any) -> None:
+    assert isinstance(data, TokenDataModule)
+    names = data.templates.media
+    spec = DataSpec(space=SPACE, media={name: MEDIA[name] for name in names})
+    with torch.device("meta"):
+        config = module._architecture(spec)
+        model = UnifiedModel(config)
+    assert data.stream.length <= config.trunk.max_length
+    assert set(model.branches) == set(names)
+    assert (config.flow is None) == (data.templates.drawn != "latents")
+    assert (config.vision is None) == (data.templates.seen != "patches")
+    assert {objective.branch for objective in module.objectives} <= {None, *model.branches}
+    grouped = [id(p) for group in build_optimizer(model, module.optimizer_config).param_groups for p in group["params"]]
+    own = [id(parameter) for parameter in model.parameters()]
+    assert sorted(grouped) == sorted(own) and len(set(grouped)) == len(own)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With everything that any config trains on: codes, latents, and pixels for patches of 8."""
@@ -88,8 +119,8 @@ def test_a_config_of_a_run_trains_its_whole_model_for_two_steps(path: Path, shar
     config = unimodal.load(tmp_path / "model").model.config
     assert config.trunk.max_length >= wanted["data"]["init_args"]["stream"]["length"]
     templates = wanted["data"]["init_args"]["templates"]
-    asked = (templates.get("drawn") == "latents", templates.get("seen") == "patches")
-    assert (config.flow is not None, config.vision is not None) == asked
+    branches = (templates.get("drawn") == "latents", templates.get("seen") == "patches")
+    assert (config.flow is not None, config.vision is not None) == branches
 
 
 @pytest.mark.parametrize("path", of("tokenizer"), ids=lambda path: path.stem)

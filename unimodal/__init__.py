@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = True, compile: bool = False) -> Pipeline:
-    """Open a model bundle; see `unimodal.generation.pipeline.load`, whose settings these are."""
-    from unimodal.generation.pipeline import load as open_bundle
+def load(path: str | Path, *, dtype: torch.dtype | None = None, compile: bool = False, packed: bool = True) -> Pipeline:
+    """Open a model bundle to talk with it; see `unimodal.generation.pipeline.load`."""
+    from unimodal.generation.pipeline import load as open_pipeline
 
-    return open_bundle(path, dtype=dtype, packed=packed, compile=compile)
+    return open_pipeline(path, dtype=dtype, compile=compile, packed=packed)

@@ -23,9 +23,11 @@ from PIL import Image
 
 from data_pipelines.tokenize import make_token_space
 from tests.oracles.tiny import tiny_image_tokenizer, tiny_model, tiny_picture, tiny_text_tokenizer
+from tokenizers_vq.bundle_files import Tokenizers
 from tokenizers_vq.layout import GridLayout
-from unimodal.generation.modality import check_spans
+from unimodal.bundle import Bundle
 from unimodal.generation.grammars import Choices, JSONSchema, parse_json
+from unimodal.generation.modality import check_spans
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import Answer
 from unimodal.generation.requests import Request
@@ -65,7 +67,7 @@ def pipeline(layout: str) -> Pipeline:
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     chosen = GridLayout(sizes=SIZES) if layout == "grid" else None
     space = make_token_space(text, image, chosen)
-    return Pipeline(tiny_model(space.vocab_size, max_length=CONTEXT), space, text, image)
+    return Pipeline(Bundle(tiny_model(space.vocab_size, max_length=CONTEXT), space, Tokenizers(text, image)))
 
 
 def random_settings(random: Random) -> Settings:

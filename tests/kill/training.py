@@ -48,7 +48,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int, workers: int, ranks: in
 def _arguments(shards: Path, root: Path, workers: int, ranks: int, steps: int) -> list[str]:
     root.mkdir()
     options: dict[str, Any] = {
-        "model__dropout": 0.1,
+        "model__trunk__dropout": 0.1,
         "trainer__max_steps": steps,
         "trainer__devices": ranks,
         "trainer__strategy": "ddp" if ranks > 1 else "auto",

@@ -17,6 +17,30 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 
+Options = dict[str, str | float]
+"""Of `fit_arguments`."""
+
+
+def flow_objectives(**settings: float) -> Options:
+    """Next-token prediction and flow matching of these settings."""
+    flow = ", ".join(f"{name}: {value}" for name, value in settings.items())
+    return {"model__objectives": f"[{{class_path: NextToken}}, {{class_path: FlowMatching, init_args: {{{flow}}}}}]"}
+
+
+FLOW: Options = {"model__flow": "{}", **flow_objectives(weight=0.5), "data__templates__drawn": "latents"}
+"""Images are drawn as latents, by a mixture."""
+VISION: Options = {
+    "model__vision": "{dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 24}",
+    "data__templates__seen": "patches",
+    "data__templates__patch_size": 4,
+}
+"""Images are seen through a ViT."""
+ADAMW: Options = {
+    "model__optimizer": "AdamWConfig",
+    "model__optimizer__eps": 1e-3,
+    "model__optimizer__learning_rate": 0.01,
+}
+
 
 class Standstill(L.Callback):
     """After optimizer step `step`, touches `flag` and never goes on."""

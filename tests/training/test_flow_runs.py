@@ -13,11 +13,8 @@ from data_pipelines.forms.latents import LatentTemplateConfig
 from data_pipelines.planning import StreamConfig
 from data_pipelines.templates import TemplateConfig
 from tests.oracles import tiny
-from tests.oracles.branch_options import draws_latents
-from tests.oracles.tiny_training import fit_arguments, logged
+from tests.oracles.tiny_training import FLOW, fit_arguments, logged
 from unimodal.training.cli import run
-
-FLOW = draws_latents()
 
 
 @pytest.fixture(scope="module")

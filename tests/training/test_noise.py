@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.oracles.branch_options import draws_latents
 from tests.oracles.tiny import tiny_shards
-from tests.oracles.tiny_training import finish, fit_arguments, logged, start_training
+from tests.oracles.tiny_training import FLOW, finish, fit_arguments, flow_objectives, logged, start_training
 from tests.oracles.watching import BatchLosses, EnteringLatents, batch_losses, watched
 from unimodal.training.cli import run
 
@@ -35,7 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(shards: Path, root: Path, flow: dict[str, Any] | None = None, **options: Any) -> list[str]:
-    return fit_arguments(shards, root, **{**DRAWN, **draws_latents(**(flow or {})), **options})
+    return fit_arguments(shards, root, **{**FLOW, **flow_objectives(weight=0.5, **(flow or {})), **DRAWN, **options})
 
 
 def test_batches_of_one_step_have_different_noise(shards: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(shards: Path
 
 def test_a_run_that_was_killed_and_resumed_has_the_losses_of_an_unbroken_one(shards: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "model__dropout": 0.1,
+        "model__trunk__dropout": 0.1,
         "trainer__accumulate_grad_batches": 2,
         "trainer__limit_val_batches": 1,
         "trainer__val_check_interval": 8,
@@ -155,7 +155,7 @@ def test_a_finished_run_leaves_a_bundle_that_opens_and_no_partial_file(trained: 
     import unimodal
 
     model = unimodal.load(trained / "model")
-    assert model.model.config.dim == 16
+    assert model.model.config.trunk.dim == 16
     assert [path.name for path in trained.rglob("*.partial")] == []
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.oracles.branch_options import SEES_PATCHES, draws_latents
 from tests.oracles.tiny import tiny_shards
-from tests.oracles.tiny_training import fit_arguments, logged
+from tests.oracles.tiny_training import FLOW, VISION, fit_arguments, logged
 from unimodal.training.cli import run
 
-BRANCHES: dict[str, dict[str, Any]] = {"discrete": {}, "flow and ViT": {**draws_latents(), **SEES_PATCHES}}
+BRANCHES: dict[str, dict[str, Any]] = {"discrete": {}, "flow and ViT": {**FLOW, **VISION}}
 
 
 @pytest.mark.parametrize("options", BRANCHES.values(), ids=list(BRANCHES))

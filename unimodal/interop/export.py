@@ -12,9 +12,9 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Lla
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER, TEXT_TOKENIZER, Tokenizers
 from tokenizers_vq.text import TOKENIZER_FILE
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, open_tokenizers
 from unimodal.interop.configs import their_shape
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder
 from unimodal.interop.names import Architecture, architecture_of, name_table
@@ -63,7 +63,7 @@ def export_hf(bundle: Path, out: Path) -> Architecture:
     if not bundle.is_dir():
         raise ValueError(f"{bundle} is not a folder: give a model bundle, as training leaves it")
     model, space = open_model(bundle)
-    open_tokenizers(bundle, space)
+    Tokenizers.open(bundle, space, latents=False)
     architecture = architecture_of(model.config)
     theirs = to_llama(model) if architecture == "llama" else to_chameleon(model)
     with fresh_folder(out) as folder:

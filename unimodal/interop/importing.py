@@ -10,10 +10,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from data_pipelines.tokenize import make_token_space
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER, TEXT_TOKENIZER, Tokenizers
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TOKENIZER_FILE, TextTokenizer
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE, TokenSpace
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
+from unimodal.bundle import Bundle
 from unimodal.interop.configs import our_config, read_config
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder
 from unimodal.interop.names import Architecture
@@ -100,5 +101,5 @@ def _settle(
         weights[name] = grow(weights[name], adopted.known, space.vocab_size, seed)
     model = assembled(dataclasses.replace(config, vocab_size=space.vocab_size), weights)
     with fresh_folder(out) as folder:
-        Pipeline(model, space, adopted.text, image).save(folder)
+        Bundle(model, space, Tokenizers(adopted.text, image)).save(folder)
     return space
