@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimodal.generation.prefixes import LEAST, common_length, plan
+from unimodal.generation.prefixes import MIN_SHARED, common_length, plan
 
 PICTURES = [[1, 3, *[100 + picture] * 20, 4] for picture in range(3)]
 
@@ -33,6 +33,14 @@ def test_short_beginnings_are_not_worth_sharing() -> None:
     assert {item.shared for item in plan([[1, 2, 3, 9], [1, 2, 3, 8]])} == {0}
 
 
+def test_a_prompt_that_shares_little_takes_nothing_from_those_that_share_much() -> None:
+    """Questions about one picture keep it in common beside a prompt that has its first half alone."""
+    asked = [[*PICTURES[0], 7 + question, 9, 5] for question in range(3)]
+    half = [*PICTURES[0][:11], 60, 5]
+    shared = {tuple([*asked, half][item.request]): item.shared for item in plan([*asked, half])}
+    assert [shared[tuple(prompt)] for prompt in asked] == [len(PICTURES[0])] * 3 and shared[tuple(half)] == 0
+
+
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=30), max_size=12), st.integers(0, 9))
 def test_a_plan_holds_every_request_once_and_shares_what_is_the_same(prompts: list[list[int]], seed: int) -> None:
     prompts += [[*Random(seed).choices((0, 1), k=25), end, 5] for end in range(3)]
@@ -40,7 +48,7 @@ def test_a_plan_holds_every_request_once_and_shares_what_is_the_same(prompts: li
     assert sorted(item.request for item in planned) == list(range(len(prompts)))
     for item in planned:
         members = [prompts[other.request] for other in planned if other.group == item.group]
-        assert item.shared == 0 or item.shared >= LEAST
+        assert item.shared == 0 or item.shared >= MIN_SHARED
         assert all(member[: item.shared] == members[0][: item.shared] for member in members)
         assert item.shared < min(map(len, members))
 

@@ -77,6 +77,18 @@ def test_until_image_goes_with_text_alone(pipeline: Pipeline) -> None:
             DecodeConfig(until_image=True, **wrong)  # type: ignore[arg-type]
 
 
+def test_a_plan_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
+    """At 0 every seed plans alike, whatever the temperature of the picture; above it they differ."""
+
+    def plans(temperature: float) -> set[str]:
+        thinking = replace(PLANNED, temperature=temperature)
+        drawn = pipeline.generate(["a"] * 6, mode="image", think=thinking, temperature=2.0, **settings(pipeline))
+        assert len({answer[-1].tobytes() for answer in drawn if isinstance(answer[-1], Image.Image)}) > 1
+        return {"".join(str(part) for part in answer[:-1]) for answer in drawn}
+
+    assert len(plans(0.0)) == 1 < len(plans(1.5))
+
+
 def test_the_plan_changes_the_picture(pipeline: Pipeline) -> None:
     more = settings(pipeline)
     pictures = set()
