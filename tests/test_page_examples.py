@@ -68,11 +68,11 @@ def test_the_public_load_takes_every_setting_that_a_bundle_is_opened_with(tmp_pa
     assert [(p.name, p.kind, p.default) for p in public] == [(p.name, p.kind, p.default) for p in inner]
     folder = tiny_bundle(tmp_path / "model")
     plain, half = unimodal.load(folder), unimodal.load(folder, dtype=torch.bfloat16)
-    types = [{p.dtype for p in model.transformer.parameters()} for model in (plain, half)]
+    types = [{p.dtype for p in model.model.parameters()} for model in (plain, half)]
     assert types == [{torch.float32}, {torch.bfloat16}]
     own = unimodal.load(folder, packed=False)
-    assert own.engine.transformer is own.transformer and plain.engine.transformer is not plain.transformer
-    assert plain.engine.forward is None and unimodal.load(folder, compile=True).engine.forward is not None
+    assert own.engine.model is own.model and plain.engine.model is not plain.model
+    assert type(unimodal.load(folder, compile=True).engine.forward) is not type(plain.engine.forward)
 
 
 def test_every_setting_of_load_that_a_page_names_exists() -> None:

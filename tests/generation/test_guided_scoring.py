@@ -17,7 +17,7 @@ def test_the_end_of_an_image_has_the_probability_that_it_was_drawn_with(guidance
     """With rules nothing else may follow the last code, so only an answer without them tells."""
     config = DecodeConfig(max_new_tokens=40, guidance=guidance, sampling=HOT, constrained=False)
     prompt = [1, BOI, 16, 17, 18, 19, EOI, 9, 5]
-    asked = [Request(prompt=prompt, config=config, seed=seed) for seed in range(16)]
+    asked = [Request(prompt=prompt, config=config, seed=seed) for seed in range(40)]
     decoder = engine()
     answers = decoder.decode(asked)
     closed = 0

@@ -6,7 +6,7 @@ import pytest
 
 from tests.generation.test_engine import HOT, SPACE, engine, ids
 from tests.oracles.slow_generation import decode_slowly
-from unimodal.generation import batch
+from unimodal.generation import prefill
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Request
 
@@ -21,7 +21,7 @@ def test_an_answer_is_guided_by_all_of_a_context_that_is_longer_than_its_prompt(
     config = DecodeConfig(mode=mode, max_new_tokens=30, guidance=guidance, sampling=HOT)  # pyright: ignore[reportArgumentType]
     decoder = engine()
     asked = [Request(prompt=prompt, config=config, seed=seed) for seed in range(6)]
-    slow = [decode_slowly(decoder.transformer, SPACE, prompt, seed, config) for seed in range(6)]
+    slow = [decode_slowly(decoder.model, SPACE, prompt, seed, config) for seed in range(6)]
     for request, (expected, log_probs) in zip(asked, slow, strict=True):
         [answer] = decoder.decode([request])
         assert answer.ids == expected
@@ -41,7 +41,7 @@ def test_prompts_of_every_prefill_go_on_from_their_own_shared_beginning(
     asked = [Request(prompt=prompt, config=config, seed=seed) for seed, prompt in enumerate(prompts)]
     decoder = engine()
     alone = [decoder.decode([request])[0] for request in asked]
-    monkeypatch.setattr(batch, "PREFILL_AT_ONCE", at_once)
+    monkeypatch.setattr(prefill, "PREFILL_AT_ONCE", at_once)
     together = decoder.decode(asked)
     assert ids(together) == ids(alone)
     for one, other in zip(together, alone, strict=True):

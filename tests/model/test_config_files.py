@@ -22,14 +22,33 @@ def plain(config: Any, before: str = "") -> dict[str, Any]:
     return found
 
 
+def changed(config: Any, path: str, value: Any) -> Any:
+    """A config with another value at a dotted name."""
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})
+
+
+OTHERS = {
+    "trunk.norm_eps": 1e-3,
+    "trunk.rope.theta": 500.0,
+    "trunk.qk_norm.eps": 1e-2,
+    "trunk.max_length": 99,
+    "trunk.dropout": 0.25,
+    "flow.pos_embed_period": 50.0,
+    "flow.axial_rope_max": 0.5,
+    "vision.norm_eps": 1e-3,
+    "vision.pos_embed_period": 60.0,
+}
+"""Values that fit the same weights."""
+
+
 def test_every_field_of_a_config_comes_back_from_its_bundle(tmp_path: Path) -> None:
     pipeline = tiny_flow_pipeline(vit=True)
     pipeline.save(tmp_path / "as-it-is")
-    fields = plain(pipeline.transformer.config)
-    assert {name.split(".")[0] for name in fields if "." in name} >= {"flow", "vision", "qk_norm"}
-    assert plain(unimodal.load(tmp_path / "as-it-is").transformer.config) == fields
-    for name, field in {"norm_eps": 1e-3, "rope_theta": 500.0, "max_length": 99, "dropout": 0.25}.items():
-        assert fields[name] != field
-        pipeline.transformer.config = dataclasses.replace(pipeline.transformer.config, **{name: field})
+    fields = plain(pipeline.model.config)
+    assert plain(unimodal.load(tmp_path / "as-it-is").model.config) == fields
+    for path, value in OTHERS.items():
+        assert fields[path] != value
+        pipeline.model.config = changed(pipeline.model.config, path, value)
     pipeline.save(tmp_path / "changed")
-    assert unimodal.load(tmp_path / "changed").transformer.config == pipeline.transformer.config
+    assert plain(unimodal.load(tmp_path / "changed").model.config) == {**fields, **OTHERS}

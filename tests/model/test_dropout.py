@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.oracles.tiny import tiny_transformer
+from tests.oracles.tiny import tiny_model
 
 PARTS = ("o_proj", "down_proj")
 TOKENS = torch.arange(16)[None]
@@ -15,7 +15,7 @@ TOKENS = torch.arange(16)[None]
 
 def without(*parts: str, **settings: Any) -> Any:
     """A model in training whose attention or feed-forward parts give nothing."""
-    model = tiny_transformer(dropout=0.5, **settings)
+    model = tiny_model(dropout=0.5, **settings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(f".{part}." in name for part in parts):

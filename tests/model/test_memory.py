@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.oracles.tiny import tiny_transformer
+from tests.oracles.tiny import tiny_model
 
 DIM, HIDDEN, LENGTH = 64, 160, 48
 
@@ -14,7 +14,7 @@ DIM, HIDDEN, LENGTH = 64, 160, 48
 def kept_bytes(num_layers: int, rows: int, **changes: Any) -> int:
     """Of all tensors that autograd keeps, weights left aside."""
     shape = {"dim": DIM, "hidden_dim": HIDDEN, "num_heads": 2, "num_kv_heads": 1, "max_length": LENGTH}
-    model = tiny_transformer(dtype=torch.float32, num_layers=num_layers, **shape, **changes).train()
+    model = tiny_model(dtype=torch.float32, num_layers=num_layers, **shape, **changes).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 

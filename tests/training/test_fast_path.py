@@ -21,9 +21,7 @@ def losses(shards: Path, root: Path, **options: str) -> list[float]:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("bf16-mixed", 0.02)])
-def test_compiled_steps_have_the_losses_of_float32_uncompiled(
-    precision: str, tolerance: float, tmp_path: Path
-) -> None:
+def test_compiled_steps_have_the_losses_of_float32_uncompiled(precision: str, tolerance: float, tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path / "shards")
     plain = losses(shards, tmp_path / "plain", model__compile="false")
     fast = losses(shards, tmp_path / "fast", model__compile="true", trainer__precision=precision)

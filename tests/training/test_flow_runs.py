@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import unimodal
 from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.forms.latents import LatentTemplateConfig
 from data_pipelines.planning import StreamConfig
-from data_pipelines.templates import LatentTemplateConfig, TemplateConfig
+from data_pipelines.templates import TemplateConfig
 from tests.oracles import tiny
-from tests.oracles.tiny_training import fit_arguments, logged
+from tests.oracles.tiny_training import FLOW, fit_arguments, logged
 from unimodal.training.cli import run
-
-FLOW: dict[str, Any] = {"model__flow": "{weight: 0.5}", "data__templates__latents": "{}"}
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +37,13 @@ def test_what_a_run_shows_is_learnt_and_what_it_lacks_has_no_loss(
 
 @pytest.mark.parametrize("mixture", [True, False])
 def test_a_run_builds_the_flow_branch_that_it_is_asked_for(shards: Path, tmp_path: Path, mixture: bool) -> None:
-    asked = {"time_channels": 8, "place_period": 100.0, "axial_turn": 1.5}
+    asked = {"time_channels": 8, "pos_embed_period": 100.0, "axial_rope_max": 1.5}
     flow = ", ".join(f"{name}: {value}" for name, value in {**asked, "mixture": str(mixture).lower()}.items())
     run(fit_arguments(shards, tmp_path, trainer__max_steps=1, **{**FLOW, "model__flow": f"{{{flow}}}"}))
     pipeline = unimodal.load(tmp_path / "model")
-    config = pipeline.transformer.config
+    config = pipeline.model.config
     assert config.flow is not None and {name: getattr(config.flow, name) for name in asked} == asked
-    assert config.mixture == any(".generation." in name for name in pipeline.transformer.state_dict()) == mixture
+    assert config.trunk.mixture == any(".generation." in name for name in pipeline.model.state_dict()) == mixture
     assert pipeline.autoencoder is not None
     assert (config.flow.latent_dim, config.flow.autoencoder) == (3, pipeline.autoencoder.hash)
     assert len(pipeline.generate(["a red picture"], mode="image", steps=2)[0]) == 1
@@ -61,7 +59,7 @@ def test_predictions_depend_on_the_latents_of_what_they_read(
 
     def predicted(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of the documents, and what is predicted to come next."""
-        templates = TemplateConfig(image_first=0.0, latents=LatentTemplateConfig(whole=1.0))
+        templates = TemplateConfig(image_first=0.0, drawn="latents", latents=LatentTemplateConfig(whole=1.0))
         data = TokenDataModule([str(folder)], StreamConfig(length=48, rows=4), templates)
         data.setup("predict")
         batch = next(iter(data.predict_dataloader()))

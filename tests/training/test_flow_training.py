@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from unimodal.generation.pipeline import load
 from unimodal.model.config import FlowConfig
 from unimodal.training.branches import FlowBranchConfig
 from unimodal.training.cli import run
-from unimodal.training.module import TransformerModule
 
 
 @pytest.fixture(scope="module")
@@ -142,20 +140,6 @@ def test_a_checkpoint_of_another_autoencoder_is_refused(
     torch.save({**checkpoint, "media": {"latents": "of another"}}, tmp_path / "other.ckpt")
     line = refusal([*arguments, f"--ckpt_path={tmp_path / 'other.ckpt'}"], capsys)
     assert "latents of another autoencoder" in line
-
-
-def test_predictions_read_the_latents(shards: Path, tmp_path: Path) -> None:
-    run(fit_arguments(shards, tmp_path, trainer__max_steps=1, **FLOW))
-    data = TokenDataModule([str(shards)], StreamConfig(length=48, rows=4), TemplateConfig(drawn="latents"))
-    data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
-    module = TransformerModule(flow=FlowBranchConfig(), compile=False)
-    module.model = load(tmp_path / "model", packed=False).model
-    packed = batch.media["latents"]
-    moved = dataclasses.replace(batch, media={"latents": dataclasses.replace(packed, values=packed.values + 100)})
-    before, after = (module._forward(b, 0)[0] for b in (batch, moved))
-    assert not torch.equal(before, after)
-    assert module.predict_step(batch, 0).shape == batch.tokens.shape
 
 
 def test_a_discrete_run_mixes_shards_with_and_without_latents(shards: Path, tmp_path: Path) -> None:

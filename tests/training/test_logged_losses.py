@@ -10,6 +10,8 @@ from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import fit_arguments, logged
 from unimodal.training.cli import run
 
+WITHOUT_Z = "[{class_path: NextToken, init_args: {z_weight: 0.0}}]"
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -19,7 +21,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(shards: Path, root: Path, weight: float) -> dict[str, float]:
     """The losses of the first step, in which pictures have a weight."""
     weights = {f"data__templates__{kind}_image_weight": weight for kind in ("shown", "drawn")}
-    run(fit_arguments(shards, root, trainer__max_steps=1, model__z_weight=0.0, **weights))
+    run(fit_arguments(shards, root, trainer__max_steps=1, model__objectives=WITHOUT_Z, **weights))
     return {name: float(logged(root, f"train/{name}")[0]) for name in ("loss", "loss_text", "loss_image")}
 
 

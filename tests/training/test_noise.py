@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.oracles.tiny import tiny_shards
-from tests.oracles.tiny_training import finish, fit_arguments, logged, start_training
+from tests.oracles.tiny_training import FLOW, finish, fit_arguments, flow_objectives, logged, start_training
 from tests.oracles.watching import BatchLosses, EnteringLatents, batch_losses, watched
 from unimodal.training.cli import run
 
@@ -33,8 +33,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_shards(tmp_path_factory.mktemp("data") / "shards", 1, latents=True)
 
 
-def arguments(shards: Path, root: Path, flow: str = "", **options: Any) -> list[str]:
-    return fit_arguments(shards, root, **{**DRAWN, "model__flow": f"{{weight: 0.5{flow}}}", **options})
+def arguments(shards: Path, root: Path, flow: dict[str, Any] | None = None, **options: Any) -> list[str]:
+    return fit_arguments(shards, root, **{**FLOW, **flow_objectives(weight=0.5, **(flow or {})), **DRAWN, **options})
 
 
 def test_batches_of_one_step_have_different_noise(shards: Path, tmp_path: Path) -> None:
@@ -46,9 +46,9 @@ def test_batches_of_one_step_have_different_noise(shards: Path, tmp_path: Path) 
 
 def test_noise_repeats_with_the_seed_of_the_flow_and_changes_with_it(shards: Path, tmp_path: Path) -> None:
     found = []
-    for name, flow in (("one", ", seed: 1"), ("again", ", seed: 1"), ("other", ", seed: 2")):
-        root = tmp_path / name
-        run([*arguments(shards, root, flow, trainer__max_steps=2), *watched(BatchLosses, tmp_path / name)])
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        given = arguments(shards, tmp_path / f"run-{name}", {"seed": seed}, trainer__max_steps=2)
+        run([*given, *watched(BatchLosses, tmp_path / name)])
         found.append(batch_losses(tmp_path / name))
     assert found[0] == found[1] and not set(found[0]) & set(found[2])
 
@@ -78,7 +78,7 @@ def test_validation_draws_the_same_noise_every_time(shards: Path, tmp_path: Path
 
 def entering(shards: Path, root: Path, shift: float) -> torch.Tensor:
     """The latents that enter the model in the first steps of a run."""
-    run([*arguments(shards, root, f", shift: {shift}", trainer__max_steps=4), *watched(EnteringLatents, root / "in")])
+    run([*arguments(shards, root, {"shift": shift}, trainer__max_steps=4), *watched(EnteringLatents, root / "in")])
     return torch.cat(torch.load(root / "in"))
 
 

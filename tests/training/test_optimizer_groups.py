@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.oracles.tiny import tiny_flow_pipeline
-from unimodal.training.optim import AdamWConfig, MuonConfig, OptimizerConfig, build_optimizer
+from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, OptimizerConfig, build_optimizer
 
 
 @pytest.mark.parametrize("config", [MuonConfig(), AdamWConfig()], ids=["muon", "adamw"])
 def test_every_parameter_of_every_branch_is_in_one_group_that_suits_it(config: OptimizerConfig) -> None:
     """Muon takes the matrices inside layers alone; what leads in and out of the trunk is AdamW's, as vectors are."""
-    model = tiny_flow_pipeline(vit=True).transformer
+    model = tiny_flow_pipeline(vit=True).model
     groups = build_optimizer(model, config).param_groups
     kinds = set()
     for name, parameter in model.named_parameters():

@@ -8,17 +8,10 @@ from typing import Any
 import pytest
 
 from tests.oracles.tiny import tiny_shards
-from tests.oracles.tiny_training import fit_arguments, logged
+from tests.oracles.tiny_training import FLOW, VISION, fit_arguments, logged
 from unimodal.training.cli import run
 
-BRANCHES: dict[str, dict[str, Any]] = {
-    "discrete": {},
-    "flow and ViT": {
-        "model__flow": "{weight: 0.5}",
-        "model__vision": "{width: 16, num_layers: 1, num_heads: 2, hidden_dim: 24}",
-        "data__templates__latents": "{vit_patch: 4}",
-    },
-}
+BRANCHES: dict[str, dict[str, Any]] = {"discrete": {}, "flow and ViT": {**FLOW, **VISION}}
 
 
 @pytest.mark.parametrize("options", BRANCHES.values(), ids=list(BRANCHES))

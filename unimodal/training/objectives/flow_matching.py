@@ -18,6 +18,10 @@ from unimodal.training.objectives.base import Objective, Prepared, Term, Terms
 
 # Shapes: B rows, T tokens, D model width, C numbers of a latent, M latent tokens of a batch.
 
+SEED_STRIDE = 0x9E3779B1
+"""Of 32 bits, which is all that a generator on a CPU takes of its seed: numbers of batches under neighbouring seeds lie
+far apart."""
+
 
 class NoisedLatents(NamedTuple):
     """Latents of a batch as they enter the model, and what is asked of them."""
