@@ -77,7 +77,7 @@ def test_an_export_that_their_library_saved_anew_in_shards_comes_back(tmp_path: 
     (tmp_path / "tuned" / "model.safetensors").unlink()
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
     with torch.no_grad():
-        theirs.model.trunk.norm.weight.fill_(2.5)
+        theirs.model.norm.weight.fill_(2.5)
     theirs.save_pretrained(tmp_path / "tuned", max_shard_size="8KB")
     assert len(list((tmp_path / "tuned").glob("model-*.safetensors"))) > 1
     import_hf(tmp_path / "tuned", tmp_path / "back")
@@ -266,17 +266,17 @@ def with_holes(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(plain))
 
 
-NORM = "model.trunk.norm.weight"
+NORM = "model.norm.weight"
 SCALED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
 REFUSALS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("rope scaling", configured(rope_parameters=SCALED), "rotary positions are scaled (linear)"),
     ("partial rotation", configured(rope_parameters={"rope_theta": 5.0, "partial_rotary_factor": 0.5}), "a part of"),
     ("attention bias", configured(attention_bias=True), "attention_bias is true"),
     ("mlp bias", configured(mlp_bias=True), "mlp_bias is true"),
-    ("head width", configured(head_dim=16), "head_dim is 16, ours is hidden_size / num_attention_heads = 8"),
+    ("head width", configured(head_dim=16), "has shape (32, 32), its config says (64, 32)"),
     ("activation", configured(hidden_act="gelu"), "'gelu', ours is silu"),
     ("quantized", configured(quantization_config={"bits": 4}), "quantized"),
-    ("other type", configured(model_type="gpt2"), "'gpt2' cannot be imported; llama and chameleon can"),
+    ("other type", configured(model_type="gpt2"), "'gpt2' cannot be imported; llama, qwen2, qwen3 and chameleon can"),
     ("no type", configured(model_type=None), "model type None"),
     ("odd field", configured(hidden_size="wide"), "is not a config of llama"),
     ("heads", configured(num_key_value_heads=3), "kv heads must divide heads"),
@@ -294,7 +294,7 @@ REFUSALS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("strange shard", indexed("../other/model.safetensors"), "outside its folder: '../other/model.safetensors'"),
     ("odd shard", indexed(3), "outside its folder: 3"),
     ("broken index", lambda f: (without_weights(f), written("model.safetensors.index.json", "[]")(f)), "not an index"),
-    ("lost weight", weighted(NORM, None), "lacks 1 weights of a llama, the first is model.trunk.norm.weight"),
+    ("lost weight", weighted(NORM, None), "lacks 1 weights of a llama, the first is model.norm.weight"),
     ("extra weight", weighted("model.extra", torch.ones(2)), "has not 1 of these weights, the first is model.extra"),
     ("other shape", weighted(NORM, torch.ones(3)), "has shape (3,), its config says (32,)"),
     ("whole numbers", weighted(NORM, torch.ones(32, dtype=torch.int8)), "is of type torch.int8"),

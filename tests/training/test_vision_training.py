@@ -14,7 +14,7 @@ from tests.oracles.tiny import PAINTS, tiny_picture, tiny_shards
 from tests.oracles.tiny_training import fit_arguments, logged, weights_after
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
 from unimodal.generation.pipeline import load
-from unimodal.interop.siglip import siglip_names
+from unimodal.interop.architectures.siglip import siglip_names
 from unimodal.training.cli import run
 from unimodal.training.vision import VisionTrainingConfig
 
