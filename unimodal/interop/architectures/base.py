@@ -23,14 +23,22 @@ class Architecture(Protocol):
 
     model_type: str
     """As config.json names it."""
-    config_class: type[PreTrainedConfig]
-    model_class: type[PreTrainedModel]
     opened_by: str
     """The class of transformers whose `from_pretrained` a user calls."""
     skipped: tuple[str, ...]
     """Beginnings of the names of weights that we have no use for. They are skipped at import, and zeros at export."""
     note: str
     """What a user of an export has to know, in Markdown; may be empty."""
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        """Their class of config.json."""
+        ...
+
+    @property
+    def model_class(self) -> type[PreTrainedModel]:
+        """Their class of the whole model."""
+        ...
 
     def config(self, theirs: TheirConfig) -> ModelConfig:
         """Their config in our words.

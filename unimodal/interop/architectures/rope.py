@@ -24,8 +24,9 @@ def rope_refusals(whole: Any) -> dict[str, bool]:
     """What our rotary positions cannot do -> whether the config asks for it."""
     rope = rope_parameters(whole)
     kind, share = rope["rope_type"], rope.get("partial_rotary_factor", 1)
+    by_layer = any(isinstance(value, dict) for value in rope.values())
     return {
-        "its layers rotate by different rope_parameters, ours all by the same": "rope_theta" not in rope,
+        "its layers rotate by different rope_parameters, ours all by the same": by_layer,
         f"its rotary positions are scaled ({kind}), ours as llama3 or not at all": kind not in ("default", "llama3"),
         f"it rotates a part of each head only ({share}), ours are rotated whole": share != 1,
     }
