@@ -13,8 +13,9 @@ from unimodal.interop.their_config import BAGEL_CONFIG_FILE, completed, read_fie
 from unimodal.model.checkpoint import CONFIG_FILE
 from unimodal.model.config import ModelConfig
 
-ARCHITECTURES: dict[str, Architecture] = {each.model_type: each for each in (Llama(), Qwen2(), Qwen3(), Chameleon())}
-"""By model type. What is listed here is imported, exported and tested."""
+REGISTERED: tuple[Architecture, ...] = (Llama(), Qwen2(), Qwen3(), Chameleon())
+"""What is listed here is imported, exported and tested."""
+ARCHITECTURES = {architecture.model_type: architecture for architecture in REGISTERED}
 
 
 def architecture_for(config: ModelConfig) -> Architecture:
