@@ -88,7 +88,8 @@ def write_corpus(folder: Path, number: int) -> None:
 
 def open_shards(folder: Path) -> list[Shard]:
     """Opened and verified."""
-    return [Shard(folder, entry, SPACE) for entry in open_manifest(folder).shards]
+    manifest = open_manifest(folder)
+    return [Shard(folder, entry, manifest) for entry in manifest.shards]
 
 
 def read_ours(folder: Path) -> int:
@@ -234,7 +235,7 @@ def tokenizing(folder: Path, number: int, runs: int) -> dict[str, Any]:
             image.encode(ready)
 
     def whole() -> None:
-        tokenize(source, text, image, next(names), FailureLog(), TokenizeConfig(workers=2), lambda done: None)
+        tokenize(source, text, image, next(names), FailureLog(), TokenizeConfig(workers=2))
 
     theirs, ours = in_turn([alone, whole], runs)
     return line("tokenize_share", "images/s", number / ours, number / theirs, theirs / ours, runs)

@@ -25,8 +25,8 @@ from unimodal.model.block import PreNormBlock, run_block
 from unimodal.model.config import ModelConfig
 from unimodal.model.kernels import attend
 from unimodal.model.masks import Mask, as_bias
-from unimodal.model.rope import rotate
 from unimodal.model.model import UnifiedModel
+from unimodal.model.rope import rotate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not see its neighbours otherwise
 from benchmarks.train_step import Data, Step, config_of, sized_parser, tell

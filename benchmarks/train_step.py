@@ -31,8 +31,8 @@ from data_pipelines.shards import TokenDocument, TokenSegment
 from data_pipelines.stream import epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
-from unimodal.model.inference.compiling import compiled_features
 from unimodal.model.config import ModelConfig
+from unimodal.model.inference.compiling import compiled_features
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.training.losses import next_token_losses

@@ -101,7 +101,7 @@ def collate(
             weights[index, start:end] = sequence.weights
             start = end
     columns |= _shifted(columns, weights, space)
-    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+    tensors: dict[str, Any] = {name: torch.from_numpy(column) for name, column in columns.items()}
     total = float(columns["loss_weights"].sum())
     if not any(sequence.media for row in rows for sequence in row):
         return PackedBatch(**tensors)

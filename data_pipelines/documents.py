@@ -17,7 +17,7 @@ MAX_IMAGE_PIXELS = 64_000_000
 TEXT_ROLES = ("text", "caption", "request", "question", "answer")
 IMAGE_ROLES = ("image", "answer")
 THINKING = "think, then draw: "
-"""How a request begins that wants a plan in words before the picture (unimodal/generation/thinking.py)."""
+"""How a request starts that wants a plan in words before the picture (unimodal/generation/thinking.py)."""
 
 
 class DamagedSample(ValueError):
@@ -81,8 +81,8 @@ class ImageSegment:
 Segment = TextSegment | ImageSegment
 
 DocumentLayout = Literal["sample", "dialogue", "interleaved"]
-"""`sample` is a picture with captions, questions and answers; in a `dialogue` the order itself is the content (request,
-image, question, answer, request, image); `interleaved` is text and images as a page has them, all of it to be learnt."""
+"""`sample` is a picture with captions, questions and answers. In a `dialogue` the order itself is the content (request,
+image, question, answer, request, image). `interleaved` is text and images as a page has them, all of it learnt."""
 DocumentTask = Literal["edit", "riddle"]
 
 
@@ -94,19 +94,16 @@ class WithMeta:
     @property
     def layout(self) -> DocumentLayout:
         """A sample where nothing is said. Raises ValueError for a layout that does not exist."""
-        return cast("DocumentLayout", _known("layout", self.meta.get("layout", "sample"), get_args(DocumentLayout)))
+        layout, known = self.meta.get("layout", "sample"), get_args(DocumentLayout)
+        if layout not in known:
+            raise ValueError(f"the layout of a document is one of {', '.join(known)}, got {layout!r}")
+        return cast("DocumentLayout", layout)
 
     @property
     def task(self) -> DocumentTask | None:
-        """None where it has no task of its own. Raises ValueError for a task that does not exist."""
+        """None where it has none of these; `meta` may say anything else."""
         task = self.meta.get("task")
-        return None if task is None else cast("DocumentTask", _known("task", task, get_args(DocumentTask)))
-
-
-def _known(name: str, value: Any, choices: tuple[str, ...]) -> Any:
-    if value not in choices:
-        raise ValueError(f"the {name} of a document is one of {', '.join(choices)}, got {value!r}")
-    return value
+        return cast("DocumentTask", task) if task in get_args(DocumentTask) else None
 
 
 @dataclass(frozen=True, kw_only=True)

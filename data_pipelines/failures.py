@@ -27,7 +27,7 @@ class FailureLog:
     """Whether every bad sample is logged as it comes."""
     good: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of every sample left out."""
+    """(name, reason) of every sample that was skipped."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.limit <= 1:
@@ -40,7 +40,7 @@ class FailureLog:
     def drop(self, name: str, reason: str) -> None:
         """Count, name and log one unusable sample. Raises TooMuchDamage past the limit."""
         self.bad.append((name, reason))
-        log.log(logging.WARNING if self.loud else logging.DEBUG, "left out %s: %s", name, reason)
+        log.log(logging.WARNING if self.loud else logging.DEBUG, "skipped %s: %s", name, reason)
         if self.good + len(self.bad) >= SAMPLES_BEFORE_JUDGING:
             self._judge()
 

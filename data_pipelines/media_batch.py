@@ -67,7 +67,7 @@ class Placed(NamedTuple):
     values: np.ndarray
 
 
-DTYPES = {np.dtype(np.float16): np.dtype(np.float32)}
+BATCH_DTYPES = {np.dtype(np.float16): np.dtype(np.float32)}
 """Stored type -> that of a batch; others stay."""
 
 
@@ -102,7 +102,7 @@ def _packed(images: Sequence[Placed], index: np.ndarray, spans: np.ndarray, weig
     own = spans[index]
     return PackedMedia(
         index=torch.from_numpy(index),
-        values=torch.from_numpy(values.astype(DTYPES.get(values.dtype, values.dtype))),
+        values=torch.from_numpy(values.astype(BATCH_DTYPES.get(values.dtype, values.dtype))),
         row_col=torch.from_numpy(np.concatenate([np.argwhere(np.ones(grid)) for grid in grids])),
         spans=torch.from_numpy(own),
         weights=torch.from_numpy((own < 0).astype(np.float32) * np.float32(weight)),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,16 +47,13 @@ class MediaMaker(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class LatentsMaker:
     """Latents in float16, of the pictures that the image tokenizer makes codes of."""
 
-    autoencoder: LatentAutoencoder
-    reads_original: bool = False
+    reads_original = False
 
-    @cached_property
-    def spec(self) -> MediaSpec:
-        return self.autoencoder.media
+    def __init__(self, autoencoder: LatentAutoencoder) -> None:
+        self.autoencoder, self.spec = autoencoder, autoencoder.media
 
     def check(self, image: ImageTokenizer, aspect_ratio: float) -> None:
         if aspect_ratio != 1:
@@ -87,16 +82,13 @@ class LatentsMaker:
         return [latents[index] for index in range(len(pictures))]
 
 
-@dataclass(frozen=True)
 class PatchesMaker:
     """Patches in uint8, of pictures in their own shape."""
 
-    patches: PatchSpec
-    reads_original: bool = True
+    reads_original = True
 
-    @property
-    def spec(self) -> MediaSpec:
-        return MediaSpec.of_patches(self.patches)
+    def __init__(self, patches: PatchSpec) -> None:
+        self.patches, self.spec = patches, MediaSpec.of_patches(patches)
 
     def check(self, image: ImageTokenizer, aspect_ratio: float) -> None:
         del image, aspect_ratio

@@ -30,7 +30,7 @@ class MixtureConfig:
             if min(weights) < 0 or sum(weights) <= 0 or len(weights) != len(self.weights):
                 raise ValueError(f"weights are not negative, not all 0, and as many in both stages, got {self}")
         if not 0 < self.second_from <= 1:
-            raise ValueError(f"the second stage begins in (0, 1] of the run, got {self.second_from}")
+            raise ValueError(f"the second stage starts in (0, 1] of the run, got {self.second_from}")
         if self.when_dry not in ("repeat", "stop"):
             raise ValueError(f"when_dry is 'repeat' or 'stop', got {self.when_dry!r}")
 

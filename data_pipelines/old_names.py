@@ -63,13 +63,13 @@ def upgrade_config(values: Any) -> Any:
     """A whole config of `train.py`, under a command's name or not; what is not a config is given back as it is."""
     if not isinstance(values, Mapping):
         return values
-    upgraded = {name: upgrade_config(value) if name in COMMANDS else value for name, value in values.items()}
+    upgraded = {name: upgrade_config(value) if name in SUBCOMMANDS else value for name, value in values.items()}
     if isinstance(upgraded.get("data"), Mapping):
         upgraded["data"] = _upgrade_data(upgraded["data"])
     return upgraded
 
 
-COMMANDS = ("fit", "validate", "test", "predict")
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def _upgrade_data(values: Mapping[str, Any]) -> dict[str, Any]:

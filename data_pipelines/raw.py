@@ -29,7 +29,7 @@ from tokenizers_vq.media import LATENTS, PATCHES, PatchSpec
 from tokenizers_vq.text import TextTokenizer
 
 BYTES_KEPT = 256 * 2**20
-"""Of codes, and as many of each kind of media, that a loader process remembers; later epochs do not make those again."""
+"""Of codes, and as many of each kind of media, that a loader process keeps; later epochs do not make those again."""
 
 
 class Sizes(NamedTuple):

@@ -44,8 +44,8 @@ class DataSpec:
 
     `media` are those that batches may hold. `tokenizers` is the folder with `text_tokenizer/`, `image_tokenizer/` and,
     with latents, `autoencoder/`. `ends` says that the stream stops once the data is exhausted. `held_out` are documents
-    for samples, `totals` what each source holds, `mixture` how they are mixed, and `batch_tokens` the tokens of a batch,
-    padding included.
+    for samples, `totals` what each source holds, `mixture` how they are mixed, and `batch_tokens` the tokens of one
+    batch, padding included.
     """
 
     space: TokenSpace

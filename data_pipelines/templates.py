@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from data_pipelines.forms.form import PictureForm
+from data_pipelines.forms.form import PictureForm, ShownForm
 from data_pipelines.forms.latents import LatentTemplateConfig
 from data_pipelines.forms.registry import DRAWN, SEEN, DrawnAs, SeenAs, picture_form
 from data_pipelines.outline import Outline, Rendered, Run, single
@@ -106,9 +106,7 @@ class Formatter:
             return self._image_first(images, segments, random)
         return self._text_first(images[0], segments, random)
 
-    def _image_first(
-        self, images: Sequence[TokenSegment], segments: Sequence[TokenSegment], random: Random
-    ) -> Outline:
+    def _image_first(self, images: Sequence[TokenSegment], segments: Sequence[TokenSegment], random: Random) -> Outline:
         specials = self.space.specials
         trunk = [single(specials.bos, 0)]
         whole = self.form.whole(random)
@@ -179,7 +177,7 @@ class Formatter:
         ]
         return Outline((single(self.space.specials.bos, 0),), (*blocks, (*last, *self._end(last))))
 
-    def _turn(self, segment: TokenSegment, form: PictureForm, *, followed: bool) -> tuple[Run, ...]:
+    def _turn(self, segment: TokenSegment, form: ShownForm, *, followed: bool) -> tuple[Run, ...]:
         """A segment of a dialogue; what is no answer is always followed, by its answer."""
         if segment.role == "answer":
             weight = self.config.drawn_image_weight if segment.kind == "image" else 1.0

@@ -20,7 +20,7 @@ from data_pipelines.failures import FailureLog
 from data_pipelines.images import Augmentation, ImagePolicy
 from data_pipelines.media_makers import MediaMaker
 from data_pipelines.shards.format import Manifest, TokenDocument
-from data_pipelines.shards.parts import FinishedShard, Parts, SkippedCopy
+from data_pipelines.shards.parts import FinishedShard, JobParts, SkippedCopy
 from data_pipelines.shards.writer import check_unwritten, write_manifest, write_shard
 from data_pipelines.sources.registry import Source
 from tokenizers_vq.image_tokenizer import ImageTokenizer
@@ -83,7 +83,7 @@ def layout_of(image: ImageTokenizer, aspect_ratio: float) -> Layout:
 
 
 def make_token_space(text: TextTokenizer, image: ImageTokenizer, layout: Layout | None = None) -> TokenSpace:
-    """The token space of a pair of tokenizers; its layout is the image tokenizer's square unless told otherwise."""
+    """The token space of a pair of tokenizers; its layout is the image tokenizer's square if none is given."""
     return TokenSpace(
         text_size=text.size,
         text_hash=text.hash,
@@ -133,7 +133,7 @@ def tokenize(
         media={maker.spec.name: maker.spec for maker in media},
     )
     stated = {**described, "token space": empty.fingerprint, "image policy": empty.image_policy}
-    parts = Parts(out, stated | {name: spec.to_dict() for name, spec in empty.media.items()})
+    parts = JobParts(out, stated | {name: spec.to_dict() for name, spec in empty.media.items()})
     hooks.started()
     job = _Job(source, encoder, parts, failures, config, hooks.progress)
     job.run()
@@ -153,7 +153,7 @@ class _Job:
         self,
         source: Source,
         encoder: Encoder,
-        parts: Parts,
+        parts: JobParts,
         failures: FailureLog,
         config: TokenizeConfig,
         progress: Callable[[int], None],

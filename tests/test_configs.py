@@ -13,15 +13,17 @@ import yaml
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
 from tests.oracles.tiny_training import ROOT
 from tokenizers_vq.autoencoder_module import AutoencoderModule
+from tokenizers_vq.media import LatentSpec, MediaSpec
 from tokenizers_vq.module import ImageTokenizerModule
-from unimodal.model.config import ModelConfig
-from unimodal.model.model import UnifiedModel
+from unimodal.model.config import TransformerConfig
+from unimodal.model.transformer import Transformer
 from unimodal.training.cli import TrainingCLI, run
 from unimodal.training.module import TransformerModule
 from unimodal.training.optim import build_optimizer
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 VOCABULARY = 2048
+LATENTS = MediaSpec(name="latents", width=16, sizing=LatentSpec(reduction=8, image_size=64))
 
 
 @pytest.fixture
@@ -68,8 +70,9 @@ def _check_transformer(module: TransformerModule, data: Any) -> None:
     assert isinstance(data, TokenDataModule)
     assert data.stream.length <= module.shape["max_length"]
     with torch.device("meta"):
-        branch = module.flow.shape({"latent_dim": 16, "grid": 8, "hash": ""}) if module.flow else {}
-        model = UnifiedModel(ModelConfig(vocab_size=VOCABULARY, **module.shape, **branch))
-    assert (module.flow is None) == (data.templates.latents is None)
-    groups = build_optimizer(model, module.optimizer_config).param_groups
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+        branch = module.flow.shape({"latents": LATENTS}) if module.flow else {}
+        transformer = Transformer(TransformerConfig(vocab_size=VOCABULARY, **module.shape, **branch))
+    assert (module.flow is None) == (data.templates.drawn != "latents")
+    assert (module.vision is None) == (data.templates.seen != "patches")
+    groups = build_optimizer(transformer, module.optimizer_config).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(transformer.parameters()))

@@ -29,7 +29,7 @@ __all__ = ["AutoencoderOutput", "ImageAutoencoder", "ImageAutoencoderConfig", "L
 
 # Shapes: B images, H height, W width, C latent width, R, K rows and columns of latents.
 
-KIND = "kl"
+AUTOENCODER_KIND = "kl"
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 """As in latent diffusion (arXiv 2112.10752)."""
 
@@ -56,14 +56,14 @@ class ImageAutoencoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        values = {"kind": KIND, "image_size": self.image_size, "backbone": part_to_dict(self.backbone)}
+        values = {"kind": AUTOENCODER_KIND, "image_size": self.image_size, "backbone": part_to_dict(self.backbone)}
         patch = {} if self.latent_patch == 1 else {"latent_patch": self.latent_patch}
         return {**values, "latent_dim": self.latent_dim, **patch}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageAutoencoderConfig:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
-        check_kind(values, KIND)
+        check_kind(values, AUTOENCODER_KIND)
         try:
             return cls(
                 image_size=values["image_size"],

@@ -18,7 +18,7 @@ from tokenizers_vq.backbones import PatchBackboneConfig, VQGANBackboneConfig
 from tokenizers_vq.quantizers import FSQConfig, LFQConfig, VQConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-PARTS: dict[str, type[Any]] = {
+KINDS: dict[str, type[Any]] = {
     "patch": PatchBackboneConfig,
     "vqgan": VQGANBackboneConfig,
     "vq": VQConfig,
@@ -34,14 +34,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def part_to_dict(part: Any) -> dict[str, Any]:
     """A backbone's or quantizer's config as plain values."""
-    names = {kind: name for name, kind in PARTS.items()}
+    names = {kind: name for name, kind in KINDS.items()}
     return {"kind": names[type(part)], **dataclasses.asdict(part)}
 
 
 def part_from_dict(values: dict[str, Any]) -> Any:
     """The inverse of `part_to_dict`. Raises KeyError, TypeError or AttributeError for anything else."""
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return PARTS[fields.pop("kind")](**fields)
+    return KINDS[fields.pop("kind")](**fields)
 
 
 def check_kind(values: Any, kind: str) -> None:

@@ -16,7 +16,7 @@ from tokenizers_vq.quantizers import QuantizerConfig, build_quantizer
 
 # Shapes: B images, H height, W width, N codes of one image, D code width.
 
-KIND = "vq"
+TOKENIZER_KIND = "vq"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class ImageTokenizerConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageTokenizerConfig:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
-        check_kind(values, KIND)
+        check_kind(values, TOKENIZER_KIND)
         try:
             return cls(
                 image_size=values["image_size"],

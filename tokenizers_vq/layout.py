@@ -53,7 +53,7 @@ class FixedLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class GridLayout:
-    """Images of several sizes, told by two tokens after boi; rows end with eol, the last one with eoi.
+    """Images of several sizes, which two tokens after boi state; rows end with eol, the last one with eoi.
 
     Emu3.5's choice: the end of the image stands in for the last row's end (Emu3 writes both). `sizes` are the (rows,
     columns) that occur; an image of another size does not exist in this space.
@@ -69,14 +69,14 @@ class GridLayout:
         object.__setattr__(self, "sizes", tuple(sorted(sizes)))
 
     @property
-    def longest_side(self) -> int:
+    def max_side(self) -> int:
         """The greatest number of rows or columns."""
         return max(max(size) for size in self.sizes)
 
     @property
     def num_tokens(self) -> int:
         """Ids that the layout needs beside the codes: eol, and a number for each length of a side."""
-        return 1 + self.longest_side
+        return 1 + self.max_side
 
     @property
     def span(self) -> int:
@@ -119,31 +119,31 @@ def nearest_shape(sizes: Sequence[Size], rows: float, columns: float) -> Size:
     return min(sizes, key=distance)
 
 
-def grid_sizes(area: int, longest_ratio: float) -> tuple[Size, ...]:
-    """Sizes of about `area` codes with sides in a ratio of at most `longest_ratio`: the widest that fits each height.
+def grid_sizes(area: int, max_ratio: float) -> tuple[Size, ...]:
+    """Sizes of about `area` codes with sides in a ratio of at most `max_ratio`: the widest that fits each height.
 
     Raises ValueError where there is none.
     """
-    if area < 1 or longest_ratio < 1:
-        raise ValueError(f"sizes need an area and a ratio of at least 1, got {area} and {longest_ratio}")
+    if area < 1 or max_ratio < 1:
+        raise ValueError(f"sizes need an area and a ratio of at least 1, got {area} and {max_ratio}")
     found = [(rows, area // rows) for rows in range(1, area + 1)]
-    return tuple((r, c) for r, c in found if c and max(r / c, c / r) <= longest_ratio)
+    return tuple((r, c) for r, c in found if c and max(r / c, c / r) <= max_ratio)
 
 
-def bucket_sizes(side: int, longest_ratio: float) -> tuple[Size, ...]:
+def bucket_sizes(side: int, max_ratio: float) -> tuple[Size, ...]:
     """The square and, for each that is wide, one that is as tall; of `grid_sizes` those a `RATIO_STEP` apart.
 
     How many there are depends on the ratio, hardly on the area: 9 for a ratio of 2. Raises ValueError where only the
     square is left.
     """
     chosen = [(side, side)]
-    for rows, columns in reversed(grid_sizes(side**2, longest_ratio)):
+    for rows, columns in reversed(grid_sizes(side**2, max_ratio)):
         last_rows, last_columns = chosen[-1]
         if rows < columns and columns / rows >= RATIO_STEP * last_columns / last_rows:
             chosen.append((rows, columns))
     if len(chosen) == 1:
-        told = f"of about {side} x {side} codes, only the square has sides in a ratio up to {longest_ratio}"
-        raise ValueError(f"{told}; allow a longer one")
+        found = f"of about {side} x {side} codes, only the square has sides in a ratio up to {max_ratio}"
+        raise ValueError(f"{found}; allow a longer one")
     return tuple(sorted({size for rows, columns in chosen for size in ((rows, columns), (columns, rows))}))
 
 

@@ -1,6 +1,6 @@
 """Media: what stands in a sequence without being ids, latents of an autoencoder or patches of pixels.
 
-Pure facts, the same in shards, batches and models: how wide a token is, what made it, and how many tokens an image takes.
+Pure facts, the same in shards, batches and models: how wide a token is, what made it, how many tokens an image takes.
 """
 
 from __future__ import annotations
@@ -82,8 +82,7 @@ SIZINGS: dict[str, type[LatentSpec] | type[PatchSpec]] = {LATENTS: LatentSpec, P
 class MediaSpec:
     """One kind of media: its name, its numbers per token (`width`) and how many tokens an image takes (`sizing`).
 
-    `source` is the hash of the autoencoder whose latents they are; it is empty for patches, which nothing but the pixels
-    decides.
+    `source` is the hash of the autoencoder whose latents they are; it is empty for patches, made of pixels alone.
     """
 
     name: str

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tokenizers_vq.token_space import SPECIAL_STRINGS, Specials
 
-FILE_NAME = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class TextTokenizer:
@@ -51,7 +51,7 @@ class TextTokenizer:
     @classmethod
     def open(cls, path: Path) -> TextTokenizer:
         """Open a tokenizer.json, or a folder that holds one. Raises ValueError where it cannot be read."""
-        file = path / FILE_NAME if path.is_dir() else path
+        file = path / TOKENIZER_FILE if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"{file} is missing")
         try:
@@ -62,7 +62,7 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(folder / FILE_NAME))
+        self._tokenizer.save(str(folder / TOKENIZER_FILE))
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, never a special one: `<boi>` typed by a user is spelt out in pieces."""
@@ -72,7 +72,7 @@ class TextTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text; special ids are left out, broken UTF-8 becomes U+FFFD."""
+        """Ids -> text; special ids are skipped, broken UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode([i for i in ids if i not in self._special_ids], skip_special_tokens=True)
 
     def to_json(self) -> str:

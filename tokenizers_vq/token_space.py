@@ -22,7 +22,7 @@ SPECIAL_NAMES = ("pad", "bos", "eos", "boi", "eoi", "sep", "null")
 
 SPECIAL_STRINGS = tuple(f"<{name}>" for name in SPECIAL_NAMES)
 
-FILE_NAME = "token_space.json"
+TOKEN_SPACE_FILE = "token_space.json"
 
 
 class Modality(IntEnum):
@@ -79,7 +79,7 @@ class TokenSpace:
 
     @property
     def image_offset(self) -> int:
-        """The id of image code 0: the text tokenizer's true size, and room for the layout's own ids."""
+        """The id of image code 0: the text tokenizer's true size and the layout's own ids."""
         return self.text_size + self.layout.num_tokens
 
     @property
@@ -93,7 +93,7 @@ class TokenSpace:
         return self.text_size
 
     def side(self, length: int) -> int:
-        """The id that tells a number of rows or columns of a grid."""
+        """The id that states a number of rows or columns of a grid."""
         return self.text_size + length
 
     @property
@@ -162,12 +162,14 @@ class TokenSpace:
 
     def save(self, folder: Path) -> None:
         """Write `token_space.json` into a folder."""
-        (folder / FILE_NAME).write_text(json.dumps({**self.to_dict(), "fingerprint": self.fingerprint}, indent=2))
+        (folder / TOKEN_SPACE_FILE).write_text(
+            json.dumps({**self.to_dict(), "fingerprint": self.fingerprint}, indent=2)
+        )
 
     @classmethod
     def open(cls, folder: Path) -> TokenSpace:
         """Read `token_space.json` from a folder. Raises ValueError where it is missing or does not match itself."""
-        path = folder / FILE_NAME
+        path = folder / TOKEN_SPACE_FILE
         if not path.is_file():
             raise ValueError(f"{path} is missing")
         try:

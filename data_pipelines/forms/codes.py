@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from data_pipelines.forms.form import PictureForm
+from data_pipelines.forms.form import ShownForm
 from data_pipelines.outline import Run, single
 from data_pipelines.shards.format import TokenSegment
 from tokenizers_vq.token_space import TokenSpace
@@ -29,6 +29,6 @@ class CodesForm:
         del random
         return False
 
-    def source(self, random: Random) -> PictureForm:
+    def source(self, random: Random) -> ShownForm:
         del random
         return self

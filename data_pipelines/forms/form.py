@@ -12,8 +12,8 @@ from data_pipelines.shards.format import TokenSegment
 from tokenizers_vq.media import LATENTS, PATCHES
 
 
-class PictureForm(Protocol):
-    """How pictures stand in sequences.
+class ShownForm(Protocol):
+    """How pictures stand in sequences where the reader is shown them.
 
     `weight` is the loss weight of what the form predicts of a picture. `followed` says whether the sequence may draw or
     continue after the picture: then the form gives every representation that a later drawing attends to. What is only
@@ -23,6 +23,10 @@ class PictureForm(Protocol):
     def shown(self, picture: TokenSegment, weight: float, *, followed: bool) -> tuple[Run, ...]:
         """The runs of a picture that the reader is shown. Raises ValueError where the shards lack its media."""
         ...
+
+
+class PictureForm(ShownForm, Protocol):
+    """How pictures stand in sequences, shown or drawn."""
 
     def drawn(self, picture: TokenSegment, weight: float, *, followed: bool) -> tuple[Run, ...]:
         """The runs of a picture that is drawn in reply to a prompt, in the same way."""
@@ -35,7 +39,7 @@ class PictureForm(Protocol):
         """
         ...
 
-    def source(self, random: Random) -> PictureForm:
+    def source(self, random: Random) -> ShownForm:
         """The form of the picture that an edit changes: this one, or a part of its representations.
 
         A form of one representation draws no random number.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from data_pipelines.forms.form import PictureForm, media_of
+from data_pipelines.forms.form import ShownForm, media_of
 from data_pipelines.outline import Run, RunMedia, media_run
 from data_pipelines.shards.format import TokenSegment
 from tokenizers_vq.media import LATENTS
@@ -44,7 +44,7 @@ class LatentsForm:
     """Drawn in latents, understood in another form."""
 
     space: TokenSpace
-    understood: PictureForm
+    understood: ShownForm
     config: LatentTemplateConfig
 
     def shown(self, picture: TokenSegment, weight: float, *, followed: bool) -> tuple[Run, ...]:
@@ -58,29 +58,19 @@ class LatentsForm:
     def whole(self, random: Random) -> bool:
         return random.random() < self.config.whole
 
-    def source(self, random: Random) -> PictureForm:
+    def source(self, random: Random) -> ShownForm:
         """At most one of the two representations is dropped."""
         if random.random() < self.config.drop_clean:
             return self.understood
-        return CleanLatentsForm(self) if random.random() < self.config.drop_codes else self
+        return CleanLatentsForm(self.space) if random.random() < self.config.drop_codes else self
 
 
 @dataclass(frozen=True)
 class CleanLatentsForm:
-    """Shown in clean latents alone, everything else as in `full`."""
+    """Shown in clean latents alone."""
 
-    full: LatentsForm
+    space: TokenSpace
 
     def shown(self, picture: TokenSegment, weight: float, *, followed: bool) -> tuple[Run, ...]:
         del weight, followed
-        return (latent_run(picture, "clean", self.full.space, 0.0),)
-
-    def drawn(self, picture: TokenSegment, weight: float, *, followed: bool) -> tuple[Run, ...]:
-        return self.full.drawn(picture, weight, followed=followed)
-
-    def whole(self, random: Random) -> bool:
-        return self.full.whole(random)
-
-    def source(self, random: Random) -> PictureForm:
-        del random
-        return self
+        return (latent_run(picture, "clean", self.space, 0.0),)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from data_pipelines.forms.codes import CodesForm
-from data_pipelines.forms.form import PictureForm, media_of
+from data_pipelines.forms.form import ShownForm, media_of
 from data_pipelines.outline import Run, RunMedia, media_run
 from data_pipelines.shards.format import TokenSegment
 from tokenizers_vq.media import PATCHES
@@ -15,7 +15,7 @@ from tokenizers_vq.token_space import TokenSpace
 
 @dataclass(frozen=True)
 class PatchesForm:
-    """Shown as `<boi> patches <eoi>`, which nothing predicts; drawn as codes, by which the drawing is also remembered."""
+    """Shown as `<boi> patches <eoi>`, which nothing predicts; drawn as codes, by which it is also seen later."""
 
     space: TokenSpace
 
@@ -30,6 +30,6 @@ class PatchesForm:
         del random
         return False
 
-    def source(self, random: Random) -> PictureForm:
+    def source(self, random: Random) -> ShownForm:
         del random
         return self

@@ -17,10 +17,10 @@ from tokenizers_vq.token_space import FixedLayout, TokenSpace
 KeyedSegments = Sequence[tuple[str, TokenSegment]]
 
 
-def check_ids(documents: Sequence[TokenDocument], space: TokenSpace) -> None:
+def check_documents(documents: Sequence[TokenDocument], space: TokenSpace) -> None:
     """Raises ValueError, naming the document, for an id outside its range and an image that is none of the layout."""
     for document in documents:
-        _check_meta(document)
+        _check_layout(document)
     segments = [(document.key, segment) for document in documents for segment in document.segments]
     for key, segment in segments:
         if segment.kind not in ("text", "image"):
@@ -45,24 +45,24 @@ def malformed(lengths: np.ndarray, ids: np.ndarray, space: TokenSpace) -> np.nda
         return lengths != space.layout.num_codes
     starts = np.cumsum(lengths) - lengths
     padded = np.append(ids, (0, 0))  # an image without ids may stand at the end
-    rows, columns = (padded[starts + place] - space.text_size for place in (0, 1))
+    rows, columns = (padded[starts + offset] - space.text_size for offset in (0, 1))
     known = np.isin(rows * space.vocab_size + columns, [r * space.vocab_size + c for r, c in space.layout.sizes])
     known &= lengths == rows * (columns + 1) + 1
     width = np.repeat(columns + 1, lengths)
-    place = np.arange(len(ids)) - np.repeat(starts, lengths) - 2
-    right = np.where(place % width == width - 1, ids == space.eol, ids >= space.image_offset)
-    wrong_ids = np.bincount(np.repeat(np.arange(len(lengths)), lengths), (place >= 0) & ~right, len(lengths))
+    position = np.arange(len(ids)) - np.repeat(starts, lengths) - 2
+    right = np.where(position % width == width - 1, ids == space.eol, ids >= space.image_offset)
+    wrong_ids = np.bincount(np.repeat(np.arange(len(lengths)), lengths), (position >= 0) & ~right, len(lengths))
     return ~known | (wrong_ids > 0)
 
 
-def _check_meta(document: TokenDocument) -> None:
+def _check_layout(document: TokenDocument) -> None:
     try:
-        _ = document.layout, document.task
+        _ = document.layout
     except ValueError as error:
         raise ValueError(f"{document.key!r}: {error}") from error
 
 
-def _check_ranges(segments: Keyed, space: TokenSpace) -> None:
+def _check_ranges(segments: KeyedSegments, space: TokenSpace) -> None:
     ranges = {"text": (0, space.text_size), "image": (space.text_size, space.vocab_size)}
     lengths, ids = _joined(segments)
     first, end = (np.repeat([ranges[s.kind][i] for _, s in segments], lengths) for i in (0, 1))

@@ -111,9 +111,8 @@ class Manifest:
         """The inverse of `to_dict`; reads version 1 too. Raises DamagedShard for anything else."""
         version = values.get("format_version")
         if version not in READABLE_VERSIONS:
-            raise DamagedShard(
-                f"the manifest has format version {version}, this code reads {' and '.join(map(str, READABLE_VERSIONS))}"
-            )
+            readable = " and ".join(map(str, READABLE_VERSIONS))
+            raise DamagedShard(f"the manifest has format version {version}, this code reads {readable}")
         try:
             values = upgrade_manifest(values) if version == 1 else values
             media = {name: MediaSpec.from_dict(spec) for name, spec in values.get("media", {}).items()}

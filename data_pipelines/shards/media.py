@@ -17,7 +17,7 @@ from tokenizers_vq.media import LATENTS, PATCHES, MediaSpec, PatchSpec
 
 # Shapes: N stored rows, M tokens of all images of a document, R and K rows and columns of an image, C width of a token.
 
-DTYPES = {LATENTS: np.dtype(np.float16), PATCHES: np.dtype(np.uint8)}
+STORED_DTYPES = {LATENTS: np.dtype(np.float16), PATCHES: np.dtype(np.uint8)}
 """What the numbers of each kind are stored in; another kind of media is a line here and a MediaSpec."""
 
 
@@ -46,7 +46,7 @@ class TokenCodec:
         return self.spec.name
 
     def check(self, key: str, stored: np.ndarray) -> None:
-        dtype = DTYPES[self.name]
+        dtype = STORED_DTYPES[self.name]
         if len(stored.shape) != 2 or stored.shape[1] != self.spec.width or stored.dtype != dtype:
             raise ValueError(
                 f"{key!r}: {self.name} are {dtype} in rows of {self.spec.width}, "
@@ -103,4 +103,4 @@ def stored_media(document: TokenDocument, media: Mapping[str, MediaSpec]) -> dic
                     f"{document.key!r} holds {name} of {values.shape[-1]} numbers, which the manifest does not describe"
                 )
             found.setdefault(name, []).append(np.asarray(values).reshape(-1, values.shape[-1]))
-    return {name: np.concatenate(arrays).astype(DTYPES[name]) for name, arrays in found.items()}
+    return {name: np.concatenate(arrays).astype(STORED_DTYPES[name]) for name, arrays in found.items()}

@@ -14,7 +14,7 @@ from data_pipelines.old_names import MANIFEST_KEYS, renamed
 from data_pipelines.shards.format import ShardEntry
 from data_pipelines.shards.writer import write_whole
 
-PARTS, RECIPE_FILE = "parts", "recipe.json"
+PARTS_FOLDER, RECIPE_FILE = "parts", "recipe.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ class FinishedShard:
     skipped: tuple[SkippedCopy, ...]
 
 
-class Parts:
+class JobParts:
     """`parts/000012.json` stands beside `000012.tar` until the manifest takes their place.
 
     All parts follow one recipe; a folder with parts of another recipe is refused with a ValueError.
     """
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
-        self.shards, self.folder = folder, folder / PARTS
+        self.shards, self.folder = folder, folder / PARTS_FOLDER
         self.folder.mkdir(parents=True, exist_ok=True)
         recipe = json.loads(json.dumps(recipe))
         stated = _read(self.folder / RECIPE_FILE)

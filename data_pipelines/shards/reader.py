@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.shards.checks import check_ids
+from data_pipelines.shards.checks import check_documents
 from data_pipelines.shards.format import (
     MANIFEST_FILE,
     DamagedShard,
@@ -90,7 +90,7 @@ class Shard(DocumentSequence):
             raise DamagedShard(f"{path}: its SHA-256 is not the manifest's; the file was damaged or changed")
         try:
             self.locations = list(_locations(self.data, self.codecs))
-            check_ids(list(self), manifest.space)
+            check_documents(list(self), manifest.space)
         except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
             raise DamagedShard(f"{path}: {error}") from error
         if len(self) != entry.documents:
@@ -199,10 +199,10 @@ def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
         raise ValueError(
             f"{key!r}: its {what}.npy lies column by column (fortran_order): tokenize again, or save it row by row"
         )
-    begin = start + MAGIC + len(header)
-    if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != end:
+    first = start + MAGIC + len(header)
+    if dtype.hasobject or first + math.prod(shape) * dtype.itemsize != end:
         raise ValueError(f"{key!r}: its {what}.npy does not hold the array of {math.prod(shape)} {what} that it states")
-    return Array(begin, dtype, shape)
+    return Array(first, dtype, shape)
 
 
 @lru_cache(maxsize=10_000)

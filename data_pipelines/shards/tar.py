@@ -8,9 +8,9 @@ import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BLOCK = 512
+TAR_BLOCK = 512
 REGULAR = (ord("0"), 0)
-END = b"\0" * BLOCK
+END = b"\0" * TAR_BLOCK
 
 
 class Member(NamedTuple):
@@ -28,18 +28,18 @@ def members(data: bytes | mmap.mmap) -> Iterator[Member]:
     takes over at the first header of another kind (long names, PAX records).
     """
     view, position = memoryview(data).cast("B"), 0
-    while position + BLOCK <= len(view):
-        header = bytes(view[position : position + BLOCK])
+    while position + TAR_BLOCK <= len(view):
+        header = bytes(view[position : position + TAR_BLOCK])
         if header == END:
             return
         if header[156] not in REGULAR or header[124] & 0x80:
             yield from _other_kinds(view[position:], position)
             return
-        member = _plain(header, position + BLOCK)
+        member = _plain(header, position + TAR_BLOCK)
         if member.start + member.size > len(view):
             raise tarfile.ReadError(f"it is cut off inside {member.name!r}")
         yield member
-        position = member.start + -(-member.size // BLOCK) * BLOCK
+        position = member.start + -(-member.size // TAR_BLOCK) * TAR_BLOCK
     if position != len(view):
         raise tarfile.ReadError("it is cut off")
 

@@ -19,7 +19,7 @@ from data_pipelines.shards.media import stored_media
 from tokenizers_vq.media import MediaSpec
 from tokenizers_vq.token_space import TokenSpace
 
-PARTIAL = ".partial"
+PARTIAL_SUFFIX = ".partial"
 
 
 class ShardWriter:
@@ -122,7 +122,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """The file is there with all its bytes, on the disk, or not at all. Many processes may write the same file."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

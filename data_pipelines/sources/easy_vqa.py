@@ -32,8 +32,8 @@ __all__ = ["COLOURS", "SHAPES", "SPLITS", "EasyVQA", "caption"]
 
 SPLITS = ("train", "test")
 
-NOT_SETTLED = "captions left out: colour and shape not settled"
-CONTRADICTORY = "captions left out: answers contradict each other"
+NOT_SETTLED = "captions skipped: colour and shape not settled"
+CONTRADICTORY = "captions skipped: answers contradict each other"
 UNKNOWN_FORM = "questions of an unknown form, not used for captions"
 NOT_COLOURED = "pictures not edited: colour not settled"
 NOT_FOUND = "pictures not edited: colour not found in the picture"
@@ -138,7 +138,7 @@ class EasyVQA:
     def _affordable_dialogues(self, wanted: int) -> int:
         """`wanted`, or none with a note when there are not two different captions to talk about."""
         if wanted and len({image.caption for image in self.captioned}) < 2:
-            self.notes["dialogues left out: fewer than two different captions"] = wanted
+            self.notes["dialogues skipped: fewer than two different captions"] = wanted
             return 0
         return wanted
 

@@ -32,7 +32,7 @@ PAINTS = {
     "yellow": (255, 255, 0),
 }
 """What easy-VQA paints with; its green is the lime of CSS."""
-REQUESTS = ("make it {target}", "paint it {target}", "turn the shape {target}", "change the colour to {target}")
+EDIT_REQUESTS = ("make it {target}", "paint it {target}", "turn the shape {target}", "change the colour to {target}")
 SHAPE_REQUESTS = ("make the {shape} {target}", "turn the {shape} {target}", "change the {colour} {shape} to {target}")
 ROUNDING = 1.5
 """How far a mixture of two colours may lie from the line between them, in steps of 255; in the data set it is 1."""
@@ -102,7 +102,7 @@ def plan_edits(images: Sequence[ColouredImage], number: int, rng: random.Random)
 
 def make_edit(image: ColouredImage, target: str, rng: random.Random) -> tuple[Segment, ...]:
     """The picture, the request, and the recoloured picture. Its words are drawn."""
-    forms = REQUESTS + SHAPE_REQUESTS if image.shape else REQUESTS
+    forms = EDIT_REQUESTS + SHAPE_REQUESTS if image.shape else EDIT_REQUESTS
     request = rng.choice(forms).format(colour=image.colour, shape=image.shape, target=target)
     shown = ImageSegment(source=image.path)
     answer = io.BytesIO()

@@ -19,7 +19,7 @@ METADATA = "metadata.jsonl"
 IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
 
 UNMENTIONED = f"pictures in the folder that {METADATA} does not mention"
-WHOLE_FOLDER = "rows read from the whole folder, because it has no split folders"
+NO_SPLIT_ROWS = "rows read from the whole folder, because it has no split folders"
 
 
 class ImageFolder:
@@ -36,7 +36,7 @@ class ImageFolder:
         self.rows = [(number, line) for number, line in _numbered_lines(self.folder / METADATA) if line.strip()]
         self.notes: dict[str, int] = {}
         if path == self.folder and split != "train":
-            self.notes[WHOLE_FOLDER] = len(self.rows)
+            self.notes[NO_SPLIT_ROWS] = len(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

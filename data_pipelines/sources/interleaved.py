@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from data_pipelines.documents import DamagedSample, ImageSegment, Segment, TextSegment
 from data_pipelines.sources.imagefolder import IMAGE_SUFFIXES
 from data_pipelines.sources.reading import at, picture_of, text_field, whole_number
-from data_pipelines.sources.rows import Reader, Row, RowFiles, as_object, json_lines, parquet_rows
+from data_pipelines.sources.rows import Reader, RowFiles, SourceRow, as_object, json_lines, parquet_rows
 from data_pipelines.sources.source import fingerprint_files
 
 OBELICS, MMC4 = ("texts", "images"), ("text_list", "image_info")
@@ -32,7 +32,7 @@ class Interleaved(RowFiles):
 
     path: a folder of `.jsonl` and `.parquet`, of split folders with them, or one such file; images lie in the folder
     of the file that names them, or below it. Folders further down are not searched for rows. A row with any damage,
-    an image that is missing, lies elsewhere or is none included, is named and counted and left out whole.
+    an image that is missing, lies elsewhere or is none included, is named, counted and skipped whole.
     Raises ValueError for a folder, split or file that is not there, and for parquet without pyarrow.
     """
 
@@ -47,7 +47,7 @@ class Interleaved(RowFiles):
         both = super().fingerprint() + fingerprint_files(folder, whole=[], listed=pictures)
         return hashlib.sha256(both.encode()).hexdigest()
 
-    def _segments(self, file: Path, row: Row) -> tuple[Segment, ...]:
+    def _segments(self, file: Path, row: SourceRow) -> tuple[Segment, ...]:
         fields = {name: value for name, value in as_object(row).items() if value is not None}
         forms = [form for form in (OBELICS, MMC4) if any(name in fields for name in form)]
         if len(forms) != 1:

@@ -19,11 +19,11 @@ OLDEST_PYARROW = 15
 ROWS_AT_ONCE = 256
 """Rows of a parquet file that are in memory together; they may hold pictures."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-WHOLE_FOLDER = "files read from the whole folder, because it has no split folders"
+NO_SPLIT_FILES = "files read from the whole folder, because it has no split folders"
 
-Row = bytes | Mapping[str, Any]
+SourceRow = bytes | Mapping[str, Any]
 """A line of a file, or the cells of a parquet row by column."""
-Reader = Callable[[Path, Sequence[str]], Iterator[tuple[int, Row]]]
+Reader = Callable[[Path, Sequence[str]], Iterator[tuple[int, SourceRow]]]
 """The rows of a file by number, from 1, with the named columns; raises DamagedSample or OSError where it breaks off."""
 
 
@@ -49,12 +49,12 @@ class RowFiles(ABC):
         self.files = find_files(path, split, self.name, list(self.readers))
         self.notes: dict[str, int] = {}
         if split != "train" and path in (self.files[0], self.files[0].parent):
-            self.notes[WHOLE_FOLDER] = len(self.files)
+            self.notes[NO_SPLIT_FILES] = len(self.files)
         if parquet := [file for file in self.files if file.suffix.lower() == ".parquet"]:
             _check_pyarrow(parquet[0], self.name)
 
     @abstractmethod
-    def _segments(self, file: Path, row: Row) -> tuple[Segment, ...]:
+    def _segments(self, file: Path, row: SourceRow) -> tuple[Segment, ...]:
         """What a row holds. Raises DamagedSample."""
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class RowFiles(ABC):
                 yield document
         self.failures.close()
 
-    def _rows(self, failures: FailureLog, columns: Sequence[str]) -> Iterator[tuple[Path, int, Row]]:
+    def _rows(self, failures: FailureLog, columns: Sequence[str]) -> Iterator[tuple[Path, int, SourceRow]]:
         """Rows of every file as far as it can be read."""
         for file in self.files:
             try:
@@ -87,7 +87,7 @@ class RowFiles(ABC):
             except OSError as error:
                 failures.drop(file.name, f"cannot be read ({error.strerror or error})")
 
-    def _document(self, file: Path, number: int, row: Row) -> Document:
+    def _document(self, file: Path, number: int, row: SourceRow) -> Document:
         meta = {"layout": self.layout, "source": self.name, "split": self.split, "file": file.name, "row": number}
         key = f"{self.split}-{file.name}-{number:09d}".replace(".", "_")
         return Document(key=key, segments=self._segments(file, row), meta=meta)
@@ -118,7 +118,7 @@ def parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict
         raise DamagedSample(f"damaged after row {number}, what follows is lost ({error})") from error
 
 
-def as_object(row: Row) -> dict[str, Any]:
+def as_object(row: SourceRow) -> dict[str, Any]:
     """A row as plain values by field. Raises DamagedSample."""
     if isinstance(row, bytes):
         return parse_object(row)

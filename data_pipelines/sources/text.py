@@ -8,7 +8,15 @@ from typing import ClassVar
 
 from data_pipelines.documents import DamagedSample, TextSegment
 from data_pipelines.sources.reading import text_field
-from data_pipelines.sources.rows import BYTE_ORDER_MARK, Reader, Row, RowFiles, as_object, json_lines, parquet_rows
+from data_pipelines.sources.rows import (
+    BYTE_ORDER_MARK,
+    Reader,
+    RowFiles,
+    SourceRow,
+    as_object,
+    json_lines,
+    parquet_rows,
+)
 
 
 def _whole(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:
@@ -28,7 +36,7 @@ class TextFiles(RowFiles):
     columns = counted = ("text",)
     readers: ClassVar[Mapping[str, Reader]] = {".jsonl": json_lines, ".txt": _whole, ".parquet": parquet_rows}
 
-    def _segments(self, file: Path, row: Row) -> tuple[TextSegment]:
+    def _segments(self, file: Path, row: SourceRow) -> tuple[TextSegment]:
         if isinstance(row, bytes) and file.suffix.lower() == ".txt":
             return (TextSegment(text=_decode(row)),)
         return (TextSegment(text=text_field(as_object(row), "text")),)

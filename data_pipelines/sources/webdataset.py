@@ -20,7 +20,7 @@ from data_pipelines.sources.source import fingerprint_files
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 END_MARK = bytes(tarfile.BLOCKSIZE)
-WHOLE_FOLDER = "tars read for a split that has no folder of its own"
+NO_SPLIT_TARS = "tars read for a split that has no folder of its own"
 
 Members = dict[str, bytes]
 """Ending -> content, of one sample."""
@@ -45,7 +45,7 @@ class WebDataset:
             raise ValueError(f"webdataset: {self.root} holds no .tar file")
         self.notes: dict[str, int] = {}
         if self.root == path and split != "train":
-            self.notes[WHOLE_FOLDER] = len(self.tars)
+            self.notes[NO_SPLIT_TARS] = len(self.tars)
 
     def __len__(self) -> int:
         failures = FailureLog(limit=1.0, loud=False)

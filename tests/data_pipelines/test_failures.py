@@ -15,7 +15,7 @@ def test_every_bad_sample_is_named_in_the_log_and_counted_by_reason(caplog: pyte
         for name, reason in (("a.png", "missing file"), ("b.png", "missing file"), ("c.png", "empty caption")):
             failures.drop(name, reason)
     assert failures.summary() == {"missing file": 2, "empty caption": 1}
-    assert caplog.records[0].getMessage() == "left out a.png: missing file"
+    assert caplog.records[0].getMessage() == "skipped a.png: missing file"
     assert len(caplog.records) == 3
 
 

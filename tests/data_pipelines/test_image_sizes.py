@@ -25,7 +25,7 @@ from data_pipelines.images import ImagePolicy, to_image, to_tensor
 from data_pipelines.planning import StreamConfig
 from data_pipelines.raw import RawDataModule
 from data_pipelines.shards import open_manifest, read_all
-from data_pipelines.tokenize import TokenizeConfig, layout_of, make_token_space, tokenize
+from data_pipelines.tokenize import TokenizeConfig, TokenizeHooks, layout_of, make_token_space, tokenize
 from tests.data_pipelines.test_stream import all_equal
 from tests.data_pipelines.test_tokenize_resume import Interrupted
 from tests.kill.tokenization import contents
@@ -126,7 +126,7 @@ def test_tokenizing_while_loading_gives_the_batches_of_a_shard(folder: Path, num
     raw = RawDataModule("imagefolder", folder / "shards", folder / "pictures", **options)
     for data in (shards, raw):
         data.setup("fit")
-    assert raw.space == shards.space
+    assert raw.spec.space == shards.spec.space
     assert all_equal(*[list(itertools.islice(data.train_dataloader(), 12)) for data in (shards, raw)])
     assert all_equal(*[list(data.val_dataloader()) for data in (shards, raw)])
 
@@ -134,7 +134,7 @@ def test_tokenizing_while_loading_gives_the_batches_of_a_shard(folder: Path, num
 def make(out: Path, progress: Callable[[int], None] = lambda done: None) -> bool:
     pictures = [noise(*sides, seed=index) for index, sides in enumerate(SIDES)]
     documents = [captioned(f"k{index}", picture) for index, picture in enumerate(pictures)]
-    return tokenize(ListSource(documents), TEXT, IMAGE, out, FailureLog(), GRID, progress)
+    return tokenize(ListSource(documents), TEXT, IMAGE, out, FailureLog(), GRID, hooks=TokenizeHooks(progress=progress))
 
 
 def test_an_interrupted_job_that_is_started_again_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data_pipelines.images import (
-    SMALLEST_PLACED,
+    MIN_PLACED_SIDE,
     Fit,
     ImagePolicy,
     augment,
@@ -176,7 +176,7 @@ def test_place_keeps_the_whole_object_and_the_ground_and_moves_it() -> None:
         sides.add(int(right - left) + 1)
         assert abs((right - left) - (bottom - top)) <= 1, "its form stays"
     assert len(corners) > 20
-    assert 20 * SMALLEST_PLACED - 2 <= min(sides) < max(sides) <= 20
+    assert 20 * MIN_PLACED_SIDE - 2 <= min(sides) < max(sides) <= 20
 
 
 @pytest.mark.parametrize("sides", [(60, 30), (20, 50)])
@@ -188,7 +188,7 @@ def test_augmented_rectangles_keep_their_sides_and_the_form_of_what_they_show(si
         assert placed.size == sides and placed.getpixel((0, 0)) == GREY
         reddish = np.argwhere(np.asarray(placed)[:, :, 0] > 200)
         (top, left), (bottom, right) = reddish.min(0), reddish.max(0)
-        assert abs((right - left) - (bottom - top)) <= 1 and 10 * SMALLEST_PLACED - 2 <= right - left + 1 <= 10
+        assert abs((right - left) - (bottom - top)) <= 1 and 10 * MIN_PLACED_SIDE - 2 <= right - left + 1 <= 10
 
 
 @given(kinds=st.lists(st.integers(1, 3), max_size=12), most=st.integers(1, 4))

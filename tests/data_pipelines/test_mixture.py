@@ -39,7 +39,7 @@ def test_a_source_of_weight_nought_is_never_drawn() -> None:
 def test_the_second_stage_draws_in_its_own_proportion() -> None:
     drawing = mixture(MixtureConfig(weights=(1, 1, 0), second_weights=(0.5, 0.5, 1)), 100, 100, 100)
     assert shares(drawing, 100) == {0: 50, 1: 50}
-    drawing.begin_stage(1)
+    drawing.start_stage(1)
     assert shares(drawing, 100) == {0: 25, 1: 25, 2: 50}
 
 
@@ -59,9 +59,9 @@ def test_a_mixture_goes_on_from_its_state_as_if_it_had_not_stopped(before: int, 
     config = MixtureConfig(weights=(3, 1), second_weights=(1, 1))
     first, second = (mixture(config, 11, 5, seed=seed) for _ in range(2))
     for number in range(before):
-        first.begin_stage(int(number >= 20))
+        first.start_stage(int(number >= 20))
         first.draw()
-    second.go_on(first.state())
+    second.load_state(first.state())
     assert [first.draw() for _ in range(30)] == [second.draw() for _ in range(30)]
 
 
@@ -83,7 +83,7 @@ def test_wrong_mixtures_are_refused_in_one_line() -> None:
     for weights, second in (((1, -1), None), ((0, 0), None), ((1, 1), (1,))):
         with pytest.raises(ValueError, match="weights are not negative, not all 0, and as many in both stages"):
             MixtureConfig(weights=weights, second_weights=second)
-    with pytest.raises(ValueError, match=r"the second stage begins in \(0, 1\] of the run, got"):
+    with pytest.raises(ValueError, match=r"the second stage starts in \(0, 1\] of the run, got"):
         MixtureConfig(weights=(1,), second_from=0)
     with pytest.raises(ValueError, match="when_dry is 'repeat' or 'stop', got 'shrug'"):
         MixtureConfig(weights=(1,), when_dry="shrug")  # pyright: ignore[reportArgumentType]
@@ -92,4 +92,4 @@ def test_wrong_mixtures_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="folder 2 of 2 holds no document to train on"):
         mixture(MixtureConfig(weights=(1, 1)), 4, 0)
     with pytest.raises(ValueError, match="saved with 1 sources, now there are 2"):
-        mixture(MixtureConfig(weights=(1, 1)), 4, 4).go_on(mixture(MixtureConfig(weights=(1,)), 4).state())
+        mixture(MixtureConfig(weights=(1, 1)), 4, 4).load_state(mixture(MixtureConfig(weights=(1,)), 4).state())

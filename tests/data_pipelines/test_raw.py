@@ -5,21 +5,24 @@ from __future__ import annotations
 import multiprocessing
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
 
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.failures import FailureLog, TooMuchDamage
-from data_pipelines.images import PatchPolicy
+from data_pipelines.forms import LatentTemplateConfig
+from data_pipelines.media_makers import LatentsMaker, PatchesMaker
 from data_pipelines.planning import StreamConfig
 from data_pipelines.raw import RawDataModule
 from data_pipelines.sources.registry import open_source
-from data_pipelines.templates import LatentTemplateConfig, TemplateConfig
+from data_pipelines.templates import TemplateConfig
 from data_pipelines.tokenize import TokenizeConfig, tokenize
 from tests.data_pipelines.test_stream import all_equal
 from tests.oracles.tiny import tiny_autoencoder, tiny_image_tokenizer, tiny_picture_folder, tiny_text_tokenizer
 from tests.oracles.tiny_training import fit_arguments, logged
+from tokenizers_vq.media import PatchSpec
 from unimodal.generation.pipeline import load
 from unimodal.training.cli import run
 
@@ -65,34 +68,36 @@ def with_copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("raw")
     text, image, autoencoder, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), tiny_autoencoder(), FailureLog()
     source = open_source("imagefolder", path=tiny_picture_folder(root / "pictures"), failures=failures)
-    settings, patches = TokenizeConfig(), PatchPolicy.of(4, 9)
-    tokenize(source, text, image, root / "shards", failures, settings, autoencoder=autoencoder, patches=patches)
+    media = [LatentsMaker(autoencoder), PatchesMaker(PatchSpec.of(4, 9))]
+    tokenize(source, text, image, root / "shards", failures, TokenizeConfig(), media)
     text.save(root / "shards" / "text_tokenizer")
     image.save(root / "shards" / "image_tokenizer")
     autoencoder.save(root / "shards" / "autoencoder")
     return root
 
 
-@pytest.mark.parametrize("vit_patch", [None, 4])
-def test_latents_and_pixels_that_are_made_while_loading_are_those_of_a_shard(
-    with_copies: Path, vit_patch: int | None
+@pytest.mark.parametrize("seen", ["codes", "patches"])
+def test_media_that_are_made_while_loading_are_those_of_a_shard(
+    with_copies: Path, seen: Literal["codes", "patches"]
 ) -> None:
-    templates = TemplateConfig(latents=LatentTemplateConfig(whole=0.5, vit_patch=vit_patch))
+    latents = LatentTemplateConfig(whole=0.5)
+    templates = TemplateConfig(seen=seen, drawn="latents", latents=latents, patch_size=4)
     shards = TokenDataModule([str(with_copies / "shards")], STREAM, templates)
     where = ("imagefolder", with_copies / "shards", with_copies / "pictures")
-    raw = RawDataModule(*where, stream=STREAM, templates=templates, num_workers=1, most_patches=9)
+    raw = RawDataModule(*where, stream=STREAM, templates=templates, num_workers=1, max_patches=9)
     for data in (shards, raw):
         data.setup("fit")
     batches = [list(islice(data.train_dataloader(), 8)) for data in (shards, raw)]
-    assert all_equal(*batches) and raw.autoencoder == shards.autoencoder
-    assert raw.patches == shards.patches and all(batch.latents is not None for batch in batches[1])
-    assert all((batch.patches is None) == (vit_patch is None) for batch in batches[1])
+    assert all_equal(*batches, atol=1e-3), "latents are encoded one by one here, and rounded to float16"
+    assert raw.spec.media == shards.spec.media
+    assert all("latents" in batch.media for batch in batches[1])
+    assert all(("patches" in batch.media) == (seen == "patches") for batch in batches[1])
 
 
 def test_the_flow_branch_trains_on_them_with_the_same_losses_and_leaves_a_bundle_that_draws(
     with_copies: Path, tmp_path: Path
 ) -> None:
-    flow: dict[str, str | float] = {"model__flow": "{}", "data__templates__latents": "{}", "trainer__max_steps": 4}
+    flow: dict[str, str | float] = {"model__flow": "{}", "data__templates__drawn": "latents", "trainer__max_steps": 4}
     run(fit_arguments(with_copies / "shards", tmp_path / "shards", **flow))
     arguments = fit_arguments(with_copies / "shards", tmp_path / "raw", **flow, data="RawDataModule")
     arguments = [argument for argument in arguments if not argument.startswith("--data.shards")]
@@ -104,7 +109,7 @@ def test_the_flow_branch_trains_on_them_with_the_same_losses_and_leaves_a_bundle
     assert isinstance(picture, Image.Image)
 
 
-@pytest.mark.parametrize("flow", [{}, {"model__flow": "{}", "data__templates__latents": "{}"}])
+@pytest.mark.parametrize("flow", [{}, {"model__flow": "{}", "data__templates__drawn": "latents"}])
 def test_samples_of_them_are_drawn_and_asked_about_while_training(
     with_copies: Path, tmp_path: Path, flow: dict[str, str | float]
 ) -> None:
@@ -131,7 +136,7 @@ def test_loader_processes_begin_as_forks_wherever_python_would_rather_not(
 
 
 def test_the_flow_branch_without_an_autoencoder_is_refused(folder: Path) -> None:
-    templates = TemplateConfig(latents=LatentTemplateConfig())
+    templates = TemplateConfig(drawn="latents")
     data = RawDataModule("imagefolder", folder / "shards", folder / "pictures", stream=STREAM, templates=templates)
     with pytest.raises(ValueError, match=r"needs .*shards/autoencoder, which is not there: tokenize"):
         data.setup("fit")

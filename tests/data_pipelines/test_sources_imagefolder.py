@@ -13,7 +13,7 @@ from data_pipelines import documents as documents_module
 from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.sources import open_source
-from data_pipelines.sources.imagefolder import UNMENTIONED, WHOLE_FOLDER, ImageFolder
+from data_pipelines.sources.imagefolder import NO_SPLIT_ROWS, UNMENTIONED, ImageFolder
 
 
 def write_folder(folder: Path, rows: list[Any], *, pictures: tuple[str, ...] = ("a.png",)) -> Path:
@@ -166,7 +166,7 @@ def test_the_folder_itself_is_the_train_split_beside_split_folders(tmp_path: Pat
 def test_a_folder_without_splits_serves_any_split_and_says_so(tmp_path: Path) -> None:
     documents, _, source = read(write_folder(tmp_path, [{"file_name": "a.png", "text": "a"}]), split="test")
     assert documents[0].key == "test-000001"
-    assert source.notes == {WHOLE_FOLDER: 1, UNMENTIONED: 0}
+    assert source.notes == {NO_SPLIT_ROWS: 1, UNMENTIONED: 0}
 
 
 def test_missing_paths_are_one_line_with_the_way_out(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.shards import read_all
 from data_pipelines.sources import open_source
-from data_pipelines.sources.rows import WHOLE_FOLDER
+from data_pipelines.sources.rows import NO_SPLIT_FILES
 from data_pipelines.templates import TemplateConfig, render
 from tests.oracles.pictures import sharp_tokenizer
 from unimodal.cli import main
@@ -185,7 +185,7 @@ def test_split_folders_are_used_with_their_own_images(tmp_path: Path) -> None:
         assert not bad and parts(documents[0]) == [split, "[red]"]
     with pytest.raises(ValueError, match=r"interleaved: .* has no split 'val'; choose one of test, train"):
         open_source("interleaved", path=tmp_path, split="val")
-    assert open_source("interleaved", path=tmp_path / "train", split="val").notes == {WHOLE_FOLDER: 1}
+    assert open_source("interleaved", path=tmp_path / "train", split="val").notes == {NO_SPLIT_FILES: 1}
 
 
 def test_missing_paths_are_one_line_with_the_way_out(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from data_pipelines.documents import Document, TextSegment
 from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.shards import read_all
 from data_pipelines.sources import open_source
-from data_pipelines.sources.rows import WHOLE_FOLDER
+from data_pipelines.sources.rows import NO_SPLIT_FILES
 from data_pipelines.templates import TemplateConfig, render
 from tests.oracles.pictures import sharp_tokenizer
 from unimodal.cli import main
@@ -134,7 +134,7 @@ def test_a_folder_or_file_without_splits_serves_any_split_and_says_so(tmp_path: 
     file = write_lines(tmp_path / "rows.JSONL", [{"text": "a"}])
     for path in (tmp_path, file):
         assert texts(read(path, "val")[0]) == ["a"]
-        assert open_source("text", path=path, split="val").notes == {WHOLE_FOLDER: 1}
+        assert open_source("text", path=path, split="val").notes == {NO_SPLIT_FILES: 1}
         assert not open_source("text", path=path, split="train").notes
 
 

@@ -16,7 +16,7 @@ from data_pipelines.failures import FailureLog
 from data_pipelines.images import ImagePolicy, to_image, to_tensor
 from data_pipelines.shards import TokenDocument, open_manifest, read_all
 from data_pipelines.sources import open_source
-from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize, train_text_tokenizer
+from data_pipelines.tokenize import TokenizeConfig, TokenizeHooks, make_token_space, tokenize, train_text_tokenizer
 from tests.oracles.pictures import ListSource, captioned, noise, random_images, sharp_tokenizer
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TextTokenizer
@@ -101,7 +101,7 @@ def test_a_broken_picture_is_named_and_counted_and_the_rest_goes_on(
         assert command(make_folder(tmp_path / "data", broken=1), tmp_path / "shards") == 0
     assert "broken0.png" in caplog.text
     manifest = open_manifest(tmp_path / "shards")
-    assert sum(manifest.left_out.values()) == 1
+    assert sum(manifest.skipped.values()) == 1
     assert sum(entry.documents for entry in manifest.shards) == len(PICTURES)
 
 
@@ -212,7 +212,7 @@ def test_the_number_of_workers_does_not_change_a_byte(tmp_path: Path, workers: i
 def test_progress_is_told_every_document(tmp_path: Path) -> None:
     told: list[int] = []
     source = ListSource([captioned(f"k{i}", noise(16, 16)) for i in range(7)])
-    tokenize(source, TEXT, IMAGE, tmp_path, FailureLog(), TokenizeConfig(), told.append)
+    tokenize(source, TEXT, IMAGE, tmp_path, FailureLog(), TokenizeConfig(), hooks=TokenizeHooks(progress=told.append))
     assert sum(told) == 7
 
 

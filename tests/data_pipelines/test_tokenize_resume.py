@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipelines.documents import Document
 from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.shards import open_manifest, read_all
-from data_pipelines.tokenize import TokenizeConfig, tokenize
+from data_pipelines.tokenize import TokenizeConfig, TokenizeHooks, tokenize
 from tests.kill.tokenization import contents, kill_and_resume
 from tests.oracles.pictures import ListSource, captioned, noise, sharp_tokenizer
 from tokenizers_vq.text import TextTokenizer
@@ -63,7 +63,7 @@ def run(
     pictures = [unreadable() if i in (3, 12) else noise(30, 20, seed=i) for i in range(20)]
     failures = FailureLog(limit=limit)
     documents = counted([captioned(f"k{i}", picture) for i, picture in enumerate(pictures)], failures)
-    return tokenize(documents, TEXT, IMAGE, out, failures, config, progress)
+    return tokenize(documents, TEXT, IMAGE, out, failures, config, hooks=TokenizeHooks(progress=progress))
 
 
 def interrupt(out: Path, after: int) -> None:
@@ -84,7 +84,7 @@ def interrupt(out: Path, after: int) -> None:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("unbroken")
     assert run(out)
-    assert len(open_manifest(out).shards) == 6 and sum(open_manifest(out).left_out.values()) == 4
+    assert len(open_manifest(out).shards) == 6 and sum(open_manifest(out).skipped.values()) == 4
     return contents(out)
 
 
@@ -151,7 +151,7 @@ def test_two_documents_of_one_key_and_a_key_with_a_dot_are_named_and_left_out(tm
     tokenize(counted(documents, failures), TEXT, IMAGE, tmp_path, failures, CONFIG)
     assert [document.key for document in read_all(tmp_path)[1]] == ["a", "a+1", "b", "b+1", "e", "e+1"]
     assert [name for name, _ in failures.bad] == ["a", "c.d", "b+1"]
-    assert sum(open_manifest(tmp_path).left_out.values()) == 3
+    assert sum(open_manifest(tmp_path).skipped.values()) == 3
 
 
 def test_a_shard_of_which_nothing_is_usable_is_no_file_and_its_loss_is_counted(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_shard_of_which_nothing_is_usable_is_no_file_and_its_loss_is_counted(t
     assert tokenize(ListSource(documents), TEXT, IMAGE, tmp_path, FailureLog(limit=1), config)
     manifest = open_manifest(tmp_path)
     assert [entry.name for entry in manifest.shards] == ["000001.tar"]
-    assert sum(manifest.left_out.values()) == 3 and len(read_all(tmp_path)[1]) == 3
+    assert sum(manifest.skipped.values()) == 3 and len(read_all(tmp_path)[1]) == 3
 
 
 def test_a_job_killed_at_random_moments_writes_the_bytes_of_an_unbroken_one(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ import jsonschema
 from PIL import Image
 
 from data_pipelines.tokenize import make_token_space
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_text_tokenizer, tiny_model
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_model, tiny_picture, tiny_text_tokenizer
 from tokenizers_vq.layout import GridLayout
-from unimodal.generation.grammar import check_spans
+from unimodal.generation.modality import check_spans
 from unimodal.generation.grammars import Choices, JSONSchema, parse_json
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import Answer

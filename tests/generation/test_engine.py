@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.oracles.slow_generation import decode_slowly
-from tests.oracles.tiny import tiny_config, tiny_space, tiny_model
+from tests.oracles.tiny import tiny_config, tiny_model, tiny_space
 from tokenizers_vq.layout import GridLayout
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import Engine
-from unimodal.generation.forward import EagerForward, StaticForward, StreamedForward
-from unimodal.generation.grammar import check_spans
+from unimodal.generation.forward import EagerForward, StaticForward, MatvecForward
+from unimodal.generation.modality import check_spans
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
@@ -95,13 +95,13 @@ class Spy:
 
     def __init__(self, model: UnifiedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shapes: list[tuple[int, ...]] = []
-        original = model.features
+        original = model.forward
 
-        def features(tokens: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        def forward(tokens: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
             self.shapes.append(tuple(tokens.shape))
             return original(tokens, *arguments, **named)
 
-        monkeypatch.setattr(model, "features", features)
+        monkeypatch.setattr(model, "forward", forward)
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -365,7 +365,7 @@ def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSp
 def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, num_kv_heads: int) -> None:
     """Traced whole, but run as it is; one or two rows are streamed, more are packed."""
     decoder, asked = engine(torch.float32, space=space, num_kv_heads=num_kv_heads), mixed_requests(space, 12)
-    steps = StreamedForward(decoder.model, decoder.model, backend="eager")
+    steps = MatvecForward(decoder.model, decoder.model, backend="eager")
     widths: list[int] = []
     function = steps.function
     steps.function = lambda few, tokens, *rest: (widths.append(len(tokens)), function(few, tokens, *rest))[1]
@@ -379,7 +379,7 @@ def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, nu
 def test_a_cache_that_is_done_with_is_let_go() -> None:
     model = tiny_model(max_length=CONTEXT, num_layers=1)
     steps = EagerForward(model)
-    cache = KVCache(model.config, 1, CONTEXT, torch.float64)
+    cache = KVCache(model.config.trunk, 1, CONTEXT, torch.float64)
     with torch.inference_mode():
         steps(torch.tensor([5]), torch.tensor([0]), cache, 1)
     memory = weakref.ref(cache.layers[0].keys.untyped_storage())
@@ -392,9 +392,9 @@ def test_streamed_steps_when_compiled_are_the_same_function() -> None:
     """Traced only where there is no compiler."""
     how = {} if can_build_for_cpu() else {"backend": "eager"}
     model = tiny_model(max_length=CONTEXT, num_layers=1).requires_grad_(False)
-    steps, eager = StreamedForward(model, model, **how), EagerForward(model)
+    steps, eager = MatvecForward(model, model, **how), EagerForward(model)
     for rows in (1, 2):
-        caches = [KVCache(model.config, rows, CONTEXT, torch.float32) for _ in range(2)]
+        caches = [KVCache(model.config.trunk, rows, CONTEXT, torch.float32) for _ in range(2)]
         for position in range(6):
             tokens = torch.arange(rows) + position + 5
             places = torch.full((rows,), position)

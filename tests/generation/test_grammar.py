@@ -12,7 +12,7 @@ from tests.oracles.slow_generation import legal_tokens
 from tests.oracles.tiny import tiny_space
 from tokenizers_vq.layout import GridLayout, Size
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.grammar import MODES, OUTSIDE, Kind, ModalityGrammar, ModalityState, Mode, check_spans
+from unimodal.generation.modality import MODES, OUTSIDE, Kind, ModalityGrammar, ModalityState, Mode, check_spans
 
 SPACE = tiny_space()
 CODES = 4

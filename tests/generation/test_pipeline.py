@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import unimodal
+from tests.oracles.passes import logits
 from tests.oracles.tiny import (
     IMAGE_SIZE,
     tiny_bundle,
@@ -126,10 +127,10 @@ def test_a_model_without_an_image_tokenizer_takes_and_gives_text_alone() -> None
         blind.generate([[tiny_picture(0)]], mode="text")
 
 
-def test_logits_are_those_of_the_transformer_and_other_shapes_are_refused(pipeline: Pipeline) -> None:
+def test_logits_are_those_of_the_model_and_other_shapes_are_refused(pipeline: Pipeline) -> None:
     ids = torch.randint(pipeline.token_space.vocab_size, (2, 9))
     with torch.no_grad():
-        assert torch.equal(pipeline.logits(ids), pipeline.model(ids))
+        assert torch.equal(pipeline.logits(ids), logits(pipeline.model, ids))
     for wrong in (ids[0], torch.zeros(1, 65, dtype=torch.int64)):
         with pytest.raises(ValueError, match="up to 64"):
             pipeline.logits(wrong)
@@ -171,8 +172,8 @@ def test_compiled_steps_are_those_of_the_machine(
     pipeline.save(tmp_path)
     monkeypatch.setattr(forward, "can_build_for_cpu", lambda: True)
     compiled, apart = load(tmp_path, compile=True), load(tmp_path, compile=True, packed=False)
-    assert isinstance(compiled.engine.forward, forward.StreamedForward)
-    assert isinstance(apart.engine.forward, forward.StreamedForward)
+    assert isinstance(compiled.engine.forward, forward.MatvecForward)
+    assert isinstance(apart.engine.forward, forward.MatvecForward)
     assert apart.engine.forward.many.model is apart.model
     monkeypatch.setattr(forward, "can_build_for_cpu", lambda: False)
     without = load(tmp_path, compile=True)

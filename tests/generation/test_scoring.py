@@ -10,7 +10,7 @@ import torch
 
 from tests.generation.test_engine import CONFIGS, HOT, NAMES, SPACES, engine, prompts, requests
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.grammar import check_spans
+from unimodal.generation.modality import check_spans
 from unimodal.generation.requests import DecodeConfig, Request
 
 

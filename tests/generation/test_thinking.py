@@ -26,7 +26,7 @@ def pipeline(request: pytest.FixtureRequest) -> Pipeline:
 
 
 def settings(pipeline: Pipeline) -> dict[str, Any]:
-    return {"flow": FlowSamplingConfig(steps=3)} if pipeline.model.flow else {}
+    return {"flow": FlowSamplingConfig(steps=3)} if pipeline.model.config.flow else {}
 
 
 def test_a_picture_is_drawn_from_the_prompt_and_the_plan(pipeline: Pipeline) -> None:

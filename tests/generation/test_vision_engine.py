@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from data_pipelines.batch import collate
+from data_pipelines.images import join_patches
 from data_pipelines.outline import Outline
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline
-from unimodal.generation.flow_context import Context, ContextCache, read_prompt, seen_pictures, shown_pictures
-from unimodal.generation.flow_context import clean_latents as clean
+from unimodal.generation.flow_context import Context, ContextCache, clean_media, read_prompt, shown_pictures
 from unimodal.generation.flow_engine import FlowEngine
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.pipeline import Pipeline, load
@@ -58,8 +58,7 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(pipeline: Pipeline, mo
             sequence = Outline((), (tuple(context.runs),)).build()
             batch = collate([[sequence]], len(sequence), space)
             mask = dense_mask(batch.documents, batch.branches, batch.spans)
-            media, seen = clean(batch, model), seen_pictures(batch, model)
-            features = model(batch.tokens, batch.positions, mask, media=media, seen=seen)
+            features = model(batch.tokens, batch.positions, mask, media=clean_media(batch, model))
             torch.testing.assert_close(found[row], model.token_head(features[0, -1]), rtol=1e-4, atol=1e-4)
 
 
@@ -68,7 +67,7 @@ def test_pictures_are_seen_in_their_own_shape_and_their_codes_are_not_read(pipel
     assert [pixels.shape for pixels in request.pixels] == [(12, 20, 3), (28, 8, 3)], "of 24x12 and 9x30 pixels"
     space = pipeline.token_space
     context = read_prompt(request.prompt, shown_pictures(request, 4), space)
-    assert [run.pixels is not None for run in context.runs if run.is_copy] == [False, True, False, True]
+    assert [run.media.name for run in context.runs if run.media] == ["latents", "patches"] * 2
     codes = {token for run in context.runs for token in run.ids.tolist() if token >= space.image_offset}
     assert codes == set()
     with torch.inference_mode():
@@ -94,8 +93,10 @@ def test_what_was_drawn_is_seen_through_the_vit(pipeline: Pipeline, monkeypatch:
         if not drawn or len(read) < 3:
             continue
         latents, seen = read[2].runs[-2:]
-        assert latents.latents is not None and seen.pixels is not None and seen.patch == 4
-        assert np.abs(seen.pixels.astype(int) - np.asarray(drawn[0])).max() <= 1
+        assert latents.media is not None and seen.media is not None
+        assert (latents.media.name, seen.media.name) == ("latents", "patches")
+        pixels = join_patches(seen.media.values, 4).astype(int)
+        assert np.abs(pixels - np.asarray(drawn[0])).max() <= 1
         return
     pytest.fail("no seed draws and goes on")
 
@@ -122,10 +123,10 @@ def test_answers_about_a_picture_that_a_vit_sees_are_not_scored_by_its_codes(pip
 
 def test_an_answer_in_text_is_read_as_questions_are_in_training(pipeline: Pipeline) -> None:
     """Patches alone; a drawing has the clean copies too."""
-    for mode, copies in (("text", [True, True]), ("image", [False, True, False, True])):
+    for mode, media in (("text", ["patches"] * 2), ("image", ["latents", "patches"] * 2)):
         (request,) = pipeline.requests([PROMPTS[2]], pipeline.decode_config(mode))  # type: ignore[arg-type]
         context = read_prompt(request.prompt, shown_pictures(request, 4), pipeline.token_space)
-        assert [run.pixels is not None for run in context.runs if run.is_copy] == copies
+        assert [run.media.name for run in context.runs if run.media] == media
     with pytest.raises(ValueError, match="latents of 2 pictures and pixels of 1"):
         shown_pictures(dataclasses.replace(request, pixels=request.pixels[:1]), 4)
     bare = dataclasses.replace(request, pixels=(), latents=())

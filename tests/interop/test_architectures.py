@@ -13,6 +13,7 @@ from torch import Tensor
 
 import unimodal
 from tests.oracles.foreign import LLAMA3_ROPE, foreign_model, foreign_tokenizer, saved
+from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_config, tiny_image_tokenizer
 from unimodal.interop.export import export_hf, to_transformers
 from unimodal.interop.importing import import_hf, read_hf
@@ -42,11 +43,6 @@ def opened(folder: Path) -> UnifiedModel:
     """Our model of a folder of theirs, without new rows."""
     read = read_hf(folder)
     return assembled(read.config, read.weights).eval()
-
-
-def logits(model: UnifiedModel, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.token_head(model(ids))
 
 
 def their_logits(model: Any, ids: Tensor) -> Tensor:

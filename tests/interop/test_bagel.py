@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,16 +16,19 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.oracles import bagel
+from tests.oracles.passes import flow_branch, logits, media_at, on_table
 from tests.oracles.slow_attention import spanned_layout, visible_with_spans
 from tests.oracles.tiny import tiny_model
 from tokenizers_vq.latent_patches import latents_to_patches, patches_to_latents
 from unimodal.interop.architectures.bagel import open_bagel, write_bagel
-from unimodal.interop.importing import import_hf
 from unimodal.interop.architectures.bagel_names import bagel_names
-from unimodal.model.config import FlowConfig, QKNormConfig
-from unimodal.model.branches.flow import LatentTokens, latent_tokens
+from unimodal.interop.importing import import_hf
+from unimodal.model.branches.base import MediaTokens
+from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig, RopeScaling
+from unimodal.model.context import LayerContext, Route
 from unimodal.model.masks import as_bias, dense_mask
 from unimodal.model.mixture import GENERATION, UNDERSTANDING
+from unimodal.model.model import LATENTS, VELOCITY
 
 LENGTH = 14
 CLOSE = 1e-11
@@ -49,9 +53,10 @@ class Row:
         self.places = [random.randrange(bagel.SIDE**2) for _ in range(count)]
 
     @property
-    def media(self) -> LatentTokens:
+    def media(self) -> MediaTokens:
         standing, times = torch.tensor([self.is_latent]), torch.tensor(self.times, dtype=torch.float64)
-        return latent_tokens(standing, self.latents, times, torch.tensor(self.places, dtype=torch.int64))
+        places = torch.tensor(self.places, dtype=torch.int64)
+        return media_at(standing, self.latents, on_table(places, bagel.SIDE), times)
 
     def embedded(self, tensors: bagel.Tensors) -> Tensor:
         rows, latent = [], 0
@@ -82,9 +87,10 @@ def test_a_layer_is_the_slow_reference_for_random_routings(layer: int, tensors: 
         row = Row(seed)
         x = torch.randn(LENGTH, 32, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         positions = torch.tensor([row.positions])
-        rotation = model.rotary(positions, x.dtype)
+        rotation = model.trunk.rotary(positions, x.dtype)
         block, bias = model.trunk.blocks[layer], as_bias(row.mask, x.dtype)
-        found = block(x[None], rotation, bias, None, positions, row.media)[0]
+        context = LayerContext(rotation, bias, None, positions, Route.of(row.media.index, LENGTH))
+        found = block(x[None], context)[0]
         expected = bagel.layer_slowly(tensors, layer, x, row.positions, row.seen, row.is_latent)
         torch.testing.assert_close(found, expected, rtol=CLOSE, atol=CLOSE)
 
@@ -94,13 +100,11 @@ def test_the_model_answers_as_the_slow_reference_from_ids_and_latents_to_logits_
     seed: int, tensors: bagel.Tensors, folder: Path
 ) -> None:
     row, model = Row(seed), open_bagel(folder).model
-    assert model.flow is not None
-    features = model(
-        torch.tensor([row.tokens]), torch.tensor([row.positions]), row.mask, media=row.media
-    )[0]
+    media = {LATENTS: row.media}
+    features = model(torch.tensor([row.tokens]), torch.tensor([row.positions]), row.mask, media=media)[0]
     expected = bagel.answers_slowly(tensors, row.embedded(tensors), row.positions, row.seen, row.is_latent)
     for token, is_latent in enumerate(row.is_latent):
-        answer = model.flow.velocity if is_latent else model.head
+        answer = model.heads[VELOCITY] if is_latent else model.token_head
         torch.testing.assert_close(answer(features[token]), expected[token], rtol=CLOSE, atol=CLOSE)
 
 
@@ -121,15 +125,16 @@ def test_text_alone_gives_the_logits_of_a_qwen_with_the_same_norms_and_biases(
     theirs.load_state_dict(weights)
     ids = torch.randint(30, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(open_bagel(folder).model(ids), theirs(ids).logits, rtol=0, atol=5e-5)
+        torch.testing.assert_close(logits(open_bagel(folder).model, ids), theirs(ids).logits, rtol=0, atol=5e-5)
 
 
 def test_the_config_is_read_from_theirs_and_from_the_shapes(folder: Path) -> None:
     config = open_bagel(folder).model.config
-    assert config.flow == FlowConfig(latent_dim=12, side=5, time_channels=16)
-    assert config.qk_norm == QKNormConfig(kind="rms", eps=1e-3)
-    assert (config.mixture, config.qkv_bias, config.num_heads, config.num_kv_heads) == (True, True, 4, 2)
-    assert (config.rope_theta, config.norm_eps, config.max_length, config.dropout) == (700.0, 1e-3, 64, 0.0)
+    assert config.flow == FlowConfig(latent_dim=12, grid_size=5, time_channels=16)
+    trunk = config.trunk
+    assert trunk.qk_norm == QKNormConfig(kind="rms", eps=1e-3)
+    assert (trunk.mixture, trunk.qkv_bias, trunk.num_heads, trunk.num_kv_heads) == (True, True, 4, 2)
+    assert (trunk.rope.theta, trunk.norm_eps, trunk.max_length, trunk.dropout) == (700.0, 1e-3, 64, 0.0)
 
 
 def test_every_tensor_has_one_place_and_those_of_vision_are_named(tensors: bagel.Tensors, folder: Path) -> None:
@@ -175,7 +180,7 @@ def test_a_checkpoint_without_its_table_opens_with_the_side_that_is_said(tmp_pat
     with pytest.raises(ValueError, match="not stored: say the side"):
         open_bagel(folder)
     model = open_bagel(folder, side=7).model
-    assert model.flow is not None and model.flow.places.shape == (49, 32)
+    assert flow_branch(model).positions.shape == (49, 32)
 
 
 def test_a_file_of_another_name_and_an_untouched_random_state(folder: Path, tmp_path: Path) -> None:
@@ -184,7 +189,7 @@ def test_a_file_of_another_name_and_an_untouched_random_state(folder: Path, tmp_
     before = torch.random.get_rng_state()
     other = open_bagel(tmp_path / "theirs", "model.safetensors").model
     assert torch.equal(torch.random.get_rng_state(), before) and not other.training
-    assert not torch.equal(other.head.weight, open_bagel(folder).model.head.weight)
+    assert not torch.equal(other.token_head.weight, open_bagel(folder).model.token_head.weight)
 
 
 def configured(**fields: Any) -> Callable[[Path], None]:
@@ -272,7 +277,7 @@ def test_another_side_than_the_stored_one_is_refused(folder: Path) -> None:
     open_bagel(folder, side=5)
 
 
-FLOW = FlowConfig(latent_dim=4, side=3, time_channels=8)
+FLOW = FlowConfig(latent_dim=4, grid_size=3, time_channels=8)
 RMS = QKNormConfig(kind="rms")
 
 
@@ -284,6 +289,10 @@ RMS = QKNormConfig(kind="rms")
         {"qk_norm": RMS, "mixture": True, "flow": FLOW},
         {"qkv_bias": True, "mixture": True, "flow": FLOW},
         {"qkv_bias": True, "qk_norm": QKNormConfig(kind="rms", eps=1e-6), "mixture": True, "flow": FLOW},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": FLOW, "head_dim": 4},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": FLOW, "tied_head": True},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": FLOW, "rope": RopeConfig(scaling=RopeScaling())},
+        {"qkv_bias": True, "qk_norm": RMS, "mixture": True, "flow": replace(FLOW, axial_rope_max=1.0)},
     ],
 )
 def test_a_model_that_the_layout_cannot_hold_is_not_written(shape: dict[str, Any], tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, ChameleonForConditionalGeneration
 
-from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_pipeline, tiny_model
+from tests.oracles.passes import logits
+from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_model, tiny_pipeline
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, Pipeline
 from unimodal.interop.export import export_hf, to_transformers
-from unimodal.model.config import FlowConfig, QKNormConfig
+from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig
 
-LLAMA = {"qk_norm": None, "dim": 32, "num_heads": 4, "num_kv_heads": 2, "rope_theta": 500.0}
+LLAMA = {"qk_norm": None, "dim": 32, "num_heads": 4, "num_kv_heads": 2, "rope": RopeConfig(theta=500.0)}
 CHAMELEONS: dict[str, dict[str, Any]] = {
     placement: {**LLAMA, "qk_norm": QKNormConfig(), "norm_placement": placement} for placement in ("pre", "swin")
 }
@@ -48,8 +49,7 @@ def test_an_export_opens_with_every_key_and_gives_our_logits_for_all_ids(
     assert theirs.dtype == dtype
     ids = torch.randint(ours.token_space.vocab_size, (2, 40))
     with torch.no_grad():
-        logits = theirs(ids).logits
-        torch.testing.assert_close(logits, ours.model(ids), rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(theirs(ids).logits, logits(ours.model, ids), rtol=0, atol=TOLERANCE)
 
 
 def test_an_exported_chameleon_refuses_pixels_instead_of_making_wrong_codes_of_them(tmp_path: Path) -> None:
@@ -114,8 +114,9 @@ def test_a_model_in_memory_computes_in_bfloat16_what_its_export_does(kind: str, 
         ({"qk_norm": None, "norm_placement": "swin"}, "llama has norm_placement 'pre'"),
         ({"qk_norm": QKNormConfig(eps=1e-6)}, "eps of 1e-05, this model's is 1e-06"),
         ({"qkv_bias": True}, "chameleon has no biases of queries, keys and values"),
+        ({"head_dim": 32}, "chameleon has heads of hidden_size / num_heads, this model 2 of 32 in 16"),
         ({"mixture": True}, "no class of transformers has a flow branch or a mixture"),
-        ({"flow": FlowConfig(latent_dim=4, side=2)}, "no class of transformers has a flow branch or a mixture"),
+        ({"flow": FlowConfig(latent_dim=4, grid_size=2)}, "no class of transformers has a flow branch or a mixture"),
     ],
 )
 def test_what_neither_class_computes_is_refused_in_one_line_and_nothing_is_written(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import unimodal
 from tests.interop.test_export import SHAPES, TEXTS, TOLERANCE
 from tests.oracles.foreign import PADDED, foreign_chameleon, foreign_llama, foreign_tokenizer, saved
+from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_pipeline
 from tokenizers_vq.token_space import SPECIAL_STRINGS
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER
@@ -67,7 +68,7 @@ def test_an_export_without_an_image_tokenizer_comes_back_without_and_dropout_sta
     export_hf(tmp_path / "model", tmp_path / "theirs")
     import_hf(tmp_path / "theirs", tmp_path / "back")
     after = unimodal.load(tmp_path / "back")
-    assert after.image_tokenizer is None and after.model.config.dropout == 0
+    assert after.image_tokenizer is None and after.model.config.trunk.dropout == 0
 
 
 def test_an_export_that_their_library_saved_anew_in_shards_comes_back(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_an_export_that_their_library_saved_anew_in_shards_comes_back(tmp_path: 
     theirs.save_pretrained(tmp_path / "tuned", max_shard_size="8KB")
     assert len(list((tmp_path / "tuned").glob("model-*.safetensors"))) > 1
     import_hf(tmp_path / "tuned", tmp_path / "back")
-    assert bool((unimodal.load(tmp_path / "back").model.get_parameter("norm.weight") == 2.5).all())
+    assert bool((unimodal.load(tmp_path / "back").model.get_parameter("trunk.norm.weight") == 2.5).all())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -95,8 +96,8 @@ def test_a_llama_of_others_gives_their_logits_for_their_ids(
     import_hf(folder, tmp_path / "ours", codes)
     ids = torch.randint(KNOWN, (2, 40))
     with torch.no_grad():
-        logits = unimodal.load(tmp_path / "ours").model(ids)[..., :KNOWN]
-        torch.testing.assert_close(logits, theirs(ids).logits[..., :KNOWN], rtol=0, atol=TOLERANCE)
+        found = logits(unimodal.load(tmp_path / "ours").model, ids)[..., :KNOWN]
+        torch.testing.assert_close(found, theirs(ids).logits[..., :KNOWN], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("swin", [True, False])
@@ -108,11 +109,11 @@ def test_a_chameleon_of_others_gives_their_logits_for_all_but_their_masked_image
     assert done.left_out == len(theirs.model.vqmodel.state_dict())
     ids = torch.randint(KNOWN, (2, 40))
     with torch.no_grad():
-        logits = unimodal.load(tmp_path / "ours").model(ids)[..., :KNOWN]
+        found = logits(unimodal.load(tmp_path / "ours").model, ids)[..., :KNOWN]
         expected = theirs(ids).logits[..., :KNOWN]
-    assert bool((expected[..., 9] < -1e30).all()) and bool((logits[..., 9].abs() < 1e3).all())
-    expected[..., 9] = logits[..., 9]
-    torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
+    assert bool((expected[..., 9] < -1e30).all()) and bool((found[..., 9].abs() < 1e3).all())
+    expected[..., 9] = found[..., 9]
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_a_chameleon_trained_in_parts_gives_each_head_the_norm_of_its_part(codes: Path, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_chameleon_trained_in_parts_gives_each_head_the_norm_of_its_part(codes
     parts = torch.randn(2, weights[name].shape[1])
     save_file({**weights, name: parts}, folder / "model.safetensors", metadata={"format": "pt"})
     import_hf(folder, tmp_path / "ours", codes)
-    bias = unimodal.load(tmp_path / "ours").model.get_parameter("blocks.1.attention.q_norm.bias")
+    bias = unimodal.load(tmp_path / "ours").model.get_parameter("trunk.blocks.1.attention.qkv.q_norm.bias")
     assert torch.equal(bias, parts[[0, 0, 1, 1]])
 
 
@@ -133,7 +134,7 @@ def test_rotary_angles_in_the_words_of_older_versions_are_read(codes: Path, tmp_
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     save_file({**weights, **buffer}, folder / "model.safetensors", metadata={"format": "pt"})
     import_hf(folder, tmp_path / "ours", codes)
-    assert unimodal.load(tmp_path / "ours").model.config.rope_theta == 777.0
+    assert unimodal.load(tmp_path / "ours").model.config.trunk.rope.theta == 777.0
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -196,14 +197,14 @@ def test_new_rows_lie_near_the_mean_differ_and_are_the_same_each_time(codes: Pat
     for name in ("first", "second"):
         import_hf(folder, tmp_path / name, codes)
         tensors.append(load_file(tmp_path / name / "model.safetensors"))
-    for name in ("embedding.weight", "head.weight"):
+    for name in ("trunk.embedding.weight", "heads.tokens.weight"):
         rows = tensors[0][name]
         assert torch.equal(rows, tensors[1][name])
         old, new = rows[:KNOWN], rows[KNOWN:]
         assert len(new) == 5 + 16 and len(new.unique(dim=0)) == len(new)
         spread = (new - old.mean(0)) / old.std(0)
         assert 0.08 < float(spread.std()) < 0.12
-    assert not torch.equal(tensors[0]["embedding.weight"][KNOWN:], tensors[0]["head.weight"][KNOWN:])
+    assert not torch.equal(tensors[0]["trunk.embedding.weight"][KNOWN:], tensors[0]["heads.tokens.weight"][KNOWN:])
 
 
 def test_an_imported_model_writes_and_draws_and_can_be_exported(codes: Path, tmp_path: Path) -> None:

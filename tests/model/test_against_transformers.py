@@ -8,22 +8,26 @@ from torch import Tensor, nn
 from transformers import ChameleonConfig, ChameleonModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
+from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_model
-from unimodal.model.config import ModelConfig
+from unimodal.model.config import ModelConfig, RopeConfig
 from unimodal.model.model import UnifiedModel
 
 TOLERANCE = 1e-4
 """Theirs computes norms and angles in float32 whatever the dtype; logits here are about 5."""
 
 RENAMED = (
+    ("trunk.", ""),
     ("blocks.", "layers."),
     ("attention_norm.", "input_layernorm."),
     ("feed_forward_norm.", "post_attention_layernorm."),
+    ("attention.qkv.", "self_attn."),
     ("attention.", "self_attn."),
     ("feed_forward.", "mlp."),
     ("embedding.", "embed_tokens."),
 )
-SHAPE = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48, "rope_theta": 500.0}
+SHAPE = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48}
+ROPE = RopeConfig(theta=500.0)
 
 
 def their_names(model: UnifiedModel) -> dict[str, Tensor]:
@@ -36,16 +40,17 @@ def their_names(model: UnifiedModel) -> dict[str, Tensor]:
 
 
 def their_shape(config: ModelConfig) -> dict:
+    trunk = config.trunk
     return {
         "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "max_position_embeddings": config.max_length,
-        "rms_norm_eps": config.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "hidden_size": trunk.dim,
+        "intermediate_size": trunk.hidden_dim,
+        "num_hidden_layers": trunk.num_layers,
+        "num_attention_heads": trunk.num_heads,
+        "num_key_value_heads": trunk.num_kv_heads,
+        "max_position_embeddings": trunk.max_length,
+        "rms_norm_eps": trunk.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": trunk.rope.theta},
         "attn_implementation": "eager",
     }
 
@@ -56,19 +61,19 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], *, ignored: str 
 
 
 def test_without_qk_norm_the_logits_are_those_of_llama() -> None:
-    ours = tiny_model(qk_norm=None, **SHAPE)
+    ours = tiny_model(qk_norm=None, rope=ROPE, **SHAPE)
     llama = LlamaForCausalLM(LlamaConfig(**their_shape(ours.config))).double().eval()
     weights = their_names(ours)
-    head = {"lm_head.weight": weights.pop("head.weight")}
+    head = {"lm_head.weight": weights.pop("heads.tokens.weight")}
     load_strictly(llama, {**{f"model.{name}": tensor for name, tensor in weights.items()}, **head})
     tokens = torch.randint(24, (2, 15))
     with torch.no_grad():
-        torch.testing.assert_close(ours(tokens), llama(tokens).logits, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(logits(ours, tokens), llama(tokens).logits, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("norm_placement", ["pre", "swin"])
 def test_with_qk_norm_the_hidden_states_are_those_of_chameleon(norm_placement: str) -> None:
-    ours = tiny_model(norm_placement=norm_placement, **SHAPE)
+    ours = tiny_model(norm_placement=norm_placement, rope=ROPE, **SHAPE)
     small = ChameleonVQVAEConfig(base_channels=32, channel_multiplier=[1], num_res_blocks=1, embed_dim=4)
     config = ChameleonConfig(
         **their_shape(ours.config),
@@ -78,9 +83,9 @@ def test_with_qk_norm_the_hidden_states_are_those_of_chameleon(norm_placement: s
     )
     chameleon = ChameleonModel(config).double().eval()
     weights = their_names(ours)
-    del weights["head.weight"]
+    del weights["heads.tokens.weight"]
     load_strictly(chameleon, weights, ignored="vqmodel.")
     tokens = torch.randint(24, (2, 15))
     with torch.no_grad():
         theirs = chameleon(tokens).last_hidden_state
-        torch.testing.assert_close(ours.features(tokens), theirs, rtol=TOLERANCE, atol=TOLERANCE)
+        torch.testing.assert_close(ours(tokens), theirs, rtol=TOLERANCE, atol=TOLERANCE)

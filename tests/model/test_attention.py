@@ -14,6 +14,7 @@ from tests.oracles.slow_attention import attend_slowly, attention_layer_slowly, 
 from tests.oracles.tiny import tiny_config, tiny_model
 from unimodal.model import kernels
 from unimodal.model.attention import HeadLayerNorm
+from unimodal.model.context import LayerContext
 from unimodal.model.kernels import attend, chunked_attention
 from unimodal.model.masks import additive, dense_mask
 
@@ -80,13 +81,14 @@ def test_attention_equals_a_loop_over_single_keys(heads: int, kv_heads: int, tra
 @pytest.mark.parametrize("changes", [{}, {"num_heads": 4, "num_kv_heads": 2}, {"qk_norm": None}])
 def test_the_layer_normalises_each_head_with_its_own_weight_and_bias_and_then_rotates(changes: dict) -> None:
     model = tiny_model(**changes).requires_grad_(False)
-    layer: Any = model.trunk.blocks[0].attention
+    block: Any = model.trunk.blocks[0]
+    layer = block.attention
     mask, seen = layouts(2)
     positions = torch.tensor([[(7 * token) % 5 + token for token in range(LENGTH)]] * 2)
-    x = torch.randn(2, LENGTH, model.config.dim, dtype=torch.float64)
-    rotation = model.rotary(positions, torch.float64)
-    found = layer(x, rotation, additive(mask, torch.float64), None, positions)
-    slow = attention_layer_slowly(layer, x, positions.tolist(), seen, model.config.rope_theta)
+    x = torch.randn(2, LENGTH, model.config.trunk.dim, dtype=torch.float64)
+    rotation = model.trunk.rotary(positions, torch.float64)
+    found = layer(x, LayerContext(rotation, additive(mask, torch.float64), None, positions))
+    slow = attention_layer_slowly(layer, x, positions.tolist(), seen, model.config.trunk.rope.theta)
     torch.testing.assert_close(found, slow, rtol=1e-11, atol=1e-12)
 
 
@@ -101,7 +103,8 @@ def test_qk_norm_is_torchs_layer_norm_in_every_head() -> None:
 
 
 def test_qk_norm_has_parameters_for_each_query_and_key_head() -> None:
-    config = tiny_config(num_heads=4, num_kv_heads=2)
-    layer: Any = tiny_model(num_heads=4, num_kv_heads=2).blocks[0].attention
-    assert layer.q_norm.weight.shape == layer.q_norm.bias.shape == (4, config.head_dim)
-    assert layer.k_norm.weight.shape == layer.k_norm.bias.shape == (2, config.head_dim)
+    config = tiny_config(num_heads=4, num_kv_heads=2).trunk
+    block: Any = tiny_model(num_heads=4, num_kv_heads=2).trunk.blocks[0]
+    qkv = block.attention.qkv
+    assert qkv.q_norm.weight.shape == qkv.q_norm.bias.shape == (4, config.head_dim)
+    assert qkv.k_norm.weight.shape == qkv.k_norm.bias.shape == (2, config.head_dim)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.oracles.tiny import tiny_space, tiny_model
+from tests.oracles.passes import logits
+from tests.oracles.tiny import tiny_model, tiny_space
 from unimodal.model.checkpoint import open_model, save_model
 
 SPACE = tiny_space()
@@ -31,7 +32,7 @@ def test_a_loaded_model_gives_the_logits_of_the_saved_one(tmp_path: Path, dtype:
     loaded, space = open_model(tmp_path / "model")
     tokens = torch.randint(SPACE.vocab_size, (2, 9))
     with torch.no_grad():
-        assert torch.equal(loaded(tokens), saved(tokens))
+        assert torch.equal(logits(loaded, tokens), logits(saved, tokens))
     assert (space, loaded.config, loaded.training) == (SPACE, saved.config, False)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
@@ -54,7 +55,7 @@ def _overwrite_header(folder: Path) -> None:
 
 
 def _pickle(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(pickle.dumps({"embedding.weight": [1.0]}))
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"trunk.embedding.weight": [1.0]}))
 
 
 def _torch_save(folder: Path) -> None:
@@ -63,18 +64,18 @@ def _torch_save(folder: Path) -> None:
 
 def _lose_a_tensor(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    del tensors["norm.weight"]
+    del tensors["trunk.norm.weight"]
     save_file(tensors, folder / "model.safetensors")
 
 
 def _other_width(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "hidden_dim": 25}))
+    (folder / "config.json").write_text(json.dumps({**config, "trunk": {**config["trunk"], "hidden_dim": 25}}))
 
 
 def _impossible_config(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_heads": 5}))
+    (folder / "config.json").write_text(json.dumps({**config, "trunk": {**config["trunk"], "num_kv_heads": 3}}))
 
 
 def _edit_space(folder: Path) -> None:
@@ -96,12 +97,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights as pickle": (_pickle, "does not hold a model"),
     "weights from torch.save": (_torch_save, "does not hold a model"),
     "weights missing": (_remove("model.safetensors"), "does not hold a model"),
-    "a tensor missing": (_lose_a_tensor, "norm.weight"),
+    "a tensor missing": (_lose_a_tensor, "trunk.norm.weight"),
     "tensors of another shape": (_other_width, "size mismatch"),
     "config missing": (_remove("config.json"), "does not hold a model"),
     "config cut off": (_write("config.json", '{"dim": 1'), "does not hold a model"),
-    "config a list": (_write("config.json", "[1, 2]"), "not a transformer config"),
-    "config impossible": (_impossible_config, "heads must divide dim"),
+    "config a list": (_write("config.json", "[1, 2]"), "not a model config"),
+    "config impossible": (_impossible_config, "kv heads must divide heads"),
     "token space missing": (_remove("token_space.json"), "token_space.json is missing"),
     "token space cut off": (_write("token_space.json", "{"), "token_space.json"),
     "token space a list": (_write("token_space.json", "[]"), "token_space.json"),

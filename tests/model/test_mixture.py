@@ -1,4 +1,4 @@
-"""Mixture-of-transformers: copied, it is the dense model; trained, each side has its own weights."""
+"""Mixture-of-transformers: copied, it is the dense model; trained, each expert has its own weights."""
 
 from __future__ import annotations
 
@@ -6,24 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.oracles.passes import logits, media_at, on_table, velocity
 from tests.oracles.tiny import tiny_config, tiny_model
+from unimodal.model.branches.base import MediaTokens
 from unimodal.model.config import FlowConfig
-from unimodal.model.branches.flow import LatentTokens, latent_tokens
+from unimodal.model.context import Route
 from unimodal.model.masks import dense_mask
-from unimodal.model.mixture import freeze, from_dense, is_understanding, merge, split
-from unimodal.model.model import UnifiedModel
+from unimodal.model.mixture import freeze, from_dense, is_understanding, merge_experts, split_by_expert
+from unimodal.model.model import LATENTS, UnifiedModel
 
 ROWS, LENGTH, CHANNELS = 3, 11, 4
-FLOW = FlowConfig(latent_dim=CHANNELS, side=4, time_channels=8)
+FLOW = FlowConfig(latent_dim=CHANNELS, grid_size=4, time_channels=8)
 
 
-def media_at(standing: Tensor, seed: int = 0) -> LatentTokens:
-    """Random latents, times and places for the tokens that stand there."""
+def latents_at(standing: Tensor, seed: int = 0) -> MediaTokens:
+    """Random latents, times and positions for the tokens that stand there."""
     generator = torch.Generator().manual_seed(seed)
     count = int(standing.sum())
     latents = torch.randn(count, CHANNELS, generator=generator, dtype=torch.float64)
     times = torch.rand(count, generator=generator, dtype=torch.float64)
-    return latent_tokens(standing, latents, times, torch.randint(16, (count,), generator=generator))
+    places = torch.randint(16, (count,), generator=generator)
+    return media_at(standing, latents, on_table(places, FLOW.grid_size), times)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
@@ -38,32 +41,31 @@ def test_copied_from_a_dense_model_it_is_that_model_whatever_is_a_latent(share: 
     mask = dense_mask(documents, None, spans)
     for seed in range(5):
         standing = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(seed)) < share
-        found, expected = (
-            model(tokens, mask=mask, media=media_at(standing, seed)) for model in (mixture, dense)
-        )
+        media = {LATENTS: latents_at(standing, seed)}
+        found, expected = (model(tokens, mask=mask, media=media) for model in (mixture, dense))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_without_latents_only_the_understanding_side_is_asked() -> None:
+def test_without_latents_only_the_understanding_expert_computes() -> None:
     mixture = tiny_model(flow=FLOW, mixture=True)
     tokens = torch.randint(24, (ROWS, LENGTH))
-    before = mixture(tokens)
+    before = logits(mixture, tokens)
     with torch.no_grad():
         for name, parameter in mixture.named_parameters():
-            if ".generation." in name or name.startswith("flow."):
+            if ".generation." in name or name.startswith(("branches.latents.", "heads.velocity.")):
                 parameter.add_(1)
-    assert torch.equal(mixture(tokens), before)
-    nothing = media_at(torch.zeros(ROWS, LENGTH, dtype=torch.bool))
-    torch.testing.assert_close(mixture.head(mixture.features(tokens, media=nothing)), before, rtol=0, atol=1e-12)
+    assert torch.equal(logits(mixture, tokens), before)
+    nothing = {LATENTS: latents_at(torch.zeros(ROWS, LENGTH, dtype=torch.bool))}
+    torch.testing.assert_close(logits(mixture, tokens, media=nothing), before, rtol=0, atol=1e-12)
 
 
-def test_split_and_merge_are_inverse_and_keep_the_places() -> None:
+def test_split_and_merge_are_inverse_and_keep_the_order() -> None:
     x = torch.randn(ROWS, LENGTH, 5)
     standing = torch.rand(ROWS, LENGTH) < 0.4
-    media = media_at(standing)
-    others, latents = split(x, media)
-    assert torch.equal(others, x[~standing]) and torch.equal(latents, x[standing])
-    assert torch.equal(merge((others, latents), media, x.shape[:2]), x)
+    route = Route.of(standing.flatten().nonzero().squeeze(1), standing.numel())
+    understanding, generation = split_by_expert(x, route)
+    assert torch.equal(understanding, x[~standing]) and torch.equal(generation, x[standing])
+    assert torch.equal(merge_experts((understanding, generation), route, x.shape[:2]), x)
 
 
 def test_every_generation_parameter_gets_a_gradient_and_frozen_understanding_none() -> None:
@@ -71,11 +73,10 @@ def test_every_generation_parameter_gets_a_gradient_and_frozen_understanding_non
     freeze(mixture, is_understanding)
     standing = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
     standing[:, 4:8] = True
-    media = media_at(standing)
-    features = mixture.features(torch.randint(24, (ROWS, LENGTH)), media=media)
-    assert mixture.flow is not None
-    velocity = mixture.flow.velocity(features.flatten(0, 1)[media.index])
-    (velocity * torch.randn_like(velocity)).sum().backward()
+    media = latents_at(standing)
+    features = mixture(torch.randint(24, (ROWS, LENGTH)), media={LATENTS: media})
+    found = velocity(mixture, features, media)
+    (found * torch.randn_like(found)).sum().backward()
     for name, parameter in mixture.named_parameters():
         if is_understanding(name):
             assert parameter.grad is None, name
@@ -83,9 +84,17 @@ def test_every_generation_parameter_gets_a_gradient_and_frozen_understanding_non
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_a_mixture_of_swin_blocks_and_latents_without_a_branch_are_refused() -> None:
+def test_a_mixture_of_swin_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="norm_placement 'pre'"):
         tiny_config(mixture=True, norm_placement="swin")
-    plain = tiny_model()
-    with pytest.raises(ValueError, match="no flow branch"):
-        plain.features(torch.zeros(1, 2, dtype=torch.int64), media=media_at(torch.tensor([[False, True]])))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_route_sorts_tokens_by_expert_and_keeps_their_order(share: float) -> None:
+    standing = torch.rand(ROWS, LENGTH) < share
+    generation = standing.flatten().nonzero().squeeze(1)
+    route = Route.of(generation, standing.numel())
+    others = (~standing).flatten().nonzero().squeeze(1)
+    assert torch.equal(route.order, torch.cat([others, generation])) and torch.equal(route.generation, generation)
+    assert torch.equal(route.order[route.inverse], torch.arange(standing.numel()))
+    assert route.num_understanding == len(others)

@@ -7,6 +7,7 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.oracles.slow_attention import rotate_slowly
+from unimodal.model.config import RopeConfig
 from unimodal.model.rope import RotaryEmbedding, rotate
 
 WIDTH, THETA = 16, 10_000.0
@@ -14,7 +15,7 @@ WIDTH, THETA = 16, 10_000.0
 
 @pytest.fixture
 def rotary() -> RotaryEmbedding:
-    return RotaryEmbedding(WIDTH, THETA)
+    return RotaryEmbedding(WIDTH, RopeConfig(theta=THETA))
 
 
 @pytest.mark.parametrize("shift", [1, 17, 4000])

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
-from tests.oracles.tiny import tiny_config, tiny_space, tiny_model
-from unimodal.model.config import QKNormConfig, ModelConfig
+from tests.oracles.passes import logits
+from tests.oracles.tiny import tiny_config, tiny_model, tiny_space
+from unimodal.model.config import ModelConfig, QKNormConfig
+from unimodal.model.flops import active_parameters, flops_per_token
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.training.losses import LossSums, next_token_losses
@@ -29,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=KINDS.values(), ids=list(KINDS))
-def transformer(request: pytest.FixtureRequest) -> UnifiedModel:
+def model(request: pytest.FixtureRequest) -> UnifiedModel:
     return tiny_model(SPACE.vocab_size, **request.param)
 
 
@@ -59,24 +61,24 @@ def loss(model: UnifiedModel, batch: PackedBatch) -> LossSums:
     mask = dense_mask(batch.documents, batch.branches)
     features = model(batch.tokens, batch.positions, mask)
     fields = (batch.targets, batch.loss_weights.double(), batch.modality)
-    return next_token_losses(features, model.head, *fields, z_weight=1e-2)
+    return next_token_losses(features, model.token_head, *fields, z_weight=1e-2)
 
 
 def test_changing_a_token_changes_no_output_before_it(model: UnifiedModel) -> None:
     tokens = torch.randint(SPACE.vocab_size, (2, 12))
-    before = transformer(tokens)
+    before = logits(model, tokens)
     for place in range(12):
         changed = tokens.clone()
         changed[:, place] = (changed[:, place] + 1) % SPACE.vocab_size
-        after = transformer(changed)
+        after = logits(model, changed)
         torch.testing.assert_close(after[:, :place], before[:, :place], rtol=0, atol=1e-13)
         assert all((after[:, later] - before[:, later]).abs().max() > 1e-9 for later in range(place, 12))
 
 
 def test_every_parameter_gets_a_gradient(model: UnifiedModel) -> None:
     model.train()
-    logits = transformer(torch.randint(SPACE.vocab_size, (4, 10)))
-    (logits * torch.randn_like(logits)).sum().backward()
+    found = logits(model, torch.randint(SPACE.vocab_size, (4, 10)))
+    (found * torch.randn_like(found)).sum().backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert dead == []
 
@@ -85,12 +87,12 @@ def test_every_parameter_gets_a_gradient(model: UnifiedModel) -> None:
 def test_packed_documents_and_branches_have_the_logits_of_sequences_alone(model: UnifiedModel, seed: int) -> None:
     rows = packed_rows(seed)
     batch = collate(rows, ROW, SPACE)
-    packed = transformer(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
+    packed = logits(model, batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
     for row, sequences in enumerate(rows):
         start = 0
         for sequence in sequences:
             for index in alone(sequence):
-                expected = transformer(torch.from_numpy(sequence.ids)[index][None])[0]
+                expected = logits(model, torch.from_numpy(sequence.ids)[index][None])[0]
                 torch.testing.assert_close(packed[row, start + index], expected, rtol=1e-12, atol=1e-12)
             start += len(sequence)
 
@@ -108,43 +110,45 @@ def test_packed_documents_give_the_same_loss_as_documents_alone(model: UnifiedMo
 def test_training_and_evaluation_without_dropout_are_the_same_function(model: UnifiedModel) -> None:
     tokens = torch.randint(SPACE.vocab_size, (2, 12))
     with torch.no_grad():
-        evaluated = transformer(tokens)
-    torch.testing.assert_close(model.train()(tokens).detach(), evaluated, rtol=1e-12, atol=1e-12)
+        evaluated = logits(model, tokens)
+    torch.testing.assert_close(logits(model.train(), tokens).detach(), evaluated, rtol=1e-12, atol=1e-12)
 
 
 def test_dropout_acts_in_training_alone() -> None:
     model = tiny_model(dropout=0.5)
     tokens = torch.randint(24, (1, 8))
-    assert torch.equal(transformer(tokens), transformer(tokens))
+    assert torch.equal(logits(model, tokens), logits(model, tokens))
     model.train()
-    assert not torch.equal(transformer(tokens), transformer(tokens))
+    assert not torch.equal(logits(model, tokens), logits(model, tokens))
 
 
 def test_parameters_and_operations_are_counted_by_the_formula() -> None:
-    config = tiny_config(num_heads=4, num_kv_heads=2)
+    whole = tiny_config(num_heads=4, num_kv_heads=2)
+    config = whole.trunk
     width, head, kv = config.dim, config.head_dim, config.num_kv_heads * config.head_dim
     attention = 2 * width * width + 2 * width * kv + 2 * (4 + 2) * head
     layer = attention + 3 * width * config.hidden_dim + 2 * width
-    expected = config.num_layers * layer + width + config.vocab_size * width
-    model = UnifiedModel(config)
-    assert model.num_parameters() == expected
-    assert model.num_parameters(without_embedding=False) == expected + config.vocab_size * width
-    assert model.flops_per_token(100) == 6 * expected + 12 * config.num_layers * width * 100
+    expected = config.num_layers * layer + width + whole.vocab_size * width
+    model = UnifiedModel(whole)
+    assert active_parameters(model) == expected
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected + whole.vocab_size * width
+    assert flops_per_token(model, 100) == 6 * expected + 12 * config.num_layers * width * 100
 
 
 def test_projections_into_the_residual_stream_start_smaller() -> None:
     model = UnifiedModel(tiny_config(dim=128, num_layers=8, hidden_dim=256))
     block: Any = model.trunk.blocks[0]
-    assert block.attention.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert block.attention.qkv.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert block.attention.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
     assert block.feed_forward.down_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
-    assert torch.equal(block.attention.q_norm.weight, torch.ones(2, 64))
+    assert torch.equal(block.attention.qkv.q_norm.weight, torch.ones(2, 64))
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"num_heads": 3}, "heads must divide dim"),
+        ({"num_heads": 0}, "kv heads must divide heads"),
         ({"num_heads": 4, "num_kv_heads": 3}, "kv heads must divide heads"),
         ({"dim": 6}, "even head width"),
         ({"num_layers": 0}, "at least 1"),
@@ -163,10 +167,11 @@ def test_a_config_survives_json_and_unknown_fields_are_refused(qk_norm: QKNormCo
     assert ModelConfig.from_dict(config.to_dict()) == config
     for wrong in (
         {**config.to_dict(), "colour": "red"},
-        {**config.to_dict(), "qk_norm": {"epsilon": 1}},
+        {**config.to_dict(), "trunk": {"qk_norm": {"epsilon": 1}}},
         {},
+        {**config.to_dict(), "trunk": [1]},
         [1],
         None,
     ):
-        with pytest.raises(ValueError, match="not a transformer config"):
+        with pytest.raises(ValueError, match="not a model config"):
             ModelConfig.from_dict(wrong)  # pyright: ignore[reportArgumentType]

@@ -52,8 +52,8 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
     """Every tensor of such a model, vision and the table of places left aside."""
     shapes: dict[str, tuple[int, ...]] = {
         "language_model.model.embed_tokens.weight": (30, 32),
-        "language_model.model.trunk.norm.weight": (32,),
-        "language_model.model.trunk.norm_moe_gen.weight": (32,),
+        "language_model.model.norm.weight": (32,),
+        "language_model.model.norm_moe_gen.weight": (32,),
         "language_model.lm_head.weight": (30, 32),
         "vae2llm.weight": (32, CHANNELS),
         "vae2llm.bias": (32,),
@@ -177,7 +177,7 @@ def answers_slowly(
     answers = []
     for token, latent in enumerate(is_latent):
         side = "_moe_gen" if latent else ""
-        normed = rms_norm_slowly(x[token], tensors[f"language_model.model.trunk.norm{side}.weight"])
+        normed = rms_norm_slowly(x[token], tensors[f"language_model.model.norm{side}.weight"])
         answers.append(_linear(tensors, "llm2vae" if latent else "language_model.lm_head", normed))
     return answers
 

@@ -81,12 +81,12 @@ def attention_layer_slowly(
     layer: Attention, x: Tensor, positions: Sequence[Sequence[int]], seen: Sequence[Sequence[set[int]]], theta: float
 ) -> Tensor:
     """The whole attention layer on x (B, T, D): project, QK-norm, rotate, attend, project."""
-    width = layer.head_dim
+    qkv, width = layer.qkv, layer.qkv.head_dim
     queries, keys, values = (
         (x @ projection.weight.T).unflatten(-1, (-1, width)).transpose(1, 2).clone()
-        for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
+        for projection in (qkv.q_proj, qkv.k_proj, qkv.v_proj)
     )
-    for heads, norm in ((queries, layer.q_norm), (keys, layer.k_norm)):
+    for heads, norm in ((queries, qkv.q_norm), (keys, qkv.k_norm)):
         for row in range(heads.shape[0]):
             for head in range(heads.shape[1]):
                 for token in range(heads.shape[2]):

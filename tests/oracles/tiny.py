@@ -15,7 +15,6 @@ from data_pipelines.sources.registry import open_source
 from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize
 from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from tokenizers_vq.backbones import PatchBackboneConfig
-from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.quantizers import VQConfig

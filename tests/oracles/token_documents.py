@@ -11,16 +11,20 @@ from data_pipelines.shards.format import TokenDocument, TokenSegment
 from data_pipelines.shards.reader import open_manifest, read_shard
 from data_pipelines.shards.writer import ShardWriter
 from tests.oracles.tiny import tiny_space
+from tokenizers_vq.media import LATENTS, LatentSpec, MediaSpec, PatchSpec
 
 SPACE = tiny_space()
+LATENT_MEDIA = MediaSpec(name=LATENTS, width=5, sizing=LatentSpec(reduction=8, image_size=24), source="a")
+PATCH_MEDIA = MediaSpec.of_patches(PatchSpec(size=2, max_patches=9, max_side=4))
+MEDIA = {spec.name: spec for spec in (LATENT_MEDIA, PATCH_MEDIA)}
 BOS, EOS, BOI, EOI, SEP, NULL, PAD = (
     getattr(SPACE.specials, name) for name in ("bos", "eos", "boi", "eoi", "sep", "null", "pad")
 )
 CODES = [16, 17, 18, 19]
 
 
-def image(role: str, latents: np.ndarray | None = None, pixels: np.ndarray | None = None) -> TokenSegment:
-    return TokenSegment(kind="image", role=role, ids=np.array(CODES), latents=latents, pixels=pixels)
+def image(role: str, **media: np.ndarray) -> TokenSegment:
+    return TokenSegment(kind="image", role=role, ids=np.array(CODES), media=media)
 
 
 def text(role: str, *ids: int) -> TokenSegment:
@@ -32,7 +36,7 @@ def document(*segments: TokenSegment, **meta: str) -> TokenDocument:
 
 
 def write(folder: Path, *documents: TokenDocument) -> Path:
-    with ShardWriter(folder, SPACE, image_policy={}, source={}) as writer:
+    with ShardWriter(folder, SPACE, image_policy={}, source={}, media=MEDIA) as writer:
         for number, one in enumerate(documents):
             writer.write(dataclasses.replace(one, key=f"d{number}"))
     return folder
@@ -40,4 +44,4 @@ def write(folder: Path, *documents: TokenDocument) -> Path:
 
 def read(folder: Path) -> list[TokenDocument]:
     manifest = open_manifest(folder)
-    return [one for entry in manifest.shards for one in read_shard(folder, entry, SPACE)]
+    return [one for entry in manifest.shards for one in read_shard(folder, entry, manifest)]

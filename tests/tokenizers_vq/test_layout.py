@@ -41,7 +41,7 @@ def test_a_grid_image_has_two_sizes_and_ends_of_rows_beside_its_codes() -> None:
     layout = GridLayout(sizes=((1, 6), (2, 3)))
     assert layout.span_of((1, 6)) == 2 + 2 + 6
     assert layout.span == layout.span_of((2, 3)) == 2 + 2 + 6 + 1
-    assert (layout.longest_side, layout.num_tokens) == (6, 7)
+    assert (layout.max_side, layout.num_tokens) == (6, 7)
 
 
 @given(sizes=sizes_of_a_grid)

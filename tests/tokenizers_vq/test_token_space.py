@@ -128,7 +128,7 @@ def test_values_that_are_no_token_space_are_refused(change: dict[str, Any]) -> N
 def test_the_ids_of_a_layout_lie_between_text_and_codes_and_none_is_another(space: TokenSpace) -> None:
     own = []
     if isinstance(space.layout, GridLayout):
-        own = [space.eol, *(space.side(length) for length in range(1, space.layout.longest_side + 1))]
+        own = [space.eol, *(space.side(length) for length in range(1, space.layout.max_side + 1))]
     assert own == list(range(space.text_size, space.image_offset))
     assert space.vocab_size == space.image_offset + space.codebook_size
 

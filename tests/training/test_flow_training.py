@@ -15,17 +15,18 @@ from safetensors.torch import load_file
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.planning import StreamConfig
-from data_pipelines.templates import LatentTemplateConfig, TemplateConfig, render
+from data_pipelines.templates import TemplateConfig, render
 from tests.oracles.tiny import tiny_shards, tiny_space
 from tests.oracles.tiny_training import fit_arguments, logged, weights_after
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
+from tokenizers_vq.media import LatentSpec, MediaSpec
 from unimodal.generation.pipeline import load
 from unimodal.model.config import FlowConfig
-from unimodal.model.branches.flow import logit_normal_times
+from unimodal.model.flow import logit_normal_times
 from unimodal.training.cli import run
 from unimodal.training.flow import FlowTrainingConfig, flow_sums, noise
 
-FLOW: dict[str, str | float] = {"model__flow": "{weight: 0.5}", "data__templates__latents": "{}"}
+FLOW: dict[str, str | float] = {"model__flow": "{weight: 0.5}", "data__templates__drawn": "latents"}
 ADAMW: dict[str, str | float] = {
     "model__optimizer": "AdamWConfig",
     "model__optimizer__eps": 1e-3,
@@ -42,7 +43,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(shards: Path, count: int) -> list[PackedBatch]:
-    templates = TemplateConfig(image_first=0.2, latents=LatentTemplateConfig())
+    templates = TemplateConfig(image_first=0.2, drawn="latents")
     data = TokenDataModule([str(shards)], StreamConfig(length=48, rows=4), templates)
     data.setup("fit")
     stream = iter(data.train_dataloader())
@@ -54,10 +55,9 @@ CONFIG = FlowConfig(latent_dim=3, side=2)
 
 def test_each_noised_picture_has_one_time_and_clean_ones_none(shards: Path) -> None:
     batch = batches(shards, 1)[0]
-    assert batch.latents is not None and batch.spans is not None
-    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
-    standing = batch.latents.cells[..., 0] >= 0
-    spans, rows = batch.spans[standing], standing.nonzero()[:, 0]
+    packed = batch.media["latents"]
+    given = noise(batch.media["latents"], CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
+    spans, rows = packed.spans, packed.index // batch.tokens.shape[1]
     pictures = {
         (int(r), int(s)): given.media.times[(rows == r) & (spans == s)] for r, s in zip(rows, spans, strict=True)
     }
@@ -66,16 +66,17 @@ def test_each_noised_picture_has_one_time_and_clean_ones_none(shards: Path) -> N
     assert len(set(noised)) == len(noised) > 4 and all(0 < time < 1 for time in noised)
     assert all(float(times[0]) == 0 for (_, span), times in pictures.items() if span > 0)
     clean = given.weights == 0
-    assert torch.equal(given.media.latents[clean], batch.latents.values[standing][clean])
-    x0, t = batch.latents.values[standing], given.media.times[:, None]
+    assert torch.equal(given.media.index, packed.index)
+    assert torch.equal(given.media.latents[clean], packed.values[clean])
+    x0, t = packed.values, given.media.times[:, None]
     torch.testing.assert_close(given.media.latents, (1 - t) * x0 + t * (given.target + x0))
-    assert torch.equal(given.weights, batch.latents.weights[standing])
+    assert torch.equal(given.weights, packed.weights)
 
 
 def test_prediction_and_target_rows_are_in_one_order(shards: Path) -> None:
     """The loss of the exact answer is 0, and only noised latents have a weight."""
     batch = batches(shards, 1)[0]
-    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
+    given = noise(batch.media["latents"], CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
     exact = flow_sums(given.target, given)
     assert float(exact.weighted) == float(exact.plain) == 0
     off = flow_sums(given.target + 2, given)
@@ -87,9 +88,8 @@ def test_both_sign_conventions_have_the_same_loss(shards: Path) -> None:
     """t = 1 the image and v = x_0 - noise, as Show-o2 has it: built anew from the same image and noise, a model that
     answers in that convention has the loss of ours."""
     batch = batches(shards, 1)[0]
-    assert batch.latents is not None
-    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
-    x0 = batch.latents.values[batch.latents.cells[..., 0] >= 0]
+    given = noise(batch.media["latents"], CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(0))
+    x0 = batch.media["latents"].values
     drawn = given.weights > 0
     epsilon, theirs = x0 + given.target, 1 - given.media.times[:, None]
     mixed = theirs * x0 + (1 - theirs) * epsilon
@@ -110,13 +110,12 @@ def test_noise_repeats_with_its_generator_and_times_follow_the_shift() -> None:
 
 
 def test_weights_of_latents_are_those_of_the_whole_step(shards: Path) -> None:
-    templates = TemplateConfig(latents=LatentTemplateConfig())
+    templates = TemplateConfig(drawn="latents")
     data = TokenDataModule([str(shards)], StreamConfig(length=48, rows=2), templates)
     data.setup("fit")
     from data_pipelines.stream import PackedStream
 
-    space = data.space
-    assert space is not None
+    space = data.spec.space
     ranks = [
         iter(
             PackedStream(data.train_sources, space, templates, data.stream, rounds_per_step=3, rank=rank, world_size=2)
@@ -125,23 +124,23 @@ def test_weights_of_latents_are_those_of_the_whole_step(shards: Path) -> None:
     ]
     for _ in range(4):
         step = [next(rank) for rank in ranks for _ in range(3)]
-        weighed = sum(float(batch.latents.weights.sum()) for batch in step if batch.latents is not None)
+        weighed = sum(float(packed.weights.sum()) for batch in step for packed in batch.media.values())
         assert weighed == pytest.approx(sum(float(batch.loss_weights.sum()) for batch in step), rel=1e-5)
 
 
 def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: Path) -> None:
     """Sums of a whole batch are the sums of its rows, latents included: packed = alone."""
-    from tests.oracles.tiny import tiny_model
+    from tests.oracles.tiny import tiny_transformer
     from unimodal.model.masks import dense_mask
 
     batch = batches(shards, 1)[0]
-    assert batch.latents is not None
-    model = tiny_model(int(batch.tokens.max()) + 400, flow=CONFIG, mixture=True)
-    given = noise(batch.latents, batch.spans, CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(3))
-    standing = batch.latents.cells[..., 0] >= 0
+    model = tiny_transformer(int(batch.tokens.max()) + 400, flow=CONFIG, mixture=True)
+    given = noise(batch.media["latents"], CONFIG, 1.0, batch.tokens, torch.Generator().manual_seed(3))
+    index = batch.media["latents"].index
+    standing = torch.zeros(batch.tokens.numel(), dtype=torch.bool).index_fill(0, index, True).view_as(batch.tokens)
 
     def velocity(part: PackedBatch, rows: slice) -> torch.Tensor:
-        from unimodal.model.branches.flow import latent_tokens
+        from unimodal.model.flow import latent_tokens
 
         own = standing.nonzero()[:, 0]
         chosen = (own >= rows.start) & (own < rows.stop)
@@ -151,9 +150,9 @@ def test_a_step_of_one_batch_is_that_of_its_parts_under_the_same_noise(shards: P
             given.media.times[chosen].double(),
             given.media.places[chosen],
         )
-        assert part.latents is not None and model.flow is not None
+        assert torch.equal(part.media["latents"].index, media.index) and model.flow is not None
         mask = dense_mask(part.documents, part.branches, part.spans)
-        features = model(part.tokens, part.positions, mask, media=media)
+        features = model.features(part.tokens, part.positions, mask, media=media)
         return model.flow.velocity(features.flatten(0, 1)[media.index])
 
     whole = velocity(batch, slice(0, 4))
@@ -174,13 +173,13 @@ def test_without_any_weighted_token_latents_count_all_the_same() -> None:
 
     space = tiny_space()
     image = TokenSegment(
-        kind="image", role="answer", ids=np.arange(16, 20), latents=np.zeros((2, 2, 3), dtype=np.float16)
+        kind="image", role="answer", ids=np.arange(16, 20), media={"latents": np.zeros((2, 2, 3), dtype=np.float16)}
     )
     document = TokenDocument(key="d", segments=(image,))
-    rendered = render(document, space, TemplateConfig(image_first=0, latents=LatentTemplateConfig()), Random(0))
+    rendered = render(document, space, TemplateConfig(image_first=0, drawn="latents"), Random(0))
     silent = dataclasses.replace(rendered, weights=np.zeros_like(rendered.weights))
     batch = collate([[silent]], 16, space)
-    assert batch.latents is not None and 0 < float(batch.latents.weights.sum()) <= 1e-8
+    assert 0 < float(batch.media["latents"].weights.sum()) <= 1e-8
 
 
 def test_two_processes_train_the_flow_as_one_that_accumulates_their_batches(shards: Path, tmp_path: Path) -> None:
@@ -249,7 +248,7 @@ def test_a_flow_begins_with_a_dense_bundle_and_leaves_the_frozen_side_as_it_was(
         ({"model__flow": "{mixture: false, freeze_understanding: true}"}, "needs a mixture"),
         ({"model__flow": "{freeze_understanding: true}"}, "needs begin_with"),
         ({"model__flow": "{seed: -1}"}, "seed of a flow"),
-        ({"data__templates__latents": "{drop_clean: 2}"}, "shares lie between 0 and 1"),
+        ({"data__templates__latents__drop_clean": 2}, "shares lie between 0 and 1"),
     ],
 )
 def test_wrong_settings_of_a_flow_are_one_line(
@@ -283,18 +282,17 @@ def test_a_stream_restored_within_a_step_weighs_latents_as_the_unbroken_one(shar
 
     from data_pipelines.stream import PackedStream
 
-    templates = TemplateConfig(latents=LatentTemplateConfig())
+    templates = TemplateConfig(drawn="latents")
     data = TokenDataModule([str(shards)], StreamConfig(length=48, rows=2), templates)
     data.setup("fit")
-    space = data.space
-    assert space is not None
+    space = data.spec.space
 
     def loader() -> Any:
         stream = PackedStream(data.train_sources, space, templates, data.stream, rounds_per_step=3)
         return StatefulDataLoader(stream, batch_size=None)
 
     def weights(given: Any) -> list[float]:
-        return [0.0 if b.latents is None else float(b.latents.weights.max()) for b in given]
+        return [max((float(packed.weights.max()) for packed in b.media.values()), default=0.0) for b in given]
 
     for stop in (1, 2, 3):
         unbroken = iter(before := loader())
@@ -314,9 +312,10 @@ def test_a_checkpoint_of_another_autoencoder_is_refused(
     arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=4, **FLOW)
     run(arguments)
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    checkpoint["autoencoder"]["hash"] = "of another"
-    torch.save(checkpoint, tmp_path / "other.ckpt")
-    assert "latents of another autoencoder" in refusal([*arguments, f"--ckpt_path={tmp_path / 'other.ckpt'}"], capsys)
+    for other in ("of another", {"hash": "of another", "grid": 2}):  # the dict is of an older checkpoint
+        torch.save({**checkpoint, "autoencoder": other}, tmp_path / "other.ckpt")
+        line = refusal([*arguments, f"--ckpt_path={tmp_path / 'other.ckpt'}"], capsys)
+        assert "latents of another autoencoder" in line
 
 
 def test_predictions_read_the_latents(shards: Path, tmp_path: Path) -> None:
@@ -325,13 +324,11 @@ def test_predictions_read_the_latents(shards: Path, tmp_path: Path) -> None:
     run(fit_arguments(shards, tmp_path, trainer__max_steps=1, **FLOW))
     batch = batches(shards, 1)[0]
     module = TransformerModule(dim=16, flow=FlowTrainingConfig(), compile=False)
-    module.model = load(tmp_path / "model", packed=False).model
-    module._features = module.model.features
-    assert batch.latents is not None
-    moved = dataclasses.replace(batch.latents, values=batch.latents.values + 100)
-    before, after = (
-        module._read(b, torch.Generator().manual_seed(0))[0] for b in (batch, dataclasses.replace(batch, latents=moved))
-    )
+    module.transformer = load(tmp_path / "model", packed=False).transformer
+    module._features = module.transformer.features
+    packed = batch.media["latents"]
+    moved = dataclasses.replace(batch, media={"latents": dataclasses.replace(packed, values=packed.values + 100)})
+    before, after = (module._read(b, torch.Generator().manual_seed(0))[0] for b in (batch, moved))
     assert not torch.equal(before, after)
     assert module.predict_step(batch, 0).shape == batch.tokens.shape
 
@@ -340,8 +337,8 @@ def test_a_discrete_run_mixes_shards_with_and_without_latents(shards: Path, tmp_
     plain = tiny_shards(tmp_path / "plain")
     data = TokenDataModule([str(shards), str(plain)], StreamConfig(length=48, rows=2))
     data.setup("fit")
-    assert next(iter(data.train_dataloader())).latents is None
-    flow = TokenDataModule([str(shards), str(plain)], data.stream, TemplateConfig(latents=LatentTemplateConfig()))
+    assert next(iter(data.train_dataloader())).media == {}
+    flow = TokenDataModule([str(shards), str(plain)], data.stream, TemplateConfig(drawn="latents"))
     with pytest.raises(ValueError, match="holds no latents"):
         flow.setup("fit")
 
@@ -359,8 +356,11 @@ def test_shards_without_latents_are_refused_in_one_line(tmp_path: Path, capsys: 
     assert "tokenize with --autoencoder" in line
 
 
+LATENTS = MediaSpec(name="latents", width=3, sizing=LatentSpec(reduction=8, image_size=16), source="h")
+
+
 def test_a_flow_config_says_its_shape() -> None:
-    shape = FlowTrainingConfig(time_channels=8).shape({"latent_dim": 3, "grid": 2, "hash": "h"})
+    shape = FlowTrainingConfig(time_channels=8).shape({"latents": LATENTS})
     assert shape == {"mixture": True, "flow": FlowConfig(latent_dim=3, side=2, time_channels=8, autoencoder="h")}
     with pytest.raises(ValueError, match="hold none"):
-        FlowTrainingConfig().shape(None)
+        FlowTrainingConfig().shape({})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
-from data_pipelines.templates import TemplateConfig
+from data_pipelines.spec import DataSpec
 from tests.oracles.tiny import tiny_shards, tiny_space
 from tests.oracles.tiny_training import fit_arguments, weights_after
 from unimodal.model.masks import dense_mask
@@ -35,7 +34,7 @@ class FixedBatches(L.LightningDataModule):
 
     def __init__(self, batches: list[PackedBatch]) -> None:
         super().__init__()
-        self.batches, self.space, self.templates = batches, SPACE, TemplateConfig()
+        self.batches, self.spec = batches, DataSpec(space=SPACE)
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.batches, batch_size=None)  # pyright: ignore[reportArgumentType]
@@ -53,7 +52,7 @@ def uneven_batches(count: int) -> list[PackedBatch]:
 
 
 def joined(batches: list[PackedBatch]) -> PackedBatch:
-    fields = [name for name, field in PackedBatch.__dataclass_fields__.items() if field.default is MISSING]
+    fields = [name for name in PackedBatch.__dataclass_fields__ if name not in ("spans", "media")]
     columns: dict[str, Any] = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in fields}
     return PackedBatch(**columns)
 

@@ -13,6 +13,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from tests.oracles.tiny import PAINTS, tiny_picture, tiny_shards
 from tests.oracles.tiny_training import fit_arguments, logged, weights_after
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
+from tokenizers_vq.media import MediaSpec, PatchSpec
 from unimodal.generation.pipeline import load
 from unimodal.interop.architectures.siglip import siglip_names
 from unimodal.training.cli import run
@@ -21,7 +22,9 @@ from unimodal.training.vision import VisionTrainingConfig
 SMALL = "width: 16, num_layers: 1, num_heads: 2, hidden_dim: 24"
 SEEN: dict[str, str | float] = {
     "model__flow": "{weight: 0.5}",
-    "data__templates__latents": "{vit_patch: 4}",
+    "data__templates__seen": "patches",
+    "data__templates__drawn": "latents",
+    "data__templates__patch_size": 4,
     "model__vision": f"{{{SMALL}}}",
 }
 
@@ -77,9 +80,8 @@ def test_two_processes_train_as_one_that_accumulates_their_batches(
     shards: Path, tmp_path: Path, image_first: float
 ) -> None:
     """Also where no picture is to be seen: weights without a gradient would stop the other rank."""
-    latents = "{vit_patch: 4, whole: 0.0}"
     shared: dict[str, Any] = {"trainer__max_steps": 2, **SEEN, **ADAMW, "data__templates__image_first": image_first}
-    shared["data__templates__latents"] = latents
+    shared["data__templates__latents__whole"] = 0.0
     one = fit_arguments(shards, tmp_path / "one", trainer__accumulate_grad_batches=2, **shared)
     two = fit_arguments(shards, tmp_path / "two", trainer__devices=2, trainer__strategy="ddp", **shared)
     alone, together = weights_after((one, tmp_path / "one"), (two, tmp_path / "two"))
@@ -102,11 +104,11 @@ def test_a_siglip_folder_is_begun_with(shards: Path, tmp_path: Path, siglip: Pat
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"data__templates__latents": "{}"}, "go together"),
+        ({"data__templates__seen": "codes"}, "go together"),
         ({"model__vision": "{frozen: true}"}, "needs begin_with"),
         ({"model__vision": "{num_heads: 3}"}, "heads that divide its width"),
         ({"model__vision": "{begin_with: nowhere}"}, "does not hold a SigLIP model"),
-        ({"data__templates__latents": "{vit_patch: 8}"}, "those for patches of 4"),
+        ({"data__templates__patch_size": 8}, "those for patches of 4"),
         ({"model__vision": "{num_heads: 0}"}, "heads that divide its width"),
         ({"model__flow": "{begin_with: nowhere, freeze_understanding: true}"}, "freeze a ViT that nothing has trained"),
     ],
@@ -119,7 +121,7 @@ def test_wrong_settings_are_one_line(
 
 def test_a_siglip_of_other_patches_is_refused(tmp_path: Path, siglip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_shards(tmp_path / "shards", 4, latents=True, patch=8)
-    options = {"data__templates__latents": "{vit_patch: 8}", "model__vision": f"{{begin_with: {siglip}}}"}
+    options = {"data__templates__patch_size": 8, "model__vision": f"{{begin_with: {siglip}}}"}
     assert "sees patches of 4 pixels" in refusal(fit_arguments(folder, tmp_path, **{**SEEN, **options}), capsys)
 
 
@@ -131,12 +133,12 @@ def test_samples_are_written_while_it_trains(shards: Path, tmp_path: Path) -> No
 
 
 def test_compiled_steps_take_batches_without_a_picture(shards: Path, tmp_path: Path) -> None:
-    unseen = {"data__templates__latents": "{vit_patch: 4, whole: 0.0}", "data__templates__image_first": 0.0}
+    unseen = {"data__templates__latents__whole": 0.0, "data__templates__image_first": 0.0}
     run(fit_arguments(shards, tmp_path, trainer__max_steps=2, model__compile="true", **{**SEEN, **unseen}))
     assert len(logged(tmp_path, "train/loss")) == 2
 
 
 def test_places_of_the_connector_are_ours_to_say(shards: Path, siglip: Path) -> None:
     config = VisionTrainingConfig(begin_with=siglip, place_period=10.0)
-    found = config.shape({"patch": 4, "most": 16, "longest": 8})
+    found = config.shape({"patches": MediaSpec.of_patches(PatchSpec(size=4, max_patches=16, max_side=8))})
     assert (found.place_period, found.width, found.side) == (10.0, 16, 3)

@@ -80,7 +80,9 @@ def integrate(velocity: Velocity, noise: Tensor, times: list[float], solver: Sol
     return x
 
 
-def guide(full: Tensor, image: Tensor, null: Tensor, scale: Tensor, image_scale: Tensor, config: FlowSamplingConfig):
+def guided_velocity(
+    full: Tensor, image: Tensor, null: Tensor, scale: Tensor, image_scale: Tensor, config: FlowSamplingConfig
+) -> Tensor:
     """Velocities (B, N, C) under the whole context, its pictures alone and none -> guided velocity (B, N, C).
 
     null + image_scale (image - null) + scale (full - image), scales (B,), then renormalised. Scales of 1 give `full`.

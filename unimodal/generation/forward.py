@@ -23,38 +23,38 @@ from unimodal.model.model import UnifiedModel
 
 log = logging.getLogger(__name__)
 
-MOST_STREAMED = 2
+MAX_MATVEC_ROWS = 2
 """Rows up to which reading matrices straight through is faster than a CPU's matrix kernels."""
 
 # Shapes: R rows, V vocabulary.
 
 
 class Forward(Protocol):
-    """tokens, positions (R,) -> logits (R, V) float32, reading and writing the first R rows of the cache."""
+    """tokens, positions, slots (R,) -> logits (R, V) float32, reading and writing the first R rows of the cache."""
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
-        """`used` is one past the largest position."""
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
+        """`used` is one past the largest slot."""
         ...
 
 
 class EagerForward:
-    """As many rows and positions as there are."""
+    """As many rows and slots as there are."""
 
     def __init__(self, model: UnifiedModel) -> None:
         self.model = model
         self.views = _Views()
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
         """See `Forward`."""
         view = self.views.of(cache, len(tokens))
         view.reserve(min(used, cache.slots))
-        return _logits(self.model, tokens, positions, view)
+        return _logits(self.model, tokens, positions, slots, view)
 
 
 class StaticForward:
     """Rows padded to a power of two, all slots of the cache: compiled once for each power, on CUDA as CUDA graphs.
 
-    `options` go to torch.compile. A padding row writes to position 0 of a row that nobody uses yet.
+    `options` go to torch.compile. A padding row writes to slot 0 of a row that nobody uses yet.
     """
 
     def __init__(self, model: UnifiedModel, **options: Any) -> None:
@@ -64,49 +64,49 @@ class StaticForward:
         self.function = torch.compile(_own_logits(), dynamic=False, fullgraph=True, **options)
         self.views = _Views()
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
         """See `Forward`."""
         del used
         rows = len(tokens)
         padding = (0, (1 << (rows - 1).bit_length()) - rows)
-        tokens, positions = (torch.nn.functional.pad(x, padding) for x in (tokens, positions))
+        tokens, positions, slots = (torch.nn.functional.pad(x, padding) for x in (tokens, positions, slots))
         cache.grow(len(tokens))
         view = self.views.of(cache, len(tokens))
         view.reserve(cache.slots)
         for layer in view.layers:
             for part in layer:
                 torch._dynamo.mark_static_address(part)
-        return self.function(self.model, tokens, positions, view)[:rows].clone()
+        return self.function(self.model, tokens, positions, slots, view)[:rows].clone()
 
 
-class StreamedForward:
+class MatvecForward:
     """For CPUs: a row or two through a compiled step of the first model, more through the second.
 
     Compiled when the first such step comes, once for one row and once for two; `options` go to torch.compile.
     """
 
-    def __init__(self, model: UnifiedModel, packed: UnifiedModel, **options: Any) -> None:
-        self.few, self.many = matvec(model), EagerForward(packed)
+    def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
+        self.few, self.many = matvec(model), EagerForward(rest)
         self.function = torch.compile(_own_logits(), dynamic=True, fullgraph=True, **options)
         self.views = _Views()
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
         """See `Forward`."""
-        if len(tokens) > MOST_STREAMED:
-            return self.many(tokens, positions, cache, used)
+        if len(tokens) > MAX_MATVEC_ROWS:
+            return self.many(tokens, positions, slots, cache, used)
         view = self.views.of(cache, len(tokens))
         view.reserve(min(used, cache.slots))
-        return self.function(self.few, tokens, positions, view)
+        return self.function(self.few, tokens, positions, slots, view)
 
 
-def compiled_forward(model: UnifiedModel, packed: UnifiedModel) -> Forward:
-    """The compiled steps of the device that the weights are on; packed ones where nothing can be compiled."""
+def compiled_forward(model: UnifiedModel, rest: UnifiedModel) -> Forward:
+    """The compiled steps of the device that the weights are on; uncompiled ones where nothing can be compiled."""
     if model.device.type != "cpu":
         return StaticForward(model)
     if can_build_for_cpu():
-        return StreamedForward(model, packed)
+        return MatvecForward(model, rest)
     log.warning("no working C++ compiler with Python headers: decoding runs uncompiled")
-    return EagerForward(packed)
+    return EagerForward(rest)
 
 
 class _Views:
@@ -129,11 +129,11 @@ class _Views:
         return views[rows]
 
 
-def _logits(model: UnifiedModel, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-    features = model(tokens[:, None], positions[:, None], cache=cache)
+def _logits(model: UnifiedModel, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
+    features = model(tokens[:, None], positions[:, None], cache=cache, slots=slots[:, None])
     return model.token_head(features[:, 0]).float()
 
 
-def _own_logits() -> Callable[[UnifiedModel, Tensor, Tensor, KVCache], Tensor]:
+def _own_logits() -> Callable[[UnifiedModel, Tensor, Tensor, Tensor, KVCache], Tensor]:
     """`_logits` with a code object of its own: for one, torch.compile makes so many graphs and then gives up."""
     return FunctionType(_logits.__code__.replace(), globals(), "logits")

@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.settings import check_number
 
 # Shapes: B rows, V vocabulary.
@@ -70,33 +69,7 @@ class RowGuidance(NamedTuple):
         )
 
 
-def null_context(space: TokenSpace) -> list[int]:
-    """The prompt that training puts in the place of a dropped one."""
-    return [space.specials.bos, space.specials.null, space.specials.sep]
-
-
-def image_context(space: TokenSpace, prompt: Sequence[int]) -> list[int]:
-    """A prompt's pictures without its words: `<bos> <null> pictures <sep>`; without pictures the null context."""
-    pictures: list[int] = []
-    index = 0
-    while index < len(prompt):
-        image = space.read_image(prompt, index) if prompt[index] == space.specials.boi else None
-        pictures += prompt[index : image.end] if image else []
-        index = image.end if image else index + 1
-    bos, null, sep = null_context(space)
-    return [bos, null, *pictures, sep]
-
-
-def contexts(space: TokenSpace, prompt: Sequence[int], config: GuidanceConfig) -> list[list[int]]:
-    """What a guided row is compared with: the null context, and in the three-way form the pictures' context too."""
-    if not config.active:
-        return []
-    null = null_context(space)
-    pictures = null if config.image_scale is None else image_context(space, prompt)
-    return [null] if pictures == null else [null, pictures]
-
-
-def guide(full: Tensor, image: Tensor, null: Tensor, rows: RowGuidance, progress: Tensor) -> Tensor:
+def guided_logits(full: Tensor, image: Tensor, null: Tensor, rows: RowGuidance, progress: Tensor) -> Tensor:
     """Logits (B, V) under the three contexts -> guided logits; progress (B,) is the share of the image that is drawn.
 
     With image = null this is the two-way form. Scales of 1 give back `full` up to rounding; rows that are not guided

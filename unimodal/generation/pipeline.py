@@ -19,24 +19,27 @@ from tokenizers_vq.autoencoder import open_autoencoder
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import FixedLayout, Size, nearest_size
+from tokenizers_vq.media import LATENTS
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.engine import ROWS, Engine
+from unimodal.generation.context import Reading
+from unimodal.generation.engine import Engine
 from unimodal.generation.events import Event, Narrator
-from unimodal.generation.flow_engine import FlowEngine, patch_spec
 from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
-from unimodal.generation.forward import compiled_forward
-from unimodal.generation.grammar import Mode, check_spans
+from unimodal.generation.forward import EagerForward, Forward, compiled_forward
 from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.guidance import GuidanceConfig, Schedule
+from unimodal.generation.modality import Mode, check_spans
+from unimodal.generation.painters.flow import FlowPainter
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.scheduler import ROWS
 from unimodal.generation.settings import check_number
 from unimodal.generation.thinking import ThinkingConfig, think_then_draw
 from unimodal.model.checkpoint import WEIGHTS_FILE, open_model, save_model
 from unimodal.model.inference.prepacked import prepacked
-from unimodal.model.model import LATENTS, UnifiedModel
+from unimodal.model.model import UnifiedModel
 
 log = logging.getLogger(__name__)
 
@@ -63,29 +66,41 @@ class Pipeline:
         self.text_tokenizer, self.image_tokenizer, self.autoencoder = text, image, autoencoder
         self.path = path
         self.coder = PromptCoder(space, text, image, autoencoder)
-        self._decode_with(Engine(model, space))
+        self._decode_with(EagerForward(model), model)
 
-    def use_packed_weights(self) -> None:
+    def use_prepacked_weights(self) -> None:
         """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
-        self._decode_with(Engine(prepacked(self.model), self.token_space))
+        rest = prepacked(self.model)
+        self._decode_with(EagerForward(rest), rest)
 
     def use_compiled_steps(self, *, packed: bool = True) -> None:
         """Decode through torch.compile, on CUDA as CUDA graphs; compiling takes a while.
 
-        What stays uncompiled has packed weights where `packed` says so; with the flow branch all but text alone does.
+        What stays uncompiled has prepacked weights where `packed` says so.
         """
-        if LATENTS in self.model.branches:
-            log.warning("with the flow branch, compiled steps are for answers in text alone (mode text)")
         rest = prepacked(self.model) if packed else self.model
-        self._decode_with(Engine(rest, self.token_space, compiled_forward(self.model, rest)))
+        self._decode_with(compiled_forward(self.model, rest), rest)
 
-    def _decode_with(self, engine: Engine) -> None:
-        """With the flow branch, this engine says what is text alone."""
-        if LATENTS not in self.model.branches or self.autoencoder is None:
-            self.engine = engine
-            return
-        grid, size = (self.autoencoder.grid, self.autoencoder.grid), self.autoencoder.image_size
-        self.engine = FlowEngine(self.model, self.token_space, engine, grid, size, self._read)
+    def _decode_with(self, forward: Forward, rest: UnifiedModel) -> None:
+        """`forward` makes the steps, and `rest` reads prompts where they are ids alone."""
+        reads = self.model if self.model.branches else rest
+        self.engine = Engine(reads, self.token_space, forward, self._painter(), self.reading)
+
+    @property
+    def reading(self) -> Reading:
+        """How the model reads the images of its context."""
+        vision = self.model.config.vision
+        return Reading(
+            LATENTS in self.model.branches and self.autoencoder is not None, vision.patches if vision else None
+        )
+
+    def _painter(self) -> FlowPainter | None:
+        if not (self.reading.latents and self.autoencoder):
+            return None
+        size, patches = self.autoencoder.image_size, self.reading.patches
+        seen = math.prod(patches.grid(size, size)) + 2 if patches else self.token_space.layout.span
+        grid = (self.autoencoder.grid, self.autoencoder.grid)
+        return FlowPainter(self.model, self.token_space, grid, self.reading, self._read, seen)
 
     def _read(self, latents: Tensor) -> tuple[Tensor, list[list[int]]]:
         """Latents that were drawn (B, R, K, C) -> pictures (B, 3, H, W), and the ids of each."""
@@ -154,7 +169,7 @@ class Pipeline:
     def requests(self, prompts: Sequence[Prompt], config: DecodeConfig, seed: int = 0) -> list[Request]:
         """Requests to the engine; prompt i is sampled with seed + i."""
         check_number("a seed", seed, -(2**63), 2**63 - 1, whole=True)
-        pixels = self.coder.pixels(prompts, patch_spec(self.model))
+        pixels = self.coder.pixels(prompts, self.reading.patches)
         given = zip(self.coder.encode(prompts), self.coder.latents(prompts), pixels, strict=True)
         return [
             Request(prompt=ids, config=config, seed=seed + number, latents=latents, pixels=seen)
@@ -322,7 +337,7 @@ def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = T
     if compile:
         pipeline.use_compiled_steps(packed=packed)
     elif packed:
-        pipeline.use_packed_weights()
+        pipeline.use_prepacked_weights()
     return pipeline
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.flow_sampling import FlowSamplingConfig
-from unimodal.generation.grammar import MODES, OUTSIDE, Kind, Mode
 from unimodal.generation.guidance import GuidanceConfig
+from unimodal.generation.modality import MODES, OUTSIDE, Kind, Mode
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.settings import check_number
 
@@ -72,10 +72,9 @@ class DecodeConfig:
         if self.until_image and (self.mode != "text" or not self.constrained or self.grammar is not None):
             raise ValueError("until_image goes with mode 'text', constrained and without a grammar")
 
-    @property
-    def outside(self) -> Kind:
-        """What the machine is in outside images."""
-        if not self.constrained:
+    def outside(self, *, painted: bool = False) -> Kind:
+        """The state of the machine outside images. Where they are `painted`, rules on images cannot be switched off."""
+        if not self.constrained and not (painted and self.mode != "text"):
             return Kind.FREE
         if self.grammar is not None:
             return Kind.STRUCTURED
@@ -96,7 +95,7 @@ class Request:
     latents: Sequence[Tensor] = ()
     pixels: Sequence[np.ndarray] = ()
 
-    def room(self, context: int) -> int:
+    def budget(self, context: int) -> int:
         """Tokens that the answer may have."""
         return min(self.config.max_new_tokens, context - len(self.prompt))
 
@@ -107,16 +106,14 @@ class Request:
             raise ValueError("a prompt is empty")
         check_ids("a prompt", self.prompt, space)
         if len(self.prompt) >= context:
-            raise ValueError(f"a prompt of {len(self.prompt)} tokens leaves no room in a context of {context}")
+            raise ValueError(f"a prompt of {len(self.prompt)} tokens does not fit a context of {context}")
         sizes = space.layout.sizes if self.config.image_size is None else (self.config.image_size,)
         if not set(sizes) <= set(space.layout.sizes):
             offered = ", ".join(f"{rows}x{columns}" for rows, columns in space.layout.sizes[:12])
             raise ValueError(f"this model draws no images of {sizes[0][0]}x{sizes[0][1]} codes, but {offered}")
-        least = min(space.layout.span_of(size) for size in sizes) + 1
-        if self.config.mode == "image" and self.config.constrained and self.config.max_new_tokens < least:
-            raise ValueError(
-                f"an image and its end take {least} tokens, max_new_tokens is {self.config.max_new_tokens}"
-            )
+        span = min(space.layout.span_of(size) for size in sizes) + 1
+        if self.config.mode == "image" and self.config.constrained and self.config.max_new_tokens < span:
+            raise ValueError(f"an image and its end take {span} tokens, max_new_tokens is {self.config.max_new_tokens}")
 
 
 def check_ids(name: str, ids: Sequence[int], space: TokenSpace) -> None:

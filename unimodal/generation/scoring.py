@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.grammar import ModalityGrammar, ModalityState
-from unimodal.generation.guidance import RowGuidance, contexts, guide
+from unimodal.generation.context import Context, Reading, guidance_contexts, read_prompt
+from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guided_logits
+from unimodal.generation.modality import ModalityMachine, ModalityState
+from unimodal.generation.reading import media_of
 from unimodal.generation.requests import Request, check_ids
 from unimodal.generation.sampling import RowSampling, log_probabilities
 from unimodal.generation.structured import text_mask
@@ -24,7 +26,11 @@ from unimodal.model.model import UnifiedModel
 
 @torch.inference_mode()
 def score(
-    model: UnifiedModel, space: TokenSpace, requests: Sequence[Request], answers: Sequence[Sequence[int]]
+    model: UnifiedModel,
+    space: TokenSpace,
+    requests: Sequence[Request],
+    answers: Sequence[Sequence[int]],
+    reading: Reading | None = None,
 ) -> list[Tensor]:
     """Logarithms of the probabilities of every token of the answers: (T,) float32 each, -inf for what cannot be said.
 
@@ -32,50 +38,71 @@ def score(
     """
     if len(requests) != len(answers):
         raise ValueError(f"{len(requests)} requests and {len(answers)} answers")
-    grammar = ModalityGrammar(space, model.device)
-    return [_score(model, grammar, *pair) for pair in zip(requests, answers, strict=True)]
+    machine = ModalityMachine(space, model.device)
+    pairs = zip(requests, answers, strict=True)
+    return [_score(model, machine, *pair, reading or Reading()) for pair in pairs]
 
 
-def _score(model: UnifiedModel, grammar: ModalityGrammar, request: Request, answer: Sequence[int]) -> Tensor:
-    context = model.config.trunk.max_length
-    request.check(grammar.space, context)
-    if not 0 < len(answer) <= context - len(request.prompt):
+def _score(
+    model: UnifiedModel, machine: ModalityMachine, request: Request, answer: Sequence[int], reading: Reading
+) -> Tensor:
+    limit, space, config = model.config.trunk.max_length, machine.space, request.config
+    request.check(space, limit)
+    prompt = read_prompt(request, space, reading)
+    if not 0 < len(answer) <= limit - len(prompt):
         raise ValueError(
-            f"an answer of {len(answer)} tokens cannot be scored: a prompt of {len(request.prompt)} leaves room for "
-            f"1 to {context - len(request.prompt)}"
+            f"an answer of {len(answer)} tokens cannot be scored: after a prompt of {len(prompt)} it may have 1 to "
+            f"{limit - len(prompt)}"
         )
-    config = request.config
-    check_ids("an answer", answer, grammar.space)
-    tokens = torch.tensor(answer, device=grammar.device)
-    states = _states(grammar, request, tokens)
-    logits = _guided(model, grammar.space, request, answer, states.progress)
-    room = request.room(context) - torch.arange(len(answer), device=grammar.device)
-    logits = logits + grammar.bias(states, room)
+    check_ids("an answer", answer, space)
+    if reading.latents and config.mode != "text" and space.specials.boi in answer:
+        raise ValueError("an image that was drawn from latents has no probability: score answers in text")
+    tokens = torch.tensor(answer, device=machine.device)
+    states = _states(machine, request, tokens)
+    logits = _guided(model, space, prompt, answer, config.guidance, states.progress)
+    left = min(config.max_new_tokens, limit - len(prompt)) - torch.arange(len(answer), device=machine.device)
+    logits = logits + machine.bias(states, left)
     if config.grammar is not None:
-        logits[:, : grammar.space.text_size] += _text_bias(grammar, request, answer, states, room)
-    sampling = RowSampling.of([config.sampling] * len(answer), grammar.device)
-    over = states.done | (room <= 0)
+        logits[:, : space.text_size] += _text_bias(machine, request, answer, states, left)
+    sampling = RowSampling.of([config.sampling] * len(answer), machine.device)
+    over = states.done | (left <= 0)
     return log_probabilities(logits, tokens, sampling).masked_fill(over, float("-inf"))
 
 
-def _after(model: UnifiedModel, before: Sequence[int], answer: Sequence[int]) -> Tensor:
+def _after(model: UnifiedModel, before: Context, answer: Sequence[int]) -> Tensor:
     """Logits (T, V) for each token of `answer` after `before` and what precedes it."""
-    ids = torch.tensor([[*before, *answer[:-1]]], device=model.device)
-    return model.token_head(model(ids)[0, len(before) - 1 :]).float()
+    context = Context(runs=list(before.runs))
+    context.say(answer[:-1])
+    piece = context.piece()
+    ids, positions = (torch.tensor([row], device=model.device) for row in (piece.tokens, piece.positions))
+    mask = None
+    if piece.media:
+        limits = torch.tensor([piece.limits], device=model.device)
+        mask = (torch.arange(len(piece), device=model.device) <= limits[..., None]).unsqueeze(1)
+    features = model(ids, positions, mask, media=media_of([piece], len(piece), model))
+    return model.token_head(features[0, len(before) - 1 :]).float()
 
 
 def _guided(
-    model: UnifiedModel, space: TokenSpace, request: Request, answer: Sequence[int], progress: Tensor
+    model: UnifiedModel,
+    space: TokenSpace,
+    prompt: Context,
+    answer: Sequence[int],
+    guidance: GuidanceConfig,
+    progress: Tensor,
 ) -> Tensor:
-    logits, guidance = _after(model, request.prompt, answer), request.config.guidance
-    compared = contexts(space, request.prompt, guidance)
+    logits, compared = _after(model, prompt, answer), guidance_contexts(prompt, space, guidance)
     if not compared:
         return logits
     for begin, end in _open_images(answer, space):
         piece = answer[begin:end]
-        others = [_after(model, [*context, space.specials.boi], piece) for context in compared]
+        others = []
+        for context in compared:
+            opened = Context(runs=list(context.runs))
+            opened.say([space.specials.boi])
+            others.append(_after(model, opened, piece))
         rows = RowGuidance.of([guidance] * len(piece), logits.device)
-        logits[begin:end] = guide(logits[begin:end], others[-1], others[0], rows, progress[begin:end])
+        logits[begin:end] = guided_logits(logits[begin:end], others[-1], others[0], rows, progress[begin:end])
     return logits
 
 
@@ -91,27 +118,27 @@ def _open_images(answer: Sequence[int], space: TokenSpace) -> list[tuple[int, in
     return [*found, (begin, len(answer))] if begin is not None and begin < len(answer) else found
 
 
-def _states(grammar: ModalityGrammar, request: Request, tokens: Tensor) -> ModalityState:
+def _states(machine: ModalityMachine, request: Request, tokens: Tensor) -> ModalityState:
     """The machine before each token, as the rows of one state."""
-    state = grammar.start([request.config.outside], [request.config.image_size])
+    state = machine.start([request.config.outside()], [request.config.image_size])
     rows = [state]
     for token in tokens[:-1]:
-        rows.append(grammar.advance(rows[-1], token[None]))
+        rows.append(machine.advance(rows[-1], token[None]))
     return ModalityState.cat(rows)
 
 
 def _text_bias(
-    grammar: ModalityGrammar, request: Request, answer: Sequence[int], states: ModalityState, room: Tensor
+    machine: ModalityMachine, request: Request, answer: Sequence[int], states: ModalityState, room: Tensor
 ) -> Tensor:
     assert request.config.grammar is not None
-    matcher, bias = request.config.grammar.start(), torch.zeros(len(answer), grammar.space.text_size)
-    begins, inside = grammar.fits(states, room).any(-1).tolist(), states.in_image.tolist()
+    matcher, bias = request.config.grammar.start(), torch.zeros(len(answer), machine.space.text_size)
+    begins, inside = machine.fits(states, room).any(-1).tolist(), states.in_image.tolist()
     for index, token in enumerate(answer):
         if not inside[index]:
-            mask, stuck = text_mask(grammar.space, matcher, begins=begins[index])
+            mask, stuck = text_mask(machine.space, matcher, begins=begins[index])
             bias[index].masked_fill_(~mask, float("-inf"))
-            if stuck or token >= grammar.space.text_size or not mask[token]:
+            if stuck or token >= machine.space.text_size or not mask[token]:
                 break
-        if token < grammar.space.text_size:
+        if token < machine.space.text_size:
             matcher.consume(token)
-    return bias.to(grammar.device)
+    return bias.to(machine.device)

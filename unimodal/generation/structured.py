@@ -16,7 +16,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.requests import Matcher, TextGrammar
 
 if TYPE_CHECKING:
-    from unimodal.generation.batch import Batch, Seen
+    from unimodal.generation.batch import Batch, RowStatus
 
 # Shapes: P answers, T text ids.
 
@@ -59,7 +59,7 @@ class Structured:
             self.bias = None
             return
         state = batch.state
-        begins = batch.grammar.fits(state, batch.room - batch.step_count).any(-1).tolist()
+        begins = batch.may_draw().tolist()
         resting = (state.in_image | state.done).tolist()
         bias = torch.zeros(len(self.matchers), self.space.text_size)
         for index, matcher in enumerate(self.matchers):
@@ -68,9 +68,9 @@ class Structured:
                 bias[index].masked_fill_(~mask, float("-inf"))
         self.bias = bias.to(batch.device)
 
-    def follow(self, seen: Sequence[Seen]) -> None:
+    def follow(self, statuses: Sequence[RowStatus]) -> None:
         """Tell the grammars the tokens that were drawn since the last time."""
-        for index, (matcher, one) in enumerate(zip(self.matchers, seen, strict=True)):
+        for index, (matcher, one) in enumerate(zip(self.matchers, statuses, strict=True)):
             if matcher is not None and one.step > self.seen_steps[index]:
                 self.seen_steps[index] = one.step
                 if one.token < self.space.text_size and not self.stuck_rows[index]:

@@ -64,7 +64,7 @@ def _instructed(prompt: Prompt, instruction: str) -> Prompt:
 
 def _with_room(pipeline: Pipeline, request: Request) -> Request:
     """A plan that leaves room for the picture. Raises ValueError where there is none for a word of it."""
-    room = min(request.config.max_new_tokens, pipeline.engine.room_before_picture(request))
+    room = min(request.config.max_new_tokens, pipeline.engine.tokens_before_image(request))
     if room < 1:
         raise ValueError(
             f"a prompt of {len(request.prompt)} tokens leaves no room for a plan and a picture in a context of "

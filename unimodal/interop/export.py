@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationConfig
 
-from tokenizers_vq.text import FILE_NAME as TOKENIZER_FILE
+from tokenizers_vq.text import TOKENIZER_FILE
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, open_tokenizers
 from unimodal.interop.architectures.base import Architecture

@@ -12,10 +12,8 @@ from torch import Tensor
 
 from data_pipelines.tokenize import make_token_space
 from tokenizers_vq.image_tokenizer import ImageTokenizer
-from tokenizers_vq.text import FILE_NAME as TOKENIZER_FILE
-from tokenizers_vq.text import TextTokenizer
-from tokenizers_vq.token_space import FILE_NAME as TOKEN_SPACE_FILE
-from tokenizers_vq.token_space import TokenSpace
+from tokenizers_vq.text import TOKENIZER_FILE, TextTokenizer
+from tokenizers_vq.token_space import TOKEN_SPACE_FILE, TokenSpace
 from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
 from unimodal.interop.architectures.base import Architecture
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder

@@ -11,8 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tokenizers_vq.text import FILE_NAME as TOKENIZER_FILE
-from tokenizers_vq.text import TextTokenizer
+from tokenizers_vq.text import TOKENIZER_FILE, TextTokenizer
 
 # Shapes: V rows of theirs, N ids of their tokenizer, D model width.
 

@@ -77,6 +77,19 @@ class KVCache:
             for part in layer:
                 part[target, :, :length] = part[source, :, :length]
 
+    def gather(self, rows: list[int], slots: int) -> KVCache:
+        """Copies of some rows, with the first `slots` positions of each, or as many as there are."""
+        part = copy.copy(self)
+        part.slots = slots
+        part.layers = [LayerCache(*(_cut(side[rows], slots) for side in layer)) for layer in self.layers]
+        return part
+
+    def scatter(self, rows: list[int], source: KVCache) -> None:
+        """Write what `gather` took back, after it was changed."""
+        for layer, given in zip(self.layers, source.layers, strict=True):
+            for side, new in zip(layer, given, strict=True):
+                side[rows] = new
+
     def export_row(self, row: int, length: int) -> list[LayerCache]:
         """A copy of the first `length` positions of a row: each layer (K, length, D)."""
         return [LayerCache(*(part[row, :, :length].clone() for part in layer)) for layer in self.layers]
@@ -86,6 +99,16 @@ class KVCache:
         for layer, given in zip(self.layers, beginning, strict=True):
             for part, new in zip(layer, given, strict=True):
                 part[row, :, : new.shape[1]] = new
+
+
+def _cut(part: Tensor, slots: int) -> Tensor:
+    """(B, K, S, D) with this number of slots, new ones being 0."""
+    missing = slots - part.shape[2]
+    return (
+        part[:, :, :slots]
+        if missing <= 0
+        else torch.cat([part, part.new_zeros(*part.shape[:2], missing, part.shape[3])], 2)
+    )
 
 
 def _longer(part: Tensor, missing: int) -> Tensor:

@@ -212,9 +212,11 @@ Config = TypeVar("Config")
 
 
 def _built(kind: type[Config], values: dict[str, Any]) -> Config:
-    """A dataclass of plain values, its nested dataclasses too."""
+    """A dataclass of plain values, its nested dataclasses too. Raises TypeError for what is no such thing."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{kind.__name__} is an object with fields, got {str(values)[:80]!r}")
     made = {
-        name: _built(NESTED[name], value) if name in NESTED and isinstance(value, dict) else value
+        name: _built(NESTED[name], value) if name in NESTED and value is not None else value
         for name, value in values.items()
     }
     return kind(**made)

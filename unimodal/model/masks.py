@@ -78,13 +78,13 @@ def causal_mask(length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
 
 
-def cached_mask(positions: Tensor, num_keys: int) -> Tensor:
-    """positions (B, Q) of the queries -> bool (B, 1, Q, K) over a cache whose slot j holds position j.
+def cached_mask(slots: Tensor, num_keys: int) -> Tensor:
+    """slots (B, Q) of the queries -> bool (B, 1, Q, K) over a cache whose rows are filled from slot 0 on.
 
-    What lies past a row's own position is left over from padding or an older request and stays unseen.
+    What lies past a query's own slot is left over from padding or an older request and stays invisible.
     """
-    slots = torch.arange(num_keys, device=positions.device)
-    return (slots <= positions[..., None]).unsqueeze(1)
+    keys = torch.arange(num_keys, device=slots.device)
+    return (keys <= slots[..., None]).unsqueeze(1)
 
 
 def as_bias(mask: Mask, dtype: torch.dtype) -> Mask:

@@ -75,9 +75,9 @@ class UnifiedModel(nn.Module):
         """tokens (B, T) int64 -> features (B, T, D) after the last norm, which `heads` read.
 
         positions (B, T) default to 0, 1, ...; mask is bool (B or 1, 1, T, T), True where attention is allowed, or that
-        in blocks, and defaults to causal. With a cache, attention runs over all slots up to each token's own position,
-        and `cache.reserve` must have been called for the largest position. Where tokens share positions, `slots` (B, T)
-        says where a cache keeps them, and the mask (B, 1, T, used slots) comes with it. `media` goes through the branch
+        in blocks, and defaults to causal. With a cache, `slots` (B, T) says where it keeps the tokens, which defaults
+        to their positions; the mask is (B, 1, T, used slots) and defaults to all slots up to each token's own, and
+        `cache.reserve` must have been called for the largest. `media` goes through the branch
         of its name and replaces the embeddings of the ids it stands on. Raises ValueError for media without a branch.
         """
         inserted = self._insert(media)

@@ -42,7 +42,9 @@ def state_name(name: str) -> str:
 
 
 def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's config in the old form, or in today's, -> in today's."""
+    """A model's config in the old form, or in today's, -> in today's. Raises ValueError for what is no object."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"not a model config: it is an object with fields, got {str(values)[:80]!r}")
     if "trunk" in values or "vocab_size" not in values:
         return dict(values)
     trunk = {name: value for name, value in values.items() if name not in BRANCHES}

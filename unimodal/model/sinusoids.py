@@ -44,7 +44,7 @@ def axial_angles(rows: Tensor, columns: Tensor, head_dim: int, highest: float) -
 
     A latent's column turns the even pairs, its row the odd.
 
-    Rotary positions in two dimensions (EVA-02, arXiv 2303.11331; FiT, arXiv 2402.12376), from `fastest` radians between
+    Rotary positions in two dimensions (EVA-02, arXiv 2303.11331; FiT, arXiv 2402.12376), from `highest` radians between
     neighbours down to a tenth of it.
     """
     pairs = head_dim // 4

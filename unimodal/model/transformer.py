@@ -63,12 +63,9 @@ class Transformer(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        if slots is None:
-            slots = positions
-            if cache is not None:
-                mask = cached_mask(positions, cache.used)
+        slots = positions if slots is None else slots
         if mask is None:
-            mask = causal_mask(tokens.shape[1], tokens.device)
+            mask = causal_mask(tokens.shape[1], tokens.device) if cache is None else cached_mask(slots, cache.used)
         x = self.embedding(tokens)
         for each in inserted:
             x = x.flatten(0, 1).index_copy(0, each.index, each.embeddings.to(x.dtype)).view(x.shape)

@@ -64,7 +64,7 @@ class Answerer(L.LightningModule):
         if self.compile_steps:
             self.pipeline.use_compiled_steps()
         else:
-            self.pipeline.use_packed_weights()
+            self.pipeline.use_prepacked_weights()
         self._bar = progress_bar("answers", len(data.lines), unit="answers")
         self._tell = self._bar.__enter__()
 

@@ -42,7 +42,7 @@ class Chameleon(DecoderArchitecture):
     config_class = ChameleonConfig
     model_class = ChameleonForConditionalGeneration
     opened_by = "ChameleonForConditionalGeneration"
-    skipped = ("model.vqmodel.",)
+    skipped: tuple[str, ...] = ("model.vqmodel.",)
     norm_placements = ("pre", "swin")
     note = """
 **The image encoder in here is a stand-in.** That class cannot be built without one (`model.vqmodel`). Its weights are

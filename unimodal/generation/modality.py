@@ -84,7 +84,7 @@ class ModalityState:
         return (self.drawn / (self.rows * self.columns).clamp_min(1)).clamp_max(1)
 
 
-class ModalityGrammar:
+class ModalityMachine:
     """Masks and transitions of one token space."""
 
     def __init__(self, space: TokenSpace, device: torch.device | str = "cpu") -> None:
@@ -121,9 +121,9 @@ class ModalityGrammar:
         asked_for = (state.wanted[:, None] == ANY_SIZE) | (state.wanted[:, None] == sizes)
         return asked_for & (self.spans + 1 <= room[:, None])
 
-    def bias(self, state: ModalityState, room: Tensor) -> Tensor:
-        """What is added to logits: (B, V) of 0 and -inf."""
-        begins = self.fits(state, room).any(-1)
+    def bias(self, state: ModalityState, room: Tensor, begins: Tensor | None = None) -> Tensor:
+        """What is added to logits: (B, V) of 0 and -inf. `begins` (B,) says where an image may begin; None: it fits."""
+        begins = self.fits(state, room).any(-1) if begins is None else begins
         kind = torch.where((state.kind == Kind.IMAGE) & ~begins, int(Kind.END), state.kind)
         kind = torch.where((state.kind == Kind.MIXED) & ~begins, int(Kind.TEXT), kind)
         bias = self.table[kind]
@@ -168,6 +168,12 @@ class ModalityGrammar:
             in_image=(state.in_image | begun) & ~closed & ~planned,
             done=state.done | ended,
         )
+
+    def close_images(self, state: ModalityState, rows: Tensor) -> ModalityState:
+        """The state after the eoi of images that were drawn as a whole, in some rows."""
+        closed = torch.zeros_like(state.in_image).index_fill(0, rows, True)
+        tokens = torch.full_like(state.kind, self.space.specials.eoi)
+        return keep_where(closed, self.advance(state, tokens), state)
 
     def _size(self, state: ModalityState, tokens: Tensor, begun: Tensor) -> tuple[Tensor, Tensor]:
         if not self.is_grid:

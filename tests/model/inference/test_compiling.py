@@ -7,19 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests.oracles.passes import media_at, on_table
 from tests.oracles.tiny import tiny_model
-from unimodal.model import compiling
-from unimodal.model.inference.compiling import compiled_features, sizes_vary
+from unimodal.model.branches.base import MediaTokens
 from unimodal.model.config import FlowConfig
-from unimodal.model.branches.flow import LatentTokens, latent_tokens
+from unimodal.model.inference.compiling import compile_blocks, sizes_vary
+from unimodal.model.model import LATENTS
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
     """The graphs that are made, traced whole and run as they are: a compiler would take minutes here."""
     made: list[torch.fx.GraphModule] = []
+    compiled = nn.Module.compile
 
     def noted(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         del inputs
@@ -27,33 +29,36 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModul
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(compiling, "compiled", lambda f: torch.compile(f, backend=noted, fullgraph=True))
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled(module, backend=noted, fullgraph=True))
+    monkeypatch.setattr("unimodal.model.inference.compiling.can_build_for_cpu", lambda: True)
     with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
         yield made
 
 
-def media_of(count: int, rows: int, length: int) -> LatentTokens:
+def media_of(count: int, rows: int, length: int) -> MediaTokens:
     standing = torch.zeros(rows, length, dtype=torch.bool)
     standing.view(-1)[1 : 1 + count] = True
     latents, times = torch.randn(count, 3, dtype=torch.float64), torch.rand(count, dtype=torch.float64)
-    return latent_tokens(standing, latents, times, torch.arange(count) % 4)
+    return media_at(standing, latents, on_table(torch.arange(count) % 4, 2), times)
 
 
 def test_one_block_is_compiled_for_all_layers(graphs: list[torch.fx.GraphModule]) -> None:
-    model = tiny_model(num_layers=4)
-    features, tokens = compiled_features(model), torch.randint(24, (3, 10))
-    torch.testing.assert_close(features(tokens), model(tokens))
+    model, compiled = tiny_model(num_layers=12), tiny_model(num_layers=12)
+    compile_blocks(compiled)
+    tokens = torch.randint(24, (3, 10))
+    torch.testing.assert_close(compiled(tokens), model(tokens))
     (graph,) = graphs
     products = [node for node in graph.graph.nodes if node.target is torch.nn.functional.linear]
     assert len(products) == 7, "queries, keys, values, output, gate, up, down"
 
 
 def test_a_graph_serves_batches_of_any_number_of_latents(graphs: list[torch.fx.GraphModule]) -> None:
-    flow = FlowConfig(latent_dim=3, side=2, time_channels=8, axial_turn=1.5)
-    model = tiny_model(num_layers=3, mixture=True, flow=flow)
-    features, tokens = compiled_features(model), torch.randint(24, (3, 10))
+    flow = FlowConfig(latent_dim=3, grid_size=2, time_channels=8, axial_rope_max=1.5)
+    model, compiled = (tiny_model(num_layers=3, mixture=True, flow=flow) for _ in range(2))
+    compile_blocks(compiled)
+    tokens = torch.randint(24, (3, 10))
     for count in (8, 5, 12):
         media = media_of(count, *tokens.shape)
-        sizes_vary(media)
-        torch.testing.assert_close(features(tokens, media=media), model(tokens, media=media))
+        sizes_vary(tensor for tensor in media if isinstance(tensor, Tensor))
+        torch.testing.assert_close(compiled(tokens, media={LATENTS: media}), model(tokens, media={LATENTS: media}))
     assert len(graphs) == 1

@@ -1,0 +1,76 @@
+"""Images that are due: which answers of a batch wait for one, and their contexts in a cache to draw in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unimodal.generation.batch import Batch, RowStatus
+from unimodal.generation.context import guidance_contexts
+from unimodal.generation.painters.base import DueContexts, ImageDue
+from unimodal.generation.reading import read
+
+
+class DueImages:
+    """Draws the images that a batch waits for. An answer's noise is drawn from its own seed, image after image."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.noise: dict[int, torch.Generator] = {}
+        self.pictures: dict[int, list[Tensor]] = {}
+
+    def paint(self, statuses: Sequence[RowStatus]) -> bool:
+        """Draw what is due and let the answers resume; whether there was anything."""
+        batch, painter = self.batch, self.batch.painter
+        if painter is None:
+            return False
+        waiting = [number for number, status in zip(batch.numbers, statuses, strict=True) if status.waits]
+        due = [self._due(number) for number in waiting if painter.slots(batch.requests[number])]
+        if due:
+            painted = painter.paint(due, self.contexts)
+            for one, image in zip(due, painted, strict=True):
+                self.pictures.setdefault(one.number, []).append(image.pixels)
+            batch.insert({one.number: image for one, image in zip(due, painted, strict=True)})
+        return bool(due)
+
+    def forget(self, gone: set[int]) -> None:
+        """Answers that have left need neither noise nor images."""
+        for number in gone:
+            self.noise.pop(number, None)
+            self.pictures.pop(number, None)
+
+    def drawn(self, number: int) -> tuple[Tensor, ...]:
+        """All images (3, H, W) that an answer has so far."""
+        return tuple(self.pictures.get(number, ()))
+
+    def _due(self, number: int) -> ImageDue:
+        request = self.batch.requests[number]
+        if number not in self.noise:
+            self.noise[number] = torch.Generator().manual_seed(request.seed)
+        return ImageDue(number, request, self.noise[number])
+
+    def contexts(self, due: Sequence[ImageDue], free: int) -> DueContexts:
+        """See `DueContexts`; every row has `free` slots after its context."""
+        batch = self.batch
+        rows = [batch.main_row(one.number) for one in due]
+        at = torch.tensor([batch.numbers.index(one.number) for one in due], device=batch.device)
+        positions = batch.position[at].tolist()
+        lengths = [position + batch.rows[row].offset for position, row in zip(positions, rows, strict=True)]
+        compared = [guidance_contexts(batch.context(o.number), batch.space, o.request.config.guidance) for o in due]
+        guided = [index for index, contexts in enumerate(compared) if contexts]
+        by_image = [index for index, contexts in enumerate(compared) if len(contexts) > 1]
+        others = [compared[index][0] for index in guided] + [compared[index][1] for index in by_image]
+        pieces = [context.piece() for context in others]
+        cache = batch.cache.gather(rows, max([*lengths, *map(len, pieces)]) + free)
+        if pieces:
+            cache.grow(len(rows) + len(pieces))
+            read(batch.model, cache.view(len(rows), len(rows) + len(pieces)), pieces, batch.space.specials.pad)
+        return DueContexts(
+            cache,
+            batch.integers([*lengths, *map(len, others)]),
+            batch.integers([*positions, *(context.position for context in others)]),
+            batch.integers(guided),
+            batch.integers(by_image),
+        )

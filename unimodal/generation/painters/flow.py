@@ -1,0 +1,107 @@
+"""Images by flow matching: latents follow an ODE from noise, one image behind each context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from data_pipelines.images import resize_to_patches, to_image
+from tokenizers_vq.media import LATENTS
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.context import Reading, context_image
+from unimodal.generation.flow_sampling import FlowSamplingConfig, guided_velocity, integrate, time_grid
+from unimodal.generation.guidance import RowGuidance, scale_now
+from unimodal.generation.painters.base import DueContexts, ImageDue, Painted
+from unimodal.generation.requests import Request
+from unimodal.model.branches.base import MediaTokens, grid_positions
+from unimodal.model.model import VELOCITY, UnifiedModel
+
+# Shapes: B contexts, N latents of an image, C numbers of a latent, R rows and K columns of latents.
+
+Decode = Callable[[Tensor], tuple[Tensor, list[list[int]]]]
+"""Latents (B, R, K, C) -> the images (B, 3, H, W), and of each the ids between boi and eoi."""
+
+
+class FlowPainter:
+    """Draws with the flow branch of a model; an image is drawn as a whole, so none comes out malformed."""
+
+    def __init__(
+        self, model: UnifiedModel, space: TokenSpace, grid: tuple[int, int], reading: Reading, decode: Decode, seen: int
+    ) -> None:
+        """grid: rows and columns of latents of an image. seen: tokens of an image as codes or patches, boi and eoi
+        among them."""
+        self.model, self.space, self.grid, self.reading, self.decode = model, space, grid, reading, decode
+        self.count, self.seen = grid[0] * grid[1], seen
+
+    def slots(self, request: Request) -> int:
+        """See `Painter`. An image alone ends its answer and is not read again."""
+        drawn = {"text": 0, "image": self.count + 2, "mixed": self.count + 2 + self.seen}
+        return drawn[request.config.mode]
+
+    def check(self, request: Request) -> None:
+        """See `Painter`."""
+        if request.config.image_size is not None:
+            raise ValueError(f"this model draws {self.grid[0]}x{self.grid[1]} latents and no other size")
+
+    @torch.inference_mode()
+    def paint(
+        self, due: Sequence[ImageDue], contexts: Callable[[Sequence[ImageDue], int], DueContexts]
+    ) -> list[Painted]:
+        """See `Painter`. The settings of a solver are those of a batch: images of other settings come after them."""
+        painted: dict[int, Painted] = {}
+        for config in dict.fromkeys(one.request.config.flow for one in due):
+            group = [one for one in due if one.request.config.flow == config]
+            latents = self._draw(group, contexts(group, self.count + 2), config)
+            for one, own, pixels, body in zip(group, latents, *self.decode(latents), strict=True):
+                painted[one.number] = self._painted(own, pixels, body)
+        return [painted[one.number] for one in due]
+
+    def _painted(self, latents: Tensor, pixels: Tensor, body: list[int]) -> Painted:
+        patches = self.reading.patches
+        shown = resize_to_patches(to_image(pixels), patches) if patches else None
+        return Painted(pixels, body, context_image(body, latents.cpu().numpy(), shown, patches))
+
+    def _draw(self, due: Sequence[ImageDue], contexts: DueContexts, config: FlowSamplingConfig) -> Tensor:
+        """(B, R, K, C), each drawn from its own noise."""
+        flow, device = self.model.config.flow, self.model.device
+        assert flow is not None
+        noise = torch.stack([torch.randn(self.count, flow.latent_dim, generator=one.noise) for one in due]).to(device)
+        scales = RowGuidance.of([one.request.config.guidance for one in due], device)
+        sizes = [len(due), len(contexts.guided), len(contexts.by_image)]
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            if not sizes[1] or not config.guided_at(time):
+                return self.velocities(contexts, x, time)
+            all_rows = torch.cat([x, x[contexts.guided], x[contexts.by_image]])
+            plain, null, image = self.velocities(contexts, all_rows, time).split(sizes)
+            nulls = plain.index_copy(0, contexts.guided, null)
+            with_images = nulls.index_copy(0, contexts.by_image, image)
+            done = torch.full((len(due),), 1 - time, device=device)
+            of_text, of_images = (scale_now(scale, scales, done) for scale in (scales.scale, scales.image_scale))
+            changed = guided_velocity(plain, with_images, nulls, of_text, of_images, config)
+            return plain.index_copy(0, contexts.guided, changed[contexts.guided])
+
+        return integrate(velocity, noise, time_grid(config.steps, config.shift), config.solver).unflatten(1, self.grid)
+
+    def velocities(self, contexts: DueContexts, latents: Tensor, time: float) -> Tensor:
+        """Velocities (B, N, C) of noised images (B, N, C), one behind each of the first B contexts, which stay as they
+        are."""
+        rows, count, width = latents.shape
+        model, device, length = self.model, latents.device, count + 2
+        lengths, positions = contexts.lengths[:rows, None], contexts.positions[:rows, None]
+        tokens = torch.full((rows, length), self.space.specials.pad, device=device)
+        tokens[:, 0], tokens[:, -1] = self.space.specials.boi, self.space.specials.eoi
+        cache = contexts.cache.view(0, rows)
+        cache.reserve(cache.slots)
+        mask = torch.arange(cache.used, device=device) < lengths + length
+        index = (torch.arange(rows, device=device)[:, None] * length + 1 + torch.arange(count, device=device)).flatten()
+        flat = latents.reshape(-1, width).to(model.dtype)
+        times = torch.full((len(flat),), time, device=device)
+        row_col = grid_positions(*self.grid).to(device).repeat(rows, 1)
+        media = {LATENTS: MediaTokens(index, flat, row_col, (self.grid,) * rows, times)}
+        mask = mask[:, None, None].expand(-1, -1, length, -1)
+        slots = lengths + torch.arange(length, device=device)
+        features = model(tokens, positions.expand_as(tokens), mask, cache, media=media, slots=slots)
+        return model.heads[VELOCITY](features.flatten(0, 1)[index]).float().view(rows, count, width)
