@@ -30,7 +30,7 @@ from unimodal.generation.engine import Engine
 from unimodal.generation.forward import compiled_forward
 from unimodal.generation.guidance import GuidanceConfig, null_context
 from unimodal.generation.requests import DecodeConfig, Request
-from unimodal.interop.export import to_llama
+from unimodal.interop.export import to_transformers
 from unimodal.model.config import ModelConfig
 from unimodal.model.inference.prepacked import packed
 from unimodal.model.model import UnifiedModel
@@ -77,7 +77,7 @@ class Model:
         """Random weights; a random model's answers are as long as they are allowed to be."""
         torch.manual_seed(0)
         model = UnifiedModel(SHAPE).eval().requires_grad_(False)
-        llama: Any = to_llama(model)
+        llama: Any = to_transformers(model)
         llama = llama.to(dtype)
         llama.generation_config.update(eos_token_id=None, pad_token_id=SPACE.specials.pad)
         ready = packed(model.to(dtype))
