@@ -14,7 +14,7 @@ from data_pipelines.datamodule import ImageDataModule, TokenDataModule
 from tests.oracles.tiny_training import ROOT
 from tokenizers_vq.autoencoder_module import AutoencoderModule
 from tokenizers_vq.module import ImageTokenizerModule
-from unimodal.model.config import ModelConfig
+from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.model import UnifiedModel
 from unimodal.training.cli import TrainingCLI, run
 from unimodal.training.module import TransformerModule
@@ -47,7 +47,7 @@ def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
     assert cli.trainer.max_steps == wanted["trainer"]["max_steps"] > 0
     match cli.model:
         case TransformerModule():
-            _check_transformer(cli.model, cli.datamodule)
+            _check_model(cli.model, cli.datamodule)
         case ImageTokenizerModule():
             assert isinstance(cli.datamodule, ImageDataModule)
             assert cli.model.tokenizer.image_size == cli.datamodule.policy.size
@@ -64,12 +64,13 @@ def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
             pytest.fail(f"{path} builds a {type(other).__name__}, which nothing here checks")
 
 
-def _check_transformer(module: TransformerModule, data: Any) -> None:
+def _check_model(module: TransformerModule, data: Any) -> None:
     assert isinstance(data, TokenDataModule)
     assert data.stream.length <= module.shape["max_length"]
     with torch.device("meta"):
         branch = module.flow.shape({"latent_dim": 16, "grid": 8, "hash": ""}) if module.flow else {}
-        model = UnifiedModel(ModelConfig(vocab_size=VOCABULARY, **module.shape, **branch))
+        trunk = TransformerConfig(**module.shape, mixture=branch.pop("mixture", False))
+        model = UnifiedModel(ModelConfig(vocab_size=VOCABULARY, trunk=trunk, **branch))
     assert (module.flow is None) == (data.templates.latents is None)
     groups = build_optimizer(model, module.optimizer_config).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))

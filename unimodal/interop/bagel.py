@@ -198,9 +198,10 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
     same_heads = trunk.head_dim * trunk.num_heads == trunk.dim and not trunk.tied_head and not trunk.rope.scaling
     if not (same_positions and trunk.mixture and trunk.qkv_bias and same_norm and same_heads):
         raise ValueError(
-            "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps of "
-            f"its other norms, positions with periods up to {MAX_PERIOD:g} without axial RoPE, heads as wide together as "
-            f"the model, a token head of its own and rotary positions that are not scaled; this model is {config}"
+            "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
+            f"of its other norms, positions with periods up to {MAX_PERIOD:g} without axial RoPE, heads as wide "
+            "together as the model, a token head of its own and rotary positions that are not scaled; "
+            f"this model is {config}"
         )
     table, branch = bagel_table(trunk.num_layers), _flow_branch(model)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}

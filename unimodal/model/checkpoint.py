@@ -51,7 +51,10 @@ def open_model(folder: Path) -> tuple[UnifiedModel, TokenSpace]:
 
 
 def assembled(config: ModelConfig, tensors: dict[str, Tensor]) -> UnifiedModel:
-    """A model that holds these very tensors. Raises RuntimeError for one that is missing, unknown or of another shape."""
+    """A model that holds these very tensors.
+
+    Raises RuntimeError for one that is missing, unknown or of another shape.
+    """
     with torch.device("meta"):
         model = UnifiedModel(config)
     if config.trunk.tied_head and EMBEDDING in tensors:

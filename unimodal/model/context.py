@@ -42,8 +42,8 @@ class Route(NamedTuple):
 class LayerContext(NamedTuple):
     """What every layer of a forward pass is given beside its input.
 
-    `bias` is added to attention scores, or allows them in blocks. `cache` and the `slots` (B, T) of its tokens are those
-    of decoding. Without a `route` all tokens take the understanding expert of a mixture.
+    `bias` is added to attention scores, or allows them in blocks. `cache` and the `slots` (B, T) of its tokens are
+    those of decoding. Without a `route` all tokens take the understanding expert of a mixture.
     """
 
     rotation: Rotation

@@ -127,7 +127,7 @@ def expert_names(name: str) -> tuple[str, str] | None:
 
 
 def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A dense model's parameters -> those of a mixture that computes the same function, whichever tokens are latents."""
+    """A dense model's parameters -> those of a mixture of the same function, whichever tokens are latents."""
     copied: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for own in expert_names(name) or (name,):

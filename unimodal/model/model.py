@@ -45,10 +45,12 @@ class UnifiedModel(nn.Module):
         if config.vision:
             self.branches[PATCHES] = VisionBranch(config.vision, config.trunk.dim)
         self.init_weights()
-        self.tie_head()
 
     def init_weights(self) -> None:
-        """All parameters. The first velocity is zero, so that the first flow loss is E|noise - x_0|^2."""
+        """All parameters and tables. The first velocity is zero, so that the first flow loss is E|noise - x_0|^2.
+
+        After `to_empty` too, which gives a tied head memory of its own and leaves nothing in the tables.
+        """
         self.trunk.init_weights()
         init_linear(self.token_head, INIT_STD)
         if VELOCITY in self.heads:
@@ -57,6 +59,7 @@ class UnifiedModel(nn.Module):
         for branch in self.branches.values():
             assert isinstance(branch, Branch)
             branch.init_weights()
+        self.tie_head()
 
     def tie_head(self) -> None:
         """Make the token head share the embedding's weight, where the config says so."""
@@ -79,7 +82,9 @@ class UnifiedModel(nn.Module):
         in blocks, and defaults to causal. With a cache, attention runs over all slots up to each token's own position,
         and `cache.reserve` must have been called for the largest position. Where tokens share positions, `slots` (B, T)
         says where a cache keeps them, and the mask (B, 1, T, used slots) comes with it. `media` goes through the branch
-        of its name and replaces the embeddings of the ids that it stands on. Raises ValueError for media without a branch.
+        of its name and replaces the embeddings of the ids that it stands on.
+
+        Raises ValueError for media without a branch.
         """
         inserted = self._insert(media)
         route = self._route(inserted, tokens.numel())
