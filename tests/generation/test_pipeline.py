@@ -186,5 +186,3 @@ def test_compiled_steps_answer_as_others_with_the_flow_branch(tmp_path: Path) ->
     assert [a.ids for a in load(tmp_path, compile=True).generate(["a red circle"], **settings)] == [
         a.ids for a in wanted
     ]
-
-
