@@ -79,7 +79,7 @@ def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
             pytest.fail(f"{path} builds a {type(other).__name__}, which nothing here checks")
 
 
-def _check_transformer(module: TransformerModule, data: Any) -> None:
+def _check_model(module: TransformerModule, data: Any) -> None:
     assert isinstance(data, TokenDataModule)
     names = data.templates.media
     spec = DataSpec(space=SPACE, media={name: MEDIA[name] for name in names})

@@ -86,15 +86,15 @@ def random_settings(random: Random) -> Settings:
 
 def faults(model: Pipeline, request: Request, settings: Settings, answer: Answer) -> list[str]:
     """What is wrong with an answer; empty if nothing is."""
-    found, room = [], request.room(CONTEXT)
+    found, budget = [], request.budget(CONTEXT)
     spans, malformed = check_spans(answer.ids, model.token_space)
     pictures = sum(isinstance(part, Image.Image) for part in answer)
     if malformed or pictures != spans:
         found.append(f"{malformed} of {spans} images malformed, {pictures} decoded")
     specials = model.token_space.specials
     ended = answer.ids[-1] == specials.eos or (settings["mode"] == "image" and answer.ids[-1] == specials.eoi)
-    if not (ended or len(answer.ids) == room) or len(answer.ids) > room:
-        found.append(f"an answer of {len(answer.ids)} tokens has not ended, its room is {room}")
+    if not (ended or len(answer.ids) == budget) or len(answer.ids) > budget:
+        found.append(f"an answer of {len(answer.ids)} tokens has not ended, its token budget is {budget}")
     if (answer.finish == "length") == ended:
         found.append(f"an answer ended by {answer.ids[-1]} is called {answer.finish!r}")
     if not all(probability <= 1e-6 for probability in answer.log_probs):

@@ -255,7 +255,7 @@ def test_without_rules_a_model_that_never_learned_makes_malformed_images(space: 
     ("prompt", "reason"),
     [
         ([], "empty"),
-        ([1] * CONTEXT, f"{CONTEXT} tokens leaves no room"),
+        ([1] * CONTEXT, f"{CONTEXT} tokens does not fit a context"),
         ([1, 24], "ids lie in 0 to 23, a prompt holds 1 to 24"),
         ([-1], "holds -1"),
     ],

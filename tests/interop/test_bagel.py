@@ -20,9 +20,9 @@ from tests.oracles.passes import flow_branch, logits, media_at, on_table
 from tests.oracles.slow_attention import spanned_layout, visible_with_spans
 from tests.oracles.tiny import tiny_model
 from tokenizers_vq.latent_patches import latents_to_patches, patches_to_latents
-from unimodal.interop.bagel import open_bagel, write_bagel
+from unimodal.interop.architectures.bagel import open_bagel, write_bagel
+from unimodal.interop.architectures.bagel_names import bagel_names
 from unimodal.interop.importing import import_hf
-from unimodal.interop.names import bagel_table
 from unimodal.model.branches.base import MediaTokens
 from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig, RopeScaling
 from unimodal.model.context import LayerContext, Route
@@ -140,7 +140,7 @@ def test_the_config_is_read_from_theirs_and_from_the_shapes(folder: Path) -> Non
 def test_every_tensor_has_one_place_and_those_of_vision_are_named(tensors: bagel.Tensors, folder: Path) -> None:
     opened = open_bagel(folder)
     assert opened.left_out == tuple(sorted(bagel.VISION))
-    table, state = bagel_table(bagel.LAYERS), opened.model.state_dict()
+    table, state = bagel_names(opened.model.config.trunk), opened.model.state_dict()
     assert len(set(table.values())) == len(table)
     assert set(table) == set(state) and set(table.values()) == set(bagel.published_shapes())
     assert {*table.values(), *opened.left_out, PLACES} == set(tensors)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from data_pipelines.images import cut_patches
-from unimodal.interop.siglip import load_siglip, siglip_config
+from unimodal.interop.architectures.siglip import load_siglip, siglip_config
 from unimodal.model.branches.vision.siglip import SiglipEncoder
 
 THEIRS: dict[str, Any] = {

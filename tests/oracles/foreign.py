@@ -11,6 +11,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Lla
 from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
 
 from tests.oracles.tiny import SENTENCES
+from unimodal.interop.registry import ARCHITECTURES
 
 PADDED = 7
 """Rows of the embedding past the tokenizer's last id."""
@@ -74,8 +75,43 @@ def saved(model: Foreign, folder: Path, tokenizer: Tokenizer | None = None, **sa
     return folder
 
 
-def _shaken(model: Any) -> Any:
+def _shaken(model: Any, noise: float = 0.2) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(noise * torch.randn_like(parameter))
     return model.eval()
+
+
+ODD_SHAPE: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 10,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 3e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+NEEDED: dict[str, dict[str, Any]] = {
+    "chameleon": {"head_dim": 8, "vq_config": SMALL_ENCODER.to_dict(), "vocabulary_map": {}},
+}
+"""What a model type must have beyond ODD_SHAPE, or instead."""
+
+
+def foreign_model(model_type: str, *, noise: float = 0.1, **changes: Any) -> Any:
+    """A random model of a registered architecture; `noise` is added to all weights, norms too."""
+    architecture = ARCHITECTURES[model_type]
+    config = architecture.config_class(**{**ODD_SHAPE, **NEEDED.get(model_type, {}), **changes})
+    return _shaken(architecture.model_class(config), noise)

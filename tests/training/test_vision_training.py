@@ -15,7 +15,7 @@ from tests.oracles.tiny_training import ADAMW, FLOW, VISION, Options, fit_argume
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
 from tokenizers_vq.media import MediaSpec, PatchSpec
 from unimodal.generation.pipeline import load
-from unimodal.interop.siglip import siglip_names
+from unimodal.interop.architectures.siglip import siglip_names
 from unimodal.training.branches import VisionBranchConfig
 from unimodal.training.cli import run
 

@@ -14,11 +14,10 @@ def run(source: Path, out: Path) -> int:
     """Export, and say which class opens the folder and what of it is a stand-in."""
     disable_progress_bar()
     console = Console()
-    if export_hf(source, out) == "llama":
-        console.print(f"AutoModelForCausalLM opens {out}", highlight=False)
-        return 0
-    console.print(f"ChameleonForConditionalGeneration opens {out}", highlight=False)
-    console.print(
-        "its image encoder is a stand-in of zeros: give it pictures as ids (README.md there)", highlight=False
-    )
+    architecture = export_hf(source, out)
+    console.print(f"{architecture.opened_by} opens {out}", highlight=False)
+    if architecture.skipped:
+        console.print(
+            "its image encoder is a stand-in of zeros: give it pictures as ids (README.md there)", highlight=False
+        )
     return 0

@@ -4,8 +4,8 @@
            └────────────(fixed layout)──▶┘
 
 Inside an image there is one kind of legal token at every place, so an image span cannot come out wrong, and none is
-opened that would not fit. Masks are rows of one table (kind x vocabulary) and transitions are arithmetic on tensors: the
-decode path never has to look at a token on the host.
+opened that would not fit. Masks are rows of one table (kind x vocabulary) and transitions are arithmetic on tensors:
+the decode path never needs a token on the host.
 """
 
 from __future__ import annotations

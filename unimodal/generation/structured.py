@@ -1,7 +1,7 @@
 """Answers whose text follows a grammar: the host's part, for the rows of a batch that have one.
 
-A grammar has to consume every token of text, so the host syncs with a batch that has such an answer after every token. During an
-image the grammar rests: it consumes boi and eoi, and never a code.
+A grammar has to consume every token of text, so the host syncs after every token with a batch that has such an answer.
+During an image the grammar rests: it consumes boi and eoi, and never a code.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,56 +16,75 @@ from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TOKENIZER_FILE, TextTokenizer
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE, TokenSpace
 from unimodal.bundle import Bundle
-from unimodal.interop.configs import our_config, read_config
+from unimodal.interop.architectures.base import Architecture
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder
-from unimodal.interop.names import Architecture
+from unimodal.interop.registry import read_architecture
 from unimodal.interop.vocabulary import Adopted, adopt_tokenizer, grow
 from unimodal.interop.weights import read_weights, to_our_names
-from unimodal.model.checkpoint import assembled, save_model
+from unimodal.model.checkpoint import EMBEDDING, HEAD, assembled, save_model
 from unimodal.model.config import ModelConfig
 
 SEED = 0
 """New rows of embedding and head are drawn with this and the next."""
 
 
+class HFModel(NamedTuple):
+    """A folder of theirs: fields of config.json, our config, weights under our names, and how many were left out."""
+
+    architecture: Architecture
+    written: Mapping[str, Any]
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    left_out: int
+
+
 class Imported(NamedTuple):
     """What came of an import: which special tokens had which name there, and how many weights were left out."""
 
-    architecture: Architecture
+    architecture: str
     space: TokenSpace
     found: dict[str, str]
     left_out: int
 
 
+def read_hf(folder: Path) -> HFModel:
+    """Read config and weights of a local folder of theirs; weights keep their bits and their type.
+
+    Raises ValueError for an architecture that is not registered, for what our transformer cannot compute, and for
+    weights that are missing, unknown, of another shape or pickled.
+    """
+    architecture, theirs = read_architecture(folder)
+    config = architecture.config(theirs)
+    weights = to_our_names(read_weights(folder), architecture, config)
+    return HFModel(architecture, theirs.written, config, weights.tensors, weights.left_out)
+
+
 def import_hf(source: Path, out: Path, image_tokenizer: Path | None = None) -> Imported:
-    """Write a local Llama or Chameleon as a bundle; weights keep their bits and their type.
+    """Write a local model of a registered architecture as a bundle; weights keep their bits and their type.
 
     An export of ours comes back with its token space and tokenizers as they were. Any other model speaks text alone:
     its special tokens for beginning, end and padding become ours; the other special tokens and the codes of
     `image_tokenizer` get new ids after its own, and embedding and head new rows (as Liquid does, arXiv 2412.04332).
     Of a Chameleon the language part is taken, and its own image codes stay ids of the text.
 
-    Raises ValueError for a folder that does not hold one, for what our transformer cannot do, for an image tokenizer
-    that is missing or too many, and where `out` is not empty.
+    Raises ValueError as `read_hf` does, for an image tokenizer that is missing or too many, and where `out` is not
+    empty.
     """
     check_fresh(out)
     if not source.is_dir():
         raise ValueError(f"{source} is not a folder: give one as save_pretrained leaves it")
-    theirs = read_config(source)
-    config, ours = our_config(theirs), (source / TOKEN_SPACE_FILE).is_file()
+    theirs = read_hf(source)
+    ours = (source / TOKEN_SPACE_FILE).is_file()
     if ours and image_tokenizer is not None:
         raise ValueError(f"{source} is an export of ours with its own token space: leave out the image tokenizer")
     if not ours and image_tokenizer is None:
         raise ValueError(f"{source} has no token space of ours: give an image tokenizer, whose codes it is to learn")
-    weights = to_our_names(
-        read_weights(source), theirs.architecture, config, tied=bool(theirs.whole.tie_word_embeddings)
-    )
     if image_tokenizer is None:
-        space, found = _bring_back(source, config, weights.tensors, out), {}
+        space, found = _bring_back(source, theirs.config, theirs.weights, out), {}
     else:
         adopted = adopt_tokenizer(source, theirs.written)
-        space, found = _settle(adopted, config, weights.tensors, image_tokenizer, out), adopted.found
-    return Imported(theirs.architecture, space, found, weights.left_out)
+        space, found = _settle(adopted, theirs.config, theirs.weights, image_tokenizer, out), adopted.found
+    return Imported(theirs.architecture.model_type, space, found, theirs.left_out)
 
 
 def _bring_back(source: Path, config: ModelConfig, weights: dict[str, Tensor], out: Path) -> TokenSpace:
@@ -97,7 +117,8 @@ def _settle(
         raise ValueError(f"its tokenizer has {adopted.known} ids, its embedding only {config.vocab_size} rows")
     image = ImageTokenizer.open(image_tokenizer)
     space = make_token_space(adopted.text, image)
-    for seed, name in enumerate(("trunk.embedding.weight", "heads.tokens.weight"), start=SEED):
+    tables = (EMBEDDING,) if config.trunk.tied_head else (EMBEDDING, HEAD)
+    for seed, name in enumerate(tables, start=SEED):
         weights[name] = grow(weights[name], adopted.known, space.vocab_size, seed)
     model = assembled(dataclasses.replace(config, vocab_size=space.vocab_size), weights)
     with fresh_folder(out) as folder:

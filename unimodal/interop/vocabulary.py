@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ class Adopted(NamedTuple):
     found: dict[str, str]
 
 
-def adopt_tokenizer(folder: Path, config: dict[str, Any]) -> Adopted:
+def adopt_tokenizer(folder: Path, config: Mapping[str, Any]) -> Adopted:
     """Open tokenizer.json of a folder of theirs and give it our special tokens.
 
     Their special tokens for the end, the beginning and padding, as config.json names them, take our names, so that
@@ -54,7 +55,7 @@ def adopt_tokenizer(folder: Path, config: dict[str, Any]) -> Adopted:
     return Adopted(text, known, found)
 
 
-def _take_names(plain: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
+def _take_names(plain: dict[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     """Rename tokens in the JSON of a tokenizer; returns our name -> the one it had."""
     special = {entry["id"]: entry for entry in plain["added_tokens"] if entry["special"]}
     present = {entry["content"] for entry in plain["added_tokens"]} | set(_model_tokens(plain["model"]))

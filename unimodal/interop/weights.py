@@ -11,19 +11,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unimodal.interop.names import Architecture, name_table
+from unimodal.interop.architectures.base import Architecture
+from unimodal.model.checkpoint import EMBEDDING, HEAD, WEIGHTS_FILE
 from unimodal.model.config import ModelConfig
 from unimodal.model.model import UnifiedModel
 
-# Shapes: V vocabulary, D model width, H heads, W head width, P parts that a model was trained in.
-
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-NOT_THE_DECODER = ("model.vqmodel.",)
 COMPUTED = "rotary_emb.inv_freq"
-"""Files of old versions hold this buffer; it follows from rope_theta."""
+"""Files of old versions hold this buffer; it follows from the config."""
 
 
 class RenamedWeights(NamedTuple):
@@ -72,32 +69,41 @@ def _shard_names(index: Path) -> list[str]:
     return names
 
 
-def to_our_names(
-    tensors: dict[str, Tensor], architecture: Architecture, config: ModelConfig, *, tied: bool
-) -> RenamedWeights:
-    """Their tensors -> those of a `Transformer` of this shape, with their bits and types.
+def to_our_names(tensors: dict[str, Tensor], architecture: Architecture, config: ModelConfig) -> RenamedWeights:
+    """Their tensors -> those of a `UnifiedModel` of this config, with their bits and types. A tied head is not in it.
 
-    A tied head becomes a copy of the embedding. QK-norms (P, W) of a model that was trained in P parts are repeated for
-    the heads of each part. Raises ValueError for a weight that is missing, unknown, of another shape or no float.
+    Raises ValueError for a weight that is missing, unknown, of another shape or no float, and for a tied head that is
+    stored and differs from the embedding.
     """
-    table = name_table(architecture, config.trunk.num_layers)
-    theirs = {name: x for name, x in tensors.items() if not name.startswith(NOT_THE_DECODER)}
+    names = architecture.names(config)
+    theirs = {name: x for name, x in tensors.items() if not name.startswith(architecture.skipped)}
     left_out = len(tensors) - len(theirs)
     theirs = {name: x for name, x in theirs.items() if not name.endswith(COMPUTED)}
-    if tied and EMBEDDING in theirs:
-        theirs[HEAD] = _tied_head(theirs)
-    check_names(set(theirs), set(table.values()), architecture)
+    if config.trunk.tied_head:
+        _drop_tied_head(theirs, names.pop(HEAD), names[EMBEDDING])
+    check_names(set(theirs), set(names.values()), architecture.model_type)
     with torch.device("meta"):
         expected = UnifiedModel(config).state_dict()
-    ours = {name: fitted(theirs[table[name]], x.shape, table[name]) for name, x in expected.items()}
+    ours = {
+        ours: fitted(architecture.convert(ours, theirs[name], config), expected[ours].shape, name)
+        for ours, name in names.items()
+    }
     return RenamedWeights(ours, left_out)
 
 
-def _tied_head(theirs: dict[str, Tensor]) -> Tensor:
-    embedding = theirs[EMBEDDING]
-    if HEAD in theirs and not torch.equal(theirs[HEAD], embedding):
-        raise ValueError(f"the config ties the head to the embedding, but {HEAD} is another tensor")
-    return embedding.clone()
+def to_their_names(model: UnifiedModel, architecture: Architecture) -> dict[str, Tensor]:
+    """Copies on the CPU under their names, a tied head among them."""
+    names = architecture.names(model.config)
+    return {
+        names[ours]: architecture.restore(ours, tensor, model.config).detach().cpu().clone()
+        for ours, tensor in model.state_dict().items()
+    }
+
+
+def _drop_tied_head(theirs: dict[str, Tensor], head: str, embedding: str) -> None:
+    stored = theirs.pop(head, None)
+    if stored is not None and embedding in theirs and not torch.equal(stored, theirs[embedding]):
+        raise ValueError(f"the config ties the head to the embedding, but {head} is another tensor")
 
 
 def check_names(found: set[str], wanted: set[str], kind: str) -> None:
@@ -109,17 +115,9 @@ def check_names(found: set[str], wanted: set[str], kind: str) -> None:
 
 
 def fitted(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
-    """A weight that has this shape, or gets it. Raises ValueError for another shape and for what is no float."""
+    """The weight, which has this shape. Raises ValueError for another shape and for what is no float."""
     if tensor.dtype not in FLOATS:
         raise ValueError(f"{name} is of type {tensor.dtype}: save the weights in a floating-point type")
-    if "_norm." in name and tensor.ndim == len(shape) == 2 and tensor.shape[1] == shape[1]:
-        tensor = _for_all_heads(tensor, shape[0])
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, its config says {tuple(shape)}")
     return tensor
-
-
-def _for_all_heads(tensor: Tensor, num_heads: int) -> Tensor:
-    """(P, W) -> (H, W) where P divides H: the heads of one part share its norm."""
-    parts = tensor.shape[0]
-    return tensor.repeat_interleave(num_heads // parts, dim=0) if parts and num_heads % parts == 0 else tensor

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers_vq.media import LATENTS, PATCHES, MediaSpec, PatchSpec
-from unimodal.interop.siglip import siglip_config
+from unimodal.interop.architectures.siglip import siglip_config
 from unimodal.model.config import FlowConfig, VisionConfig
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.interop.siglip import load_siglip
+from unimodal.interop.architectures.siglip import load_siglip
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.checkpoint import open_model, read_config
 from unimodal.model.config import ModelConfig, TransformerConfig

@@ -13,6 +13,7 @@ row * side + column. Latents enter as patches (`tokenizers_vq/latent_patches.py`
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +24,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2Config
 
-from unimodal.interop.configs import BAGEL_CONFIG_FILE, completed, read_fields, rope_of, their_shape
+from unimodal.interop.architectures.bagel_names import BAGEL_PLACES, BAGEL_VISION, bagel_names
+from unimodal.interop.architectures.decoder import decoder_fields, decoder_trunk
+from unimodal.interop.architectures.rope import rope_parameters
 from unimodal.interop.fresh_folder import fresh_folder
-from unimodal.interop.names import BAGEL_PLACES, BAGEL_VISION, bagel_table
+from unimodal.interop.their_config import BAGEL_CONFIG_FILE, completed, read_fields
 from unimodal.interop.weights import check_names, fitted
 from unimodal.model.branches.flow import FlowBranch
-from unimodal.model.config import FlowConfig, ModelConfig, QKNormConfig, RopeConfig, TransformerConfig
+from unimodal.model.config import FlowConfig, ModelConfig, QKNormConfig
 from unimodal.model.model import LATENTS, UnifiedModel
 from unimodal.model.sinusoids import MAX_PERIOD
 
 # Shapes: S side of the table of places, D model width.
 
-WEIGHTS_FILE = "ema.safetensors"
+BAGEL_WEIGHTS_FILE = "ema.safetensors"
 NEEDED = (
     "vocab_size",
     "hidden_size",
@@ -55,7 +58,7 @@ class OpenedBagel(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def open_bagel(folder: Path, weights: str = WEIGHTS_FILE, side: int | None = None) -> OpenedBagel:
+def open_bagel(folder: Path, weights: str = BAGEL_WEIGHTS_FILE, side: int | None = None) -> OpenedBagel:
     """Open BAGEL's language model with its flow branch; every tensor keeps its bits and its type.
 
     weights: the safetensors file; no pickle is ever opened. side: the longest side of an image in latent patches
@@ -71,10 +74,11 @@ def open_bagel(folder: Path, weights: str = WEIGHTS_FILE, side: int | None = Non
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             left_out = tuple(sorted(name for name in shapes if name.startswith(BAGEL_VISION)))
-            table = bagel_table(theirs.num_hidden_layers)
+            config = _our_config(theirs, shapes, side)
+            table = bagel_names(config.trunk)
             check_names(set(shapes) - {*left_out, BAGEL_PLACES}, set(table.values()), "BAGEL")
             with torch.device("meta"):
-                model = UnifiedModel(_our_config(theirs, shapes, side))
+                model = UnifiedModel(config)
             # a copy: CPU kernels sum in another order where a tensor begins at an odd address of the file
             ours = {
                 name: fitted(file.get_tensor(table[name]), x.shape, table[name]).clone()
@@ -113,7 +117,7 @@ def _differences(whole: Qwen2Config) -> dict[str, bool]:
     Whether layers are doubled, queries normed and the head is tied is not asked: BAGEL's code sets these fields itself,
     and the stored tensors tell.
     """
-    kind, head_dim = rope_of(whole)["rope_type"], getattr(whole, "head_dim", None)
+    kind, head_dim = rope_parameters(whole)["rope_type"], getattr(whole, "head_dim", None)
     width = whole.hidden_size // whole.num_attention_heads
     return {
         f"its rotary positions are scaled ({kind}), ours are not": kind != "default",
@@ -129,17 +133,11 @@ def _our_config(theirs: Qwen2Config, shapes: dict[str, tuple[int, ...]], side: i
         grid_size=_side(shapes.get(BAGEL_PLACES), side),
         time_channels=_columns(shapes, "time_embedder.mlp.0.weight"),
     )
-    trunk = TransformerConfig(
-        dim=theirs.hidden_size,
-        num_layers=theirs.num_hidden_layers,
-        num_heads=theirs.num_attention_heads,
-        num_kv_heads=theirs.num_key_value_heads or theirs.num_attention_heads,
-        hidden_dim=theirs.intermediate_size,
-        max_length=theirs.max_position_embeddings,
-        rope=RopeConfig(theta=float(rope_of(theirs)["rope_theta"])),
-        norm_eps=theirs.rms_norm_eps,
+    trunk = replace(
+        decoder_trunk(theirs),
         qk_norm=QKNormConfig(kind="rms", eps=theirs.rms_norm_eps),
         qkv_bias=True,
+        tied_head=False,
         mixture=True,
     )
     return ModelConfig(vocab_size=theirs.vocab_size, trunk=trunk, flow=flow)
@@ -194,23 +192,26 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
     same_norm = trunk.qk_norm == QKNormConfig(kind="rms", eps=trunk.norm_eps)
     if config.vision:
         raise ValueError("BAGEL's ViT has weights under other names, which are not written: this model has a ViT")
+    plain = not trunk.tied_head and trunk.rope.scaling is None and trunk.num_heads * trunk.head_dim == trunk.dim
     same_positions = flow and (flow.pos_embed_period, flow.axial_rope_max) == (MAX_PERIOD, 0)
-    if not (same_positions and trunk.mixture and trunk.qkv_bias and same_norm):
+    if not (plain and same_positions and trunk.mixture and trunk.qkv_bias and same_norm):
         raise ValueError(
             "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
-            f"of its other norms, and positions of periods up to {MAX_PERIOD:g} without axial RoPE; this is {config}"
+            f"of its other norms, positions of periods up to {MAX_PERIOD:g} without axial RoPE, unscaled rotary positions, "
+            f"heads of dim / num_heads channels and an untied head; this is {config}"
         )
-    table, branch = bagel_table(trunk.num_layers), _flow_branch(model)
+    table, branch = bagel_names(trunk), _flow_branch(model)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     tensors[BAGEL_PLACES] = branch.positions.to("cpu", branch.latent_in.weight.dtype)
     with fresh_folder(folder) as unfinished:
-        save_file(tensors, unfinished / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(tensors, unfinished / BAGEL_WEIGHTS_FILE, metadata={"format": "pt"})
         (unfinished / BAGEL_CONFIG_FILE).write_text(json.dumps(_their_config(config), indent=2))
 
 
 def _their_config(config: ModelConfig) -> dict[str, Any]:
     """In the words of the version of transformers that BAGEL's code is written for: rope_theta is a field."""
-    shape = {name: value for name, value in their_shape(config).items() if name != "rope_parameters"}
+    elsewhere = ("rope_parameters", "head_dim")
+    shape = {name: value for name, value in decoder_fields(config).items() if name not in elsewhere}
     return {
         "model_type": Qwen2Config.model_type,
         **shape,

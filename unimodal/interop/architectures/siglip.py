@@ -12,9 +12,10 @@ from torch import Tensor
 from tokenizers_vq.media import PatchSpec
 from unimodal.interop.weights import read_weights
 from unimodal.model.branches.vision.siglip import SiglipEncoder
+from unimodal.model.checkpoint import CONFIG_FILE
 from unimodal.model.config import VisionConfig
 
-LAYER = {
+SIGLIP_LAYER = {
     "attention_norm": "layer_norm1",
     "q_proj": "self_attn.q_proj",
     "k_proj": "self_attn.k_proj",
@@ -25,7 +26,6 @@ LAYER = {
     "down_proj": "mlp.fc2",
 }
 """Ours -> theirs, of a layer."""
-CONFIG_FILE = "config.json"
 PREFIXES = ("vision_model.", "")
 ACTIVATION = "gelu_pytorch_tanh"
 DEFAULTS = {
@@ -75,7 +75,7 @@ def siglip_names(num_layers: int) -> dict[str, str]:
     table = {f"patch_embedding.{kind}": f"embeddings.patch_embedding.{kind}" for kind in both}
     table["position_embedding"] = "embeddings.position_embedding.weight"
     for layer in range(num_layers):
-        for ours, theirs in LAYER.items():
+        for ours, theirs in SIGLIP_LAYER.items():
             table |= {f"blocks.{layer}.{ours}.{kind}": f"encoder.layers.{layer}.{theirs}.{kind}" for kind in both}
     return table | {f"norm.{kind}": f"post_layernorm.{kind}" for kind in both}
 
