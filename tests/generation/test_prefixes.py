@@ -36,7 +36,7 @@ def test_short_beginnings_are_not_worth_sharing() -> None:
 def test_a_prompt_that_shares_little_takes_nothing_from_those_that_share_much() -> None:
     """Questions about one picture keep it in common beside a prompt that has its first half alone."""
     asked = [[*PICTURES[0], 7 + question, 9, 5] for question in range(3)]
-    half = [*PICTURES[0][:11], 60, 5]
+    half = [*PICTURES[0][:11], 999, 5]
     shared = {tuple([*asked, half][item.request]): item.shared for item in plan([*asked, half])}
     assert [shared[tuple(prompt)] for prompt in asked] == [len(PICTURES[0])] * 3 and shared[tuple(half)] == 0
 
