@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test check lint bench
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -20,8 +20,11 @@ setup: $(STAMP)  ## create .venv and install everything (downloads several GB on
 demo: $(STAMP)  ## train a small model and write runs/demo/report.html
 	OMP_PROC_BIND=true $(BIN)/unimodal demo --out runs/demo --branch $(BRANCH)
 
-test: $(STAMP)  ## run the tests
+test: $(STAMP)  ## run all tests
 	$(BIN)/pytest
+
+check: lint  ## lint, and the tests that are not slow: two minutes on two cores
+	$(BIN)/pytest -m "not slow"
 
 lint: $(STAMP)  ## check style, types and layers
 	$(BIN)/ruff check

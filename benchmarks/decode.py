@@ -31,22 +31,17 @@ from unimodal.generation.forward import compiled_forward
 from unimodal.generation.guidance import GuidanceConfig, null_context
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.interop.export import to_transformers
-from unimodal.model.config import ModelConfig
-from unimodal.model.inference.prepacked import packed
+from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.flops import active_parameters
+from unimodal.model.inference.prepacked import prepacked
 from unimodal.model.model import UnifiedModel
 
 LAYOUT = FixedLayout(rows=16, columns=16)
 SPACE = TokenSpace(text_size=8192, text_hash="", codebook_size=8192, image_hash="", layout=LAYOUT)
-SHAPE = ModelConfig(
-    vocab_size=SPACE.vocab_size,
-    dim=768,
-    num_layers=12,
-    num_heads=12,
-    num_kv_heads=4,
-    hidden_dim=2048,
-    max_length=2048,
-    qk_norm=None,
+TRUNK = TransformerConfig(
+    dim=768, num_layers=12, num_heads=12, num_kv_heads=4, hidden_dim=2048, max_length=2048, qk_norm=None
 )
+SHAPE = ModelConfig(vocab_size=SPACE.vocab_size, trunk=TRUNK)
 GUIDANCE = 3.0
 PROMPT = 32
 TEXT = 256
@@ -80,7 +75,7 @@ class Model:
         llama: Any = to_transformers(model)
         llama = llama.to(dtype)
         llama.generation_config.update(eos_token_id=None, pad_token_id=SPACE.specials.pad)
-        ready = packed(model.to(dtype))
+        ready = prepacked(model.to(dtype))
         return cls(Engine(ready, SPACE, compiled_forward(model, ready)), llama, dtype)
 
 
@@ -196,9 +191,11 @@ def reader() -> Callable[[], int]:
 
 def bytes_a_token(model: Model, length: int) -> int:
     """What one token of a single row has to read: all matrices, and the keys and values of `length` positions."""
-    size = torch.finfo(model.dtype).bits // 8
-    cache = 2 * SHAPE.num_layers * SHAPE.num_kv_heads * SHAPE.head_dim * length
-    return size * (UnifiedModel(SHAPE).num_parameters() + cache)
+    size, trunk = torch.finfo(model.dtype).bits // 8, SHAPE.trunk
+    cache = 2 * trunk.num_layers * trunk.num_kv_heads * trunk.head_dim * length
+    with torch.device("meta"):
+        matrices = active_parameters(UnifiedModel(SHAPE))
+    return size * (matrices + cache)
 
 
 def line(name: str, unit: str, pair: Sequence[float], runs: int, model: Model) -> None:

@@ -1,8 +1,8 @@
 """Does the flow branch cost discrete training anything while it is off?
 
-The same batches train the same weights twice, in turn: on the transformer as it is, and on one whose code knows nothing
-of latents, spans or slots. The losses of eager steps must be equal to the bit (compiled code is fused, and rounds, in
-another way each time); medians of compiled steps are compared. One JSON line goes to stdout, the rest to stderr.
+The same batches train the same weights twice, in turn: on the model as it is, and on one whose code knows nothing of
+media, routes, caches or slots. The losses of eager steps must be equal to the bit (compiled code is fused, and rounds,
+in another way each time); medians of compiled steps are compared. One JSON line goes to stdout, the rest to stderr.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from unimodal.model.attention import Attention, Rotation
-from unimodal.model.block import PreNormBlock, run_block
+from unimodal.model.attention import Attention
+from unimodal.model.block import FinalNorm, PreNormBlock
 from unimodal.model.config import ModelConfig
+from unimodal.model.context import Rotation
 from unimodal.model.kernels import attend
 from unimodal.model.masks import Mask, as_bias
 from unimodal.model.model import UnifiedModel
 from unimodal.model.rope import rotate
+from unimodal.model.transformer import Transformer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it does not see its neighbours otherwise
 from benchmarks.train_step import Data, Step, config_of, sized_parser, tell
@@ -37,42 +39,50 @@ SLOWEST = 1.02
 
 
 class PlainBlock(PreNormBlock):
-    """Attention over the tokens that are there, and a feed-forward; what else a block is given it does not look at."""
+    """Attention over the tokens that are there, and a feed-forward part; no context, no route."""
 
-    def forward(self, x: Tensor, rotation: Rotation, bias: Mask, *others: object) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, bias: Mask) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, T, D) -> (B, T, D)."""
-        del others
         x = x + self.dropout(_attention(self.attention, self.attention_norm(x), rotation, bias))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
-class PlainTransformer(UnifiedModel):
-    """The discrete trunk and nothing else: Llama's layers with QK-norm, written out for training alone."""
+def _attention(layer: Attention, x: Tensor, rotation: Rotation, bias: Mask) -> Tensor:
+    qkv = layer.qkv
+    queries, keys, values = (
+        projection(x).unflatten(-1, (-1, qkv.head_dim)) for projection in (qkv.q_proj, qkv.k_proj, qkv.v_proj)
+    )
+    queries, keys = rotate(qkv.q_norm(queries), *rotation), rotate(qkv.k_norm(keys), *rotation)
+    mixed = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), bias)
+    return layer.o_proj(mixed.transpose(1, 2).flatten(2))
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        for block in self.blocks:
-            block.__class__ = PlainBlock
 
-    def features(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, tokens: Tensor, positions: Tensor, mask: Mask, run: Callable[..., Tensor] = run_block
-    ) -> Tensor:
+class PlainTrunk(Transformer):
+    """Llama's layers with QK-norm, written out for training alone."""
+
+    def forward(self, tokens: Tensor, positions: Tensor, mask: Mask) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, T) -> (B, T, D)."""
         x = self.embedding(tokens)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         rotation, bias = self.rotary(positions, dtype), as_bias(mask, dtype)
         for block in self.blocks:
-            x = run(block, x, rotation, bias, None, positions, None)
-        return torch.nn.functional.rms_norm(x, self.norm.weight.shape, self.norm.weight, self.config.norm_eps)  # pyright: ignore
+            x = block(x, rotation, bias)
+        assert isinstance(self.norm, FinalNorm)
+        return torch.nn.functional.rms_norm(x, self.norm.weight.shape, self.norm.weight, self.config.norm_eps)
 
 
-def _attention(layer: Attention, x: Tensor, rotation: Rotation, bias: Mask) -> Tensor:
-    queries, keys, values = (
-        projection(x).unflatten(-1, (-1, layer.head_dim)) for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
-    )
-    queries, keys = rotate(layer.q_norm(queries), *rotation), rotate(layer.k_norm(keys), *rotation)
-    seen = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), bias)
-    return layer.o_proj(seen.transpose(1, 2).flatten(2))
+class PlainModel(UnifiedModel):
+    """The discrete model and nothing else, with the parameters and names of `UnifiedModel`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.trunk.__class__ = PlainTrunk
+        for block in self.trunk.blocks:
+            block.__class__ = PlainBlock
+
+    def forward(self, tokens: Tensor, positions: Tensor, mask: Mask) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(B, T) -> (B, T, D)."""
+        return self.trunk(tokens, positions, mask)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     config = config_of(options)
-    plain, model = PlainTransformer(config), UnifiedModel(config)
+    plain, model = PlainModel(config), UnifiedModel(config)
     model.load_state_dict(copy.deepcopy(plain.state_dict()))
     batches = Data.make(options.length, options.rows).batches
     eager = [Step(copy.deepcopy(each), compile=False) for each in (model, plain)]
@@ -98,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if number >= 2:  # the first two compile
                 seconds[name].append(time.perf_counter() - start)
     ours, theirs = statistics.median(seconds["with"]), statistics.median(seconds["without"])
-    tell(f"a step with the branch's code {ours:.4f} s, without {theirs:.4f} s; it may be {SLOWEST} times slower")
+    tell(f"a step with the code of branches {ours:.4f} s, without {theirs:.4f} s; it may be {SLOWEST} times slower")
     tell(f"largest difference of a loss over {EAGER_STEPS} eager steps: {difference}")
     line = {
         "name": "discrete_unchanged",

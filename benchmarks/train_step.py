@@ -8,6 +8,7 @@ eager and compiled. One JSON line goes to stdout, the rest to stderr.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import platform
@@ -15,15 +16,16 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
+from unimodal.training.losses import next_token_losses
+from unimodal.training.optim import MuonConfig, build_optimizer
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.planning import StreamConfig
@@ -31,12 +33,11 @@ from data_pipelines.shards import TokenDocument, TokenSegment
 from data_pipelines.stream import epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
-from unimodal.model.config import ModelConfig
-from unimodal.model.inference.compiling import compiled_features
+from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.flops import active_parameters, flops_per_token
+from unimodal.model.inference.compiling import compile_blocks
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.losses import next_token_losses
-from unimodal.training.optim import MuonConfig, build_optimizer
 from unimodal.training.precision import matmul_dtype
 
 LAYOUT = FixedLayout(rows=8, columns=8)
@@ -73,18 +74,19 @@ class Step:
     """One training step at a time, as Lightning composes it from the module."""
 
     def __init__(self, model: UnifiedModel, *, compile: bool) -> None:
-        self.model = model
-        self.features: Callable[..., Tensor] = compiled_features(model) if compile else model.features
-        self.optimizer = build_optimizer(model, MuonConfig())
+        self.model = copy.deepcopy(model) if compile else model
+        if compile:
+            compile_blocks(self.model)
+        self.optimizer = build_optimizer(self.model, MuonConfig())
 
     def run(self, batch: PackedBatch) -> float:
         """Zero the gradients, forward, losses, backward, clip, optimizer; returns the loss, a mean over the tokens."""
         self.optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE.itemsize < 4):
             mask = dense_mask(batch.documents, batch.branches)
-            features = self.features(batch.tokens, batch.positions, mask)
+            features = self.model(batch.tokens, batch.positions, mask)
             sums = next_token_losses(
-                features, self.model.head, batch.targets, batch.loss_weights, batch.modality, z_weight=1e-5
+                features, self.model.token_head, batch.targets, batch.loss_weights, batch.modality, z_weight=1e-5
             )
         total = sums.text + sums.image + sums.z
         total.backward()
@@ -191,7 +193,7 @@ def _part(event: Any) -> str:
 def report(found: Found, model: UnifiedModel, data: Data, options: argparse.Namespace) -> dict[str, Any]:
     """Tell the details on stderr; returns the line for stdout, about compiled steps with the making of their data."""
     tokens = options.rows * options.length
-    flops = tokens * model.flops_per_token(options.length)
+    flops = tokens * flops_per_token(model, options.length)
     for size, rate in found.rates.items():
         tell(f"{DTYPE} matmul {size}x{size}: {rate / 1e9:.1f} GFLOP/s")
     tell(f"making a batch: {data.seconds:.4f} s; {data.full:.1%} of its tokens are no padding")
@@ -231,15 +233,15 @@ def sized_parser(about: str | None, **sizes: int) -> argparse.ArgumentParser:
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:
-    """The transformer that the sizes ask for."""
-    return ModelConfig(
-        vocab_size=SPACE.vocab_size,
+    """The model that the sizes ask for."""
+    trunk = TransformerConfig(
         dim=options.dim,
         num_layers=options.layers,
         num_heads=options.heads,
         num_kv_heads=options.kv_heads,
         hidden_dim=options.hidden,
     )
+    return ModelConfig(vocab_size=SPACE.vocab_size, trunk=trunk)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -256,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     model = UnifiedModel(config_of(options))
     data = Data.make(options.length, options.rows)
-    tell(f"{model.num_parameters():,} parameters without the embedding, {options.rows} rows of {options.length} tokens")
+    tell(
+        f"{active_parameters(model):,} parameters without the embedding, {options.rows} rows of {options.length} tokens"
+    )
     line = report(measure(model, data, options.rounds), model, data, options)
     if options.profile:
         for name, share in where_it_goes(Step(model, compile=False), data).items():

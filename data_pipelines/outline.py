@@ -91,7 +91,7 @@ def media_run(media: RunMedia, space: TokenSpace, weight: float) -> Run:
 
 @dataclass(frozen=True)
 class Outline:
-    """A sequence whose length is known before its ids are read: a prefix, and blocks that may be parted.
+    """A sequence whose length is known before its ids are read: a prefix, and blocks that may be separated.
 
     Where a document is longer than a row, each part has the prefix and some of the blocks. `branched` says that the
     prefix is a trunk and every block a branch of it; otherwise each block continues the one before.

@@ -24,6 +24,7 @@ from data_pipelines.sources.registry import open_source
 from data_pipelines.templates import TemplateConfig
 from data_pipelines.tokenize import check_media, layout_of, make_token_space
 from tokenizers_vq.autoencoder import open_autoencoder
+from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.media import LATENTS, PATCHES, PatchSpec
 from tokenizers_vq.text import TextTokenizer
@@ -180,8 +181,8 @@ class RawDataModule(TokenDataModule):
         del stage
         if self.train_sources:
             return
-        image = ImageTokenizer.open(self.tokenizers / "image_tokenizer")
-        text = TextTokenizer.open(self.tokenizers / "text_tokenizer")
+        image = ImageTokenizer.open(self.tokenizers / IMAGE_TOKENIZER)
+        text = TextTokenizer.open(self.tokenizers / TEXT_TOKENIZER)
         makers = {LATENTS: self._latents, PATCHES: self._patches}
         media = [makers[name]() for name in self.templates.media]
         failures = FailureLog(limit=self.max_bad)
@@ -194,7 +195,7 @@ class RawDataModule(TokenDataModule):
 
     def _latents(self) -> LatentsMaker:
         """Raises ValueError where the autoencoder is not there."""
-        folder = self.tokenizers / "autoencoder"
+        folder = self.tokenizers / AUTOENCODER
         if not folder.is_dir():
             raise ValueError(
                 f"the flow branch needs {folder}, which is not there: tokenize with --autoencoder beforehand"

@@ -24,11 +24,11 @@ from tests.oracles.tiny import (
     tiny_shards,
 )
 from tests.oracles.tiny_training import ROOT
+from tokenizers_vq.bundle_files import TEXT_TOKENIZER
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.cli import main
 from unimodal.generation import forward
-from unimodal.generation.pipeline import TEXT_TOKENIZER
 from unimodal.training.cli import main as train
 
 
@@ -161,14 +161,18 @@ def test_a_picture_that_was_thought_about_lies_beside_its_plan(model: str, share
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 2 and len(lines) >= 2
 
 
+TRANSFORMER = "fit --model TransformerModule"
 TRAINING_MISTAKES = [
     ("", "subcommand"),
     ("fly", "fly"),
     ("fit --config missing.yaml", "missing.yaml"),
     ("fit --model Nothing", "Nothing"),
     ("fit --model TransformerModule --model.colour red", "colour"),
-    ("fit --model TransformerModule --model.num_heads 3 --data TokenDataModule --data.shards [x]", "heads must divide"),
-    ("fit --model TransformerModule --model.dim wide --data TokenDataModule --data.shards [x]", "wide"),
+    (
+        "fit --model TransformerModule --model.trunk.num_heads 3 --data TokenDataModule --data.shards [x]",
+        "heads must divide",
+    ),
+    ("fit --model TransformerModule --model.trunk.dim wide --data TokenDataModule --data.shards [x]", "wide"),
     ("fit --model TransformerModule --data TokenDataModule --data.shards [{absent}]", "manifest.json"),
     ("fit --model TransformerModule --data TokenDataModule --data.shards []", "at least one folder"),
     ("fit --model TransformerModule --data TokenDataModule --data.shards [{absent}] --ckpt_path {absent}", "absent"),
@@ -203,7 +207,7 @@ def test_wrong_use_of_training_is_one_line_and_exit_code_2(
 )
 def test_wrong_use_of_the_programs_themselves_is_one_line_and_exit_code_2(command: list[str], reason: str) -> None:
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert reason in done.stderr and done.stdout == ""
@@ -338,7 +342,7 @@ def test_a_folder_of_pictures_goes_through_tokenize_training_inspect_and_generat
     assert main(["inspect", str(shards)]) == 0
     assert main(tokens) == 2 and "already holds shards" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    model = "--model=TransformerModule --model.dim=16 --model.num_layers=1 --model.hidden_dim=16 --model.compile=false"
+    model = "--model=TransformerModule --model.trunk={dim:16,num_layers:1,hidden_dim:16} --model.compile=false"
     data = f"--data=TokenDataModule --data.shards=[{shards}] --data.stream.length=64 --data.stream.rows=2"
     trainer = f"--trainer.max_steps=2 --trainer.accelerator=cpu --trainer.default_root_dir={run} --samples.every=2"
     train(["fit", *model.split(), *data.split(), *trainer.split(), "--data.validation_share=0.3"])

@@ -6,13 +6,10 @@ import ast
 import importlib
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-
-from unimodal.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("unimodal", "tokenizers_vq", "data_pipelines")
@@ -21,14 +18,6 @@ PYTHON = [*MODULES, Path("train.py"), *(path.relative_to(ROOT) for path in sorte
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 NAMES_WITHOUT_AN_IDEA = {"utils.py", "helpers.py", "common.py", "misc.py"}
 LONGEST_MODULE = 400
-
-
-def readme_commands() -> Iterator[list[str]]:
-    """The words of every command line in the README's bash blocks."""
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if words := line.split():
-                yield words
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
@@ -45,31 +34,11 @@ def test_every_config_parses_and_its_header_gives_the_command(path: Path) -> Non
     assert f"--config {path.as_posix()}" in header
 
 
-def test_the_commands_of_the_readme_exist() -> None:
-    commands = list(readme_commands())
-    used = {words[1] for words in commands if words[0] == "unimodal"}
-    assert used, "the README shows no unimodal command"
-    assert used <= COMMANDS.keys()
-    make_targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {words[1] for words in commands if words[0] == "make"} <= make_targets
-
-
 def test_the_configs_and_pages_that_the_readme_names_exist() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"--config (\S+)", text)) | set(re.findall(r"\]\(([^):#]+)\)", text))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-
-
-def test_the_options_of_the_readme_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    from unimodal.cli import main
-
-    for words in readme_commands():
-        if words[0] == "unimodal":
-            with pytest.raises(SystemExit):
-                main([words[1], "--help"])
-            known = capsys.readouterr().out
-            assert [word for word in words if word.startswith("--") and word not in known] == []
 
 
 def test_the_version_is_said_once_and_the_same() -> None:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
     from unimodal.generation.pipeline import Pipeline
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | Path) -> Pipeline:
-    """Open a model bundle; see `unimodal.generation.pipeline.load`."""
-    from unimodal.generation.pipeline import load as open_bundle
+def load(path: str | Path, *, dtype: torch.dtype | None = None, compile: bool = False, packed: bool = True) -> Pipeline:
+    """Open a model bundle to talk with it; see `unimodal.generation.pipeline.load`."""
+    from unimodal.generation.pipeline import load as open_pipeline
 
-    return open_bundle(path)
+    return open_pipeline(path, dtype=dtype, compile=compile, packed=packed)

@@ -109,7 +109,7 @@ def test_such_shards_are_whole_to_inspect_and_their_pictures_keep_their_shapes_o
 def test_packed_batches_of_them_train_and_leave_a_model_that_inspect_describes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lengths = {"model__max_length": 96, "data__stream__length": 96}
+    lengths = {"model__trunk__max_length": 96, "data__stream__length": 96}
     run(fit_arguments(folder / "shards", tmp_path, trainer__max_steps=2, **lengths))
     losses = [float(loss) for loss in logged(tmp_path, "train/loss_image").values()]
     assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)

@@ -172,8 +172,8 @@ FOLDER_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a manifest of noise": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), r"manifest\.json: "),
     "a list for a manifest": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json: "),
     "another version": (
-        change_manifest(lambda m: m.update(format_version=2)),
-        r"manifest\.json: the manifest has format version 2, this code reads 1",
+        change_manifest(lambda m: m.update(format_version=3)),
+        r"manifest\.json: the manifest has format version 3, this code reads 1 and 2",
     ),
     "a missing field": (change_manifest(lambda m: m.pop("source")), r"manifest\.json: not a shard manifest"),
     "a changed token space": (

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.images import to_tensor
+from tests.oracles.tiny import tiny_space
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.prompts import Answer
 
 SIZE = 16
 PAINTS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "black": (0, 0, 0)}
@@ -48,15 +51,11 @@ class FakeModel:
     spans: tuple[int, int] = (1, 0)
     free_spans: tuple[int, int] = (1, 0)
     image_tokenizer: FakeCodec | None = field(default_factory=FakeCodec)
-    autoencoder: object | None = None
+    autoencoder: Any = None
+    token_space: TokenSpace = field(default_factory=tiny_space)
     path: Path | None = Path("runs/fake/model")
     sha256: str = "f" * 64
     calls: list[dict[str, Any]] = field(default_factory=list)
-
-    def redrawn(self, images: Tensor) -> Tensor:
-        if self.image_tokenizer is None:
-            return images
-        return self.image_tokenizer.decode(self.image_tokenizer.encode(images), (images.shape[2], images.shape[3]))
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return to_tensor(image.convert("RGB").resize((SIZE, SIZE)))
@@ -66,13 +65,15 @@ class FakeModel:
         if progress:
             progress(len(prompts))
         if mode == "image":
-            return [self.draw(prompt, index) for index, prompt in enumerate(prompts)]
-        return [[f" {self._say(prompt)} "] for prompt in prompts]
+            ids = self._ids(*(self.spans if settings.get("constrained", True) else self.free_spans))
+            return [Answer(self.draw(prompt, index), ids=ids) for index, prompt in enumerate(prompts)]
+        return [Answer([f" {self._say(prompt)} "]) for prompt in prompts]
 
-    def image_span_check(self, prompts: Sequence[str], *, constrained: bool, **settings: Any) -> tuple[int, int]:
-        self.calls.append({"mode": "check", "prompts": list(prompts), "constrained": constrained, **settings})
-        spans, bad = self.spans if constrained else self.free_spans
-        return spans * len(prompts), bad * len(prompts)
+    def _ids(self, spans: int, malformed: int) -> list[int]:
+        """An answer of image spans, the last of them without codes."""
+        specials, code = self.token_space.specials, self.token_space.image_offset
+        whole = [specials.boi, *[code] * 4, specials.eoi]
+        return [*whole * (spans - malformed), *[specials.boi, specials.eoi] * malformed, specials.eos]
 
     def _say(self, prompt: list[Any]) -> str:
         pixel = tuple(np.asarray(prompt[0])[0, 0].tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -96,7 +97,8 @@ def answers(documents: list[Document]) -> dict[tuple[bytes, str], Image.Image]:
 
 @pytest.fixture
 def editor(make_model: Any, answers: dict[tuple[bytes, str], Image.Image]) -> Any:
-    model = make_model(draw=lambda prompt, index: [answers[prompt[0].tobytes(), prompt[1]]], image_tokenizer=None)
+    model = make_model(draw=lambda prompt, index: [answers[prompt[0].tobytes(), prompt[1]]])
+    model.autoencoder = SimpleNamespace(encode=lambda images: images, decode=lambda latents: latents)
     model.preprocess = to_tensor
     return model
 
@@ -185,7 +187,7 @@ def test_masked_psnr_equals_a_count_by_hand() -> None:
 def test_the_ceiling_is_the_known_answer_through_what_the_model_draws_with(
     editor: Any, source: EasyVQA, judge: Judge
 ) -> None:
-    editor.image_tokenizer = Exact()
+    editor.image_tokenizer, editor.autoencoder = Exact(), None
     metrics = edit.evaluate(editor, source, judge=judge, limit=70).metrics
     assert metrics.keys() == SCORES
     assert metrics["accuracy"] == 1 and 0 < metrics["ceiling_accuracy"] < 1, "a step of blue is another paint"

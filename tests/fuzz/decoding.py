@@ -23,9 +23,11 @@ from PIL import Image
 
 from data_pipelines.tokenize import make_token_space
 from tests.oracles.tiny import tiny_image_tokenizer, tiny_model, tiny_picture, tiny_text_tokenizer
+from tokenizers_vq.bundle_files import Tokenizers
 from tokenizers_vq.layout import GridLayout
-from unimodal.generation.modality import check_spans
+from unimodal.bundle import Bundle
 from unimodal.generation.grammars import Choices, JSONSchema, parse_json
+from unimodal.generation.modality import check_spans
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import Answer
 from unimodal.generation.requests import Request
@@ -65,7 +67,7 @@ def pipeline(layout: str) -> Pipeline:
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     chosen = GridLayout(sizes=SIZES) if layout == "grid" else None
     space = make_token_space(text, image, chosen)
-    return Pipeline(tiny_model(space.vocab_size, max_length=CONTEXT), space, text, image)
+    return Pipeline(Bundle(tiny_model(space.vocab_size, max_length=CONTEXT), space, Tokenizers(text, image)))
 
 
 def random_settings(random: Random) -> Settings:
@@ -84,15 +86,15 @@ def random_settings(random: Random) -> Settings:
 
 def faults(model: Pipeline, request: Request, settings: Settings, answer: Answer) -> list[str]:
     """What is wrong with an answer; empty if nothing is."""
-    found, room = [], request.room(CONTEXT)
+    found, budget = [], request.budget(CONTEXT)
     spans, malformed = check_spans(answer.ids, model.token_space)
     pictures = sum(isinstance(part, Image.Image) for part in answer)
     if malformed or pictures != spans:
         found.append(f"{malformed} of {spans} images malformed, {pictures} decoded")
     specials = model.token_space.specials
     ended = answer.ids[-1] == specials.eos or (settings["mode"] == "image" and answer.ids[-1] == specials.eoi)
-    if not (ended or len(answer.ids) == room) or len(answer.ids) > room:
-        found.append(f"an answer of {len(answer.ids)} tokens has not ended, its room is {room}")
+    if not (ended or len(answer.ids) == budget) or len(answer.ids) > budget:
+        found.append(f"an answer of {len(answer.ids)} tokens has not ended, its token budget is {budget}")
     if (answer.finish == "length") == ended:
         found.append(f"an answer ended by {answer.ids[-1]} is called {answer.finish!r}")
     if not all(probability <= 1e-6 for probability in answer.log_probs):

@@ -16,9 +16,9 @@ from tests.oracles.tiny import tiny_config, tiny_model, tiny_space
 from tokenizers_vq.layout import GridLayout
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.engine import Engine
-from unimodal.generation.forward import EagerForward, StaticForward, MatvecForward
-from unimodal.generation.modality import check_spans
+from unimodal.generation.forward import EagerForward, MatvecForward, StaticForward
 from unimodal.generation.guidance import GuidanceConfig
+from unimodal.generation.modality import check_spans
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.cache import KVCache
@@ -119,10 +119,10 @@ def test_cached_batches_decode_as_rows_without_a_cache(settings: dict[str, Any],
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
-@pytest.mark.parametrize(("rows", "check_every"), [(1, 1), (3, 1), (8, 4), (64, 7)])
-def test_a_queue_of_mixed_requests_gives_what_each_gives_alone(space: TokenSpace, rows: int, check_every: int) -> None:
+@pytest.mark.parametrize(("rows", "sync_every"), [(1, 1), (3, 1), (8, 4), (64, 7)])
+def test_a_queue_of_mixed_requests_gives_what_each_gives_alone(space: TokenSpace, rows: int, sync_every: int) -> None:
     decoder, asked = engine(torch.float32, space), mixed_requests(space, 24)
-    together = decoder.decode(asked, rows=rows, check_every=check_every)
+    together = decoder.decode(asked, rows=rows, sync_every=sync_every)
     assert ids(together) == [decoder.decode([request])[0].ids for request in asked]
     assert len({tuple(answer.ids) for answer in together}) > 12
     assert {len(answer.ids) for answer in together} != {1}
@@ -255,7 +255,7 @@ def test_without_rules_a_model_that_never_learned_makes_malformed_images(space: 
     ("prompt", "reason"),
     [
         ([], "empty"),
-        ([1] * CONTEXT, f"{CONTEXT} tokens leaves no room"),
+        ([1] * CONTEXT, f"{CONTEXT} tokens does not fit a context"),
         ([1, 24], "ids lie in 0 to 23, a prompt holds 1 to 24"),
         ([-1], "holds -1"),
     ],
@@ -302,7 +302,7 @@ def test_settings_that_make_no_sense_are_refused(kind: Any, settings: dict[str, 
         kind(**settings)
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"check_every": 0}, {"rows": 2.5}])
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"sync_every": 0}, {"rows": 2.5}])
 def test_a_batch_without_rows_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="is a whole number from 1 to"):
         engine().decode(requests(DecodeConfig()), **wrong)
@@ -381,7 +381,7 @@ def test_a_cache_that_is_done_with_is_let_go() -> None:
     steps = EagerForward(model)
     cache = KVCache(model.config.trunk, 1, CONTEXT, torch.float64)
     with torch.inference_mode():
-        steps(torch.tensor([5]), torch.tensor([0]), cache, 1)
+        steps(torch.tensor([5]), torch.tensor([0]), torch.tensor([0]), cache, 1)
     memory = weakref.ref(cache.layers[0].keys.untyped_storage())
     del cache
     gc.collect()
@@ -400,7 +400,7 @@ def test_streamed_steps_when_compiled_are_the_same_function() -> None:
             places = torch.full((rows,), position)
             with torch.inference_mode():
                 found, wanted = (
-                    step(tokens, places, cache, position + 1)
+                    step(tokens, places, places, cache, position + 1)
                     for step, cache in zip((steps, eager), caches, strict=True)
                 )
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -410,14 +410,22 @@ def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:
     """Under fake tensors, which hold no values, any look at one from the host is an error."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-    from unimodal.generation.batch import Batch, NewAnswer
+    from unimodal.generation.batch import Batch, BatchLimits
+    from unimodal.generation.context import Context
+    from unimodal.generation.prefill import NewAnswer
 
     config = DecodeConfig(guidance=GuidanceConfig(scale=2.0), sampling=SamplingConfig(top_p=0.9, top_k=3))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         model = UnifiedModel(tiny_config(GRID.vocab_size, max_length=CONTEXT)).eval()
-        batch = Batch(model, GRID, slots=CONTEXT, steps=20)
-        batch.look = list  # the host's look is what is left out here
-        batch.add([NewAnswer(n, Request(prompt=WORDS[n], config=config, seed=n), 0, n) for n in range(3)])
+        batch = Batch(model, GRID, BatchLimits(CONTEXT, 20))
+        batch.sync = list  # the host's sync is what is left out here
+        pieces = []
+        for number in range(3):
+            context = Context()
+            context.say(WORDS[number])
+            pieces.append(context.piece())
+        requests = [Request(prompt=WORDS[n], config=config, seed=n) for n in range(3)]
+        batch.add([NewAnswer(n, requests[n], pieces[n]) for n in range(3)])
         for _ in range(5):
             batch.step()
         with pytest.raises(DataDependentOutputException):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unimodal.generation.flow_sampling import RENORMS, FlowSamplingConfig, guide, integrate, time_grid
+from unimodal.generation.flow_sampling import RENORMS, FlowSamplingConfig, guided_velocity, integrate, time_grid
 
 MEAN, STD = torch.tensor([1.5, -0.5]).double(), torch.tensor([0.6, 1.4]).double()
 
@@ -89,7 +89,7 @@ def velocities(seed: int = 0) -> list[Tensor]:
 def test_scales_of_one_are_no_guidance(renorm: Any) -> None:
     full, image, null = velocities()
     ones = torch.ones(3).double()
-    found = guide(full, image, null, ones, ones, FlowSamplingConfig(renorm=renorm))
+    found = guided_velocity(full, image, null, ones, ones, FlowSamplingConfig(renorm=renorm))
     torch.testing.assert_close(found, full, rtol=1e-6, atol=1e-6)
 
 
@@ -98,32 +98,32 @@ def test_guidance_of_a_batch_is_that_of_each_image_with_scales_of_its_own(renorm
     full, image, null = velocities()
     text, pictures = torch.tensor([2.0, 4.0, 1.0]).double(), torch.tensor([1.0, 1.5, 3.0]).double()
     config = FlowSamplingConfig(renorm=renorm)
-    together = guide(full, image, null, text, pictures, config)
+    together = guided_velocity(full, image, null, text, pictures, config)
     for row in range(3):
         one = slice(row, row + 1)
-        alone = guide(full[one], image[one], null[one], text[one], pictures[one], config)
+        alone = guided_velocity(full[one], image[one], null[one], text[one], pictures[one], config)
         torch.testing.assert_close(together[one], alone, rtol=1e-12, atol=1e-12)
 
 
 def test_guidance_weighs_words_and_pictures_apart() -> None:
     full, image, null = velocities()
     text, pictures = torch.full((3,), 2.0).double(), torch.full((3,), 3.0).double()
-    found = guide(full, image, null, text, pictures, FlowSamplingConfig())
+    found = guided_velocity(full, image, null, text, pictures, FlowSamplingConfig())
     torch.testing.assert_close(found, null + 3 * (image - null) + 2 * (full - image))
 
 
 def test_a_renormalised_velocity_is_as_long_as_the_plain_one_and_points_the_guided_way() -> None:
     full, _, null = velocities()
     scale = torch.full((3,), 5.0).double()
-    guided = guide(full, null, null, scale, scale, FlowSamplingConfig())
+    guided = guided_velocity(full, null, null, scale, scale, FlowSamplingConfig())
     for renorm, over in (("global", (1, 2)), ("channel", (2,)), ("text_channel", (2,))):
-        found = guide(full, null, null, scale, torch.ones(3).double(), FlowSamplingConfig(renorm=renorm))  # pyright: ignore
+        found = guided_velocity(full, null, null, scale, torch.ones(3).double(), FlowSamplingConfig(renorm=renorm))  # pyright: ignore
         longest = torch.linalg.vector_norm(full, dim=over)
         assert (torch.linalg.vector_norm(found, dim=over) <= longest * (1 + 1e-6)).all()
         cosine = torch.nn.functional.cosine_similarity(found.flatten(0, 1), guided.flatten(0, 1), dim=-1)
         torch.testing.assert_close(cosine, torch.ones_like(cosine))
     least = FlowSamplingConfig(renorm="global", renorm_least=1.0)
-    torch.testing.assert_close(guide(full, null, null, scale, torch.ones(3).double(), least), guided)
+    torch.testing.assert_close(guided_velocity(full, null, null, scale, torch.ones(3).double(), least), guided)
 
 
 @pytest.mark.parametrize(

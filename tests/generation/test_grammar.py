@@ -12,7 +12,7 @@ from tests.oracles.slow_generation import legal_tokens
 from tests.oracles.tiny import tiny_space
 from tokenizers_vq.layout import GridLayout, Size
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.modality import MODES, OUTSIDE, Kind, ModalityGrammar, ModalityState, Mode, check_spans
+from unimodal.generation.modality import MODES, OUTSIDE, Kind, ModalityMachine, ModalityState, Mode, check_spans
 
 SPACE = tiny_space()
 CODES = 4
@@ -31,17 +31,17 @@ def letters(ids: list[int]) -> str:
     return "".join({**named, **others}.get(i, "c" if i >= SPACE.image_offset else "t") for i in ids)
 
 
-def begin(grammar: ModalityGrammar, kind: Kind, rows: int = 1, size: Size | None = None) -> ModalityState:
+def begin(grammar: ModalityMachine, kind: Kind, rows: int = 1, size: Size | None = None) -> ModalityState:
     """Rows that all want the same."""
     return grammar.start([kind] * rows, [size] * rows)
 
 
-def allowed(grammar: ModalityGrammar, state: ModalityState, room: torch.Tensor) -> torch.Tensor:
+def allowed(grammar: ModalityMachine, state: ModalityState, room: torch.Tensor) -> torch.Tensor:
     """bool (B, V)."""
     return grammar.bias(state, room) == 0
 
 
-def random_walk(grammar: ModalityGrammar, kind: Kind, room: torch.Tensor, size: Size | None = None) -> list[list[int]]:
+def random_walk(grammar: ModalityMachine, kind: Kind, room: torch.Tensor, size: Size | None = None) -> list[list[int]]:
     """Rows of tokens drawn evenly from what is allowed, until each is done or full."""
     state = begin(grammar, kind, len(room), size)
     rows: list[list[int]] = [[] for _ in room]
@@ -59,7 +59,7 @@ def random_walk(grammar: ModalityGrammar, kind: Kind, room: torch.Tensor, size: 
 @pytest.mark.parametrize("mode", MODES)
 def test_random_answers_are_words_of_the_language(mode: Mode) -> None:
     room = torch.randint(1, 40, (200,))
-    walks = random_walk(ModalityGrammar(SPACE), OUTSIDE[mode], room)
+    walks = random_walk(ModalityMachine(SPACE), OUTSIDE[mode], room)
     for answer, limit in zip(walks, room.tolist(), strict=True):
         word = letters(answer)
         assert re.fullmatch(LANGUAGE[mode], word), word
@@ -69,7 +69,7 @@ def test_random_answers_are_words_of_the_language(mode: Mode) -> None:
 @pytest.mark.parametrize(("space", "wanted"), [(SPACE, None), (GRID, None), (GRID, (2, 2)), (GRID, (3, 1))])
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_allowed_is_what_the_answer_so_far_says(mode: Mode, space: TokenSpace, wanted: Size | None) -> None:
-    grammar, room = ModalityGrammar(space), 25
+    grammar, room = ModalityMachine(space), 25
     for answer in random_walk(grammar, OUTSIDE[mode], torch.full((50,), room), wanted):
         state = begin(grammar, OUTSIDE[mode], size=wanted)
         for index, token in enumerate(answer):
@@ -81,14 +81,14 @@ def test_what_is_allowed_is_what_the_answer_so_far_says(mode: Mode, space: Token
 
 @pytest.mark.parametrize("mode", ["image", "mixed"])
 def test_no_image_is_begun_that_would_not_fit_with_its_end(mode: Mode) -> None:
-    grammar, boi, fits = ModalityGrammar(SPACE), SPACE.specials.boi, SPACE.layout.span + 1
+    grammar, boi, fits = ModalityMachine(SPACE), SPACE.specials.boi, SPACE.layout.span + 1
     legal = allowed(grammar, begin(grammar, OUTSIDE[mode], 2), torch.tensor([fits - 1, fits]))
     assert legal[:, boi].tolist() == [False, True]
 
 
 def test_an_image_row_is_done_with_its_image_and_a_mixed_row_goes_on() -> None:
     eoi = torch.tensor([SPACE.specials.eoi])
-    grammar = ModalityGrammar(SPACE)
+    grammar = ModalityMachine(SPACE)
     for kind, done in ((Kind.IMAGE, True), (Kind.MIXED, False)):
         state = grammar.advance(begin(grammar, kind), torch.tensor([SPACE.specials.boi]))
         assert bool(state.in_image)
@@ -97,7 +97,7 @@ def test_an_image_row_is_done_with_its_image_and_a_mixed_row_goes_on() -> None:
 
 
 def test_without_rules_everything_but_padding_is_allowed_and_only_eos_ends() -> None:
-    grammar = ModalityGrammar(SPACE)
+    grammar = ModalityMachine(SPACE)
     legal = allowed(grammar, begin(grammar, Kind.FREE), torch.tensor([1]))
     assert legal.sum() == SPACE.vocab_size - 1 and not legal[0, SPACE.specials.pad]
     tokens = torch.tensor([SPACE.specials.eoi, SPACE.specials.eos])
@@ -106,7 +106,7 @@ def test_without_rules_everything_but_padding_is_allowed_and_only_eos_ends() -> 
 
 @pytest.mark.parametrize("space", [SPACE, GRID], ids=["fixed", "grid"])
 def test_the_share_of_an_image_that_is_drawn_grows_from_nothing_to_all(space: TokenSpace) -> None:
-    grammar = ModalityGrammar(space)
+    grammar = ModalityMachine(space)
     [answer] = random_walk(grammar, Kind.IMAGE, torch.tensor([20]))
     state, shares = begin(grammar, Kind.IMAGE), []
     for token in answer:

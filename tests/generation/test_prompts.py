@@ -14,7 +14,8 @@ from data_pipelines.shards.format import TokenDocument, TokenSegment
 from data_pipelines.templates import TemplateConfig, render
 from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture, tiny_pipeline
 from tokenizers_vq.token_space import SPECIAL_STRINGS
-from unimodal.generation.guidance import GuidanceConfig, contexts
+from unimodal.generation.context import Context, guidance_contexts
+from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import PromptCoder
 
@@ -91,7 +92,10 @@ def test_an_edit_is_trained_in_exactly_the_forms_that_guidance_compares(
     document = TokenDocument(key="0", segments=segments, meta={"layout": "dialogue", "task": "edit"})
     space = pipeline.token_space
     [prompt] = coder.encode([[picture, "make it red"]])
-    compared = contexts(space, prompt, GuidanceConfig(scale=2, image_scale=image_scale))
+    context = Context()
+    context.say(prompt)
+    found = guidance_contexts(context, space, GuidanceConfig(scale=2, image_scale=image_scale))
+    compared = [one.piece().tokens for one in found]
     drops = [(0, 0), (0, 1)] if image_scale is None else [(0, 0), (0, 1), (1, 0)]
     for (drop_prompt, drop_image), context in zip(drops, [prompt, *compared], strict=True):
         config = TemplateConfig(drop_prompt=drop_prompt, drop_image=drop_image)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.oracles.slow_generation import kept_heights, sample_slowly
-from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guide
+from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guided_logits
 from unimodal.generation.sampling import RowSampling, SamplingConfig, log_probabilities, pick, row_uniforms
 
 GREEDY = SamplingConfig(temperature=0)
@@ -119,7 +119,7 @@ def guided(
     config: GuidanceConfig, full: torch.Tensor, image: torch.Tensor, null: torch.Tensor, at: float
 ) -> torch.Tensor:
     """Rows that all have the same settings, a share `at` of their image drawn."""
-    return guide(full, image, null, RowGuidance.of([config] * len(full)), torch.full((len(full),), at))
+    return guided_logits(full, image, null, RowGuidance.of([config] * len(full)), torch.full((len(full),), at))
 
 
 def test_two_way_guidance_goes_from_the_null_context_through_the_full_one() -> None:

@@ -57,7 +57,7 @@ def test_nothing_can_be_said_after_the_end_or_past_the_room() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [([], "answer of 0 tokens"), ([9] * 62, "leaves room for 1 to 61"), ([9, 24], "an answer holds 9 to 24")],
+    [([], "answer of 0 tokens"), ([9] * 62, "prompt of 3 it may have 1 to 61"), ([9, 24], "an answer holds 9 to 24")],
 )
 def test_answers_that_cannot_be_scored_are_refused(answer: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ChameleonForCondit
 
 from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_model, tiny_pipeline
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, Pipeline
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER
+from unimodal.generation.pipeline import Pipeline
 from unimodal.interop.export import export_hf, to_transformers
 from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig
 

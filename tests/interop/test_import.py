@@ -18,8 +18,8 @@ from tests.interop.test_export import SHAPES, TEXTS, TOLERANCE
 from tests.oracles.foreign import PADDED, foreign_chameleon, foreign_llama, foreign_tokenizer, saved
 from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_pipeline
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER, TEXT_TOKENIZER
 from tokenizers_vq.token_space import SPECIAL_STRINGS
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER
 from unimodal.interop.export import export_hf
 from unimodal.interop.importing import import_hf
 

@@ -48,7 +48,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int, workers: int, ranks: in
 def _arguments(shards: Path, root: Path, workers: int, ranks: int, steps: int) -> list[str]:
     root.mkdir()
     options: dict[str, Any] = {
-        "model__dropout": 0.1,
+        "model__trunk__dropout": 0.1,
         "trainer__max_steps": steps,
         "trainer__devices": ranks,
         "trainer__strategy": "ddp" if ranks > 1 else "auto",
@@ -67,14 +67,14 @@ def _resuming(arguments: list[str], root: Path) -> list[str]:
 
 def _run_to_the_end(arguments: list[str]) -> None:
     process = start_training(arguments)
-    output = finish(process, 300)
+    output = finish(process, 900)
     assert process.returncode == 0, output
 
 
 def _kill_at(arguments: list[str], file: Path, step: int) -> None:
     """SIGKILL as soon as the file tells of `step`, which may be a few steps later."""
     process = start_training(arguments)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while max((taken for taken, _ in losses(file)), default=0) < step and process.poll() is None:
         assert time.monotonic() < deadline, f"step {step} never came"
         time.sleep(0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,8 @@ RENAMED = (
     ("feed_forward.", "mlp."),
     ("embedding.", "embed_tokens."),
 )
-SHAPE = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48}
 ROPE = RopeConfig(theta=500.0)
+SHAPE: dict[str, Any] = {"dim": 32, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48, "rope": ROPE}
 
 
 def their_names(model: UnifiedModel) -> dict[str, Tensor]:
@@ -61,7 +63,7 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], *, ignored: str 
 
 
 def test_without_qk_norm_the_logits_are_those_of_llama() -> None:
-    ours = tiny_model(qk_norm=None, rope=ROPE, **SHAPE)
+    ours = tiny_model(qk_norm=None, **SHAPE)
     llama = LlamaForCausalLM(LlamaConfig(**their_shape(ours.config))).double().eval()
     weights = their_names(ours)
     head = {"lm_head.weight": weights.pop("heads.tokens.weight")}
@@ -73,7 +75,7 @@ def test_without_qk_norm_the_logits_are_those_of_llama() -> None:
 
 @pytest.mark.parametrize("norm_placement", ["pre", "swin"])
 def test_with_qk_norm_the_hidden_states_are_those_of_chameleon(norm_placement: str) -> None:
-    ours = tiny_model(norm_placement=norm_placement, rope=ROPE, **SHAPE)
+    ours = tiny_model(norm_placement=norm_placement, **SHAPE)
     small = ChameleonVQVAEConfig(base_channels=32, channel_multiplier=[1], num_res_blocks=1, embed_dim=4)
     config = ChameleonConfig(
         **their_shape(ours.config),

@@ -71,6 +71,15 @@ def test_a_model_gives_the_same_with_the_mask_in_blocks() -> None:
     assert block_mask(documents, branches).sparsity() > 0
 
 
-def test_on_a_cpu_training_takes_the_dense_mask() -> None:
-    documents = torch.zeros(1, 4, dtype=torch.int64)
-    assert torch.equal(training_mask(documents, documents), dense_mask(documents, documents))  # pyright: ignore[reportArgumentType]
+def test_in_training_a_token_sees_its_trunk_its_branch_and_the_whole_of_its_picture() -> None:
+    """Each layout has a picture over part of its first document; a noised one is seen from nowhere else."""
+    for seed, sign in ((seed, sign) for seed in range(10) for sign in (0, 1, -1)):
+        documents, branches = random_layout(Random(seed), LENGTH)
+        picture = {token for token in range(1, 4) if documents[token] == 0 and branches[token] == branches[1]}
+        spans = [sign * (token in picture) for token in range(LENGTH)]
+        mask = training_mask(*(torch.tensor([field]) for field in (documents, branches, spans)))
+        assert isinstance(mask, torch.Tensor), "blocks train on CUDA alone"
+        for query, keys in enumerate(visible(documents, branches)):
+            inside = query in picture and sign != 0
+            expected = keys | picture if inside else keys - picture if sign < 0 else keys
+            assert set(mask[0, 0, query].nonzero().flatten().tolist()) == expected

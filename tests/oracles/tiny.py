@@ -15,12 +15,14 @@ from data_pipelines.sources.registry import open_source
 from data_pipelines.tokenize import TokenizeConfig, make_token_space, tokenize
 from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from tokenizers_vq.backbones import PatchBackboneConfig
+from tokenizers_vq.bundle_files import Tokenizers
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.quantizers import VQConfig
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
-from unimodal.generation.pipeline import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
+from unimodal.bundle import Bundle
+from unimodal.generation.pipeline import Pipeline
 from unimodal.model.config import FlowConfig, ModelConfig, TransformerConfig, VisionConfig
 from unimodal.model.model import UnifiedModel
 
@@ -81,7 +83,7 @@ def tiny_pipeline(*, dtype: torch.dtype = torch.float32, with_images: bool = Tru
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     space = make_token_space(text, image)
     model = tiny_model(space.vocab_size, dtype=dtype, **changes)
-    return Pipeline(model, space, text, image if with_images else None)
+    return Pipeline(Bundle(model, space, Tokenizers(text, image if with_images else None)))
 
 
 def tiny_bundle(folder: Path) -> Path:
@@ -122,10 +124,7 @@ def tiny_shards(folder: Path, count: int = 24, *, latents: bool = False, patch: 
     text, image, failures = tiny_text_tokenizer(), tiny_image_tokenizer(), FailureLog()
     source = open_source("imagefolder", path=pictures, split="train", failures=failures)
     tokenize(source, text, image, folder, failures, TokenizeConfig(documents_per_shard=16), media)
-    text.save(folder / TEXT_TOKENIZER)
-    image.save(folder / IMAGE_TOKENIZER)
-    if autoencoder is not None:
-        autoencoder.save(folder / AUTOENCODER)
+    Tokenizers(text, image, autoencoder).save(folder)
     return folder
 
 
@@ -161,4 +160,4 @@ def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128, vit: bool
         flow=flow,
         vision=vision if vit else None,
     )
-    return Pipeline(model, space, text, image, autoencoder=autoencoder)
+    return Pipeline(Bundle(model, space, Tokenizers(text, image, autoencoder)))

@@ -17,6 +17,30 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 
+Options = dict[str, str | float]
+"""Of `fit_arguments`."""
+
+
+def flow_objectives(**settings: float) -> Options:
+    """Next-token prediction and flow matching of these settings."""
+    flow = ", ".join(f"{name}: {value}" for name, value in settings.items())
+    return {"model__objectives": f"[{{class_path: NextToken}}, {{class_path: FlowMatching, init_args: {{{flow}}}}}]"}
+
+
+FLOW: Options = {"model__flow": "{}", **flow_objectives(weight=0.5), "data__templates__drawn": "latents"}
+"""Images are drawn as latents, by a mixture."""
+VISION: Options = {
+    "model__vision": "{dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 24}",
+    "data__templates__seen": "patches",
+    "data__templates__patch_size": 4,
+}
+"""Images are seen through a ViT."""
+ADAMW: Options = {
+    "model__optimizer": "AdamWConfig",
+    "model__optimizer__eps": 1e-3,
+    "model__optimizer__learning_rate": 0.01,
+}
+
 
 class Standstill(L.Callback):
     """After optimizer step `step`, touches `flag` and never goes on."""
@@ -69,10 +93,10 @@ def fit_arguments(shards: Path, root: Path, **options: str | float) -> list[str]
         "checkpoint.every_n_train_steps": 4,
         "samples.every": 0,
         "model": "TransformerModule",
-        "model.dim": 16,
-        "model.num_layers": 2,
-        "model.hidden_dim": 24,
-        "model.max_length": 64,
+        "model.trunk.dim": 16,
+        "model.trunk.num_layers": 2,
+        "model.trunk.hidden_dim": 24,
+        "model.trunk.max_length": 64,
         "model.compile": "false",
         "model.schedule.warmup_steps": 3,
         "data": "TokenDataModule",
@@ -98,7 +122,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     """Wait for a process; its output. Kills it past its time."""
     try:
         output, _ = process.communicate(timeout=seconds)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import avg_pool2d
 
 from tests.oracles.pictures import BACKBONES, SIZE, random_images, tiny_tokenizer
 from tokenizers_vq.autoencoder import ImageAutoencoder, ImageAutoencoderConfig, open_autoencoder
@@ -132,7 +133,16 @@ def test_pictures_of_other_sides_become_latents_and_pictures_of_those_sides_agai
     images = torch.cat([random_images(3), random_images(3, seed=1)[..., :8]], dim=3)
     latents = autoencoder.encode(images)
     assert latents.shape == (3, CHANNELS, 2, 3)
-    assert autoencoder.decode(latents).shape == images.shape
+    decoded = autoencoder.decode(latents)
+    assert decoded.shape == images.shape
+    for row, column in ((0, 2), (1, 0), (1, 2)):
+        patch = (..., slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+        other, moved = images.clone(), latents.clone()
+        other[patch], moved[..., row, column] = -other[patch], -moved[..., row, column]
+        change = (autoencoder.encode(other) - latents).abs().sum((0, 1))
+        assert change.argmax() == 3 * row + column, "a latent lies where its patch does"
+        change = (autoencoder.decode(moved) - decoded).abs().sum((0, 1))
+        assert avg_pool2d(change[None], 8).argmax() == 3 * row + column
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 12, 16), (1, 1, 16, 16), (3, 16, 16)])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles.pictures import QUANTIZERS
-from tokenizers_vq.quantizers import VQ, QuantizerConfig, VQConfig, build_quantizer
+from tokenizers_vq.quantizers import VQ, LFQConfig, QuantizerConfig, VQConfig, build_quantizer
 
 KINDS = sorted(QUANTIZERS)
 
@@ -115,3 +115,22 @@ def test_an_unknown_quantizer_is_named() -> None:
 
     with pytest.raises(ValueError, match="unknown quantizer OtherConfig"):
         build_quantizer(OtherConfig())
+
+
+def total_loss(config: QuantizerConfig) -> float:
+    """The losses of a quantizer in training on the same vectors from the same start."""
+    torch.manual_seed(0)
+    quantizer = build_quantizer(config)
+    x = torch.randn(6, 9, config.dim)
+    return sum(float(loss.detach()) for loss in quantizer(x).losses.values())
+
+
+@pytest.mark.parametrize("weight", [0.25, 3.0])
+def test_the_commitment_loss_of_a_vq_is_in_proportion_to_its_weight(weight: float) -> None:
+    one, other = (total_loss(VQConfig(codebook_size=8, dim=4, commitment=c)) for c in (1.0, weight))
+    assert one > 0 and other == pytest.approx(weight * one)
+
+
+@pytest.mark.parametrize("changed", [{"commitment": 1.0}, {"entropy_weight": 0.5}, {"diversity_gamma": 3.0}])
+def test_every_weight_of_a_look_up_free_quantizer_changes_its_loss(changed: dict[str, float]) -> None:
+    assert total_loss(LFQConfig(bits=4)) != pytest.approx(total_loss(LFQConfig(bits=4, **changed)), rel=1e-3)

@@ -7,33 +7,37 @@ import sys
 
 import pytest
 
-from unimodal.training import cli, heap
+from unimodal.training import heap
 from unimodal.training.heap import keep_freed_memory
 
 FAULTS = """
-import resource, sys
+import resource
 import torch
-from unimodal.training.heap import keep_freed_memory
-kept = sys.argv[1] == "keep" and keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(100 * 2**20 // 4)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 for _ in range(16):
     faults()  # the heap finds its shape
-print(int(kept), sum(faults() for _ in range(5)))
+print(sum(faults() for _ in range(5)))
 """
+KEEP = "from unimodal.training.heap import keep_freed_memory; print(keep_freed_memory())"
+LEAVE = "import unimodal.training.cli; print(False)"
+TRAIN = "from unimodal.training.cli import run; run(['fit', '--max_stepps', '1'])"
+"""A run that a mistake ends early."""
 
 
-def _page_faults(how: str) -> tuple[bool, int]:
-    """Whether memory is kept, and the page faults of five large tensors."""
-    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-    kept, faults = map(int, done.stdout.split())
-    return bool(kept), faults
+def _page_faults(first: str) -> tuple[bool, int]:
+    """Whether memory is kept by what a process does first, as far as it says so, and the page faults of five large
+    tensors after that."""
+    script = f"try:\n    {first}\nexcept SystemExit:\n    pass\n{FAULTS}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    *kept, faults = done.stdout.split()
+    return kept == ["True"], int(faults)
 
 
 def test_a_freed_block_is_used_again_without_a_page_fault() -> None:
-    (kept, few), (_, many) = _page_faults("keep"), _page_faults("leave")
+    (kept, few), (_, many) = _page_faults(KEEP), _page_faults(LEAVE)
     assert 10 * few < many if kept else few > many / 2
 
 
@@ -61,9 +65,6 @@ def test_older_glibc_keeps_what_it_can_or_is_left_as_it_was(
     assert libc.set == ({heap.MMAP_THRESHOLD: kept, heap.TRIM_THRESHOLD: heap.KEPT} if kept else {})
 
 
-def test_training_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: asked.append(True))
-    monkeypatch.setattr(cli, "TrainingCLI", lambda **settings: None)
-    cli.run(["fit"])
-    assert asked
+def test_training_keeps_freed_memory() -> None:
+    (kept, few), (_, trained) = _page_faults(KEEP), _page_faults(TRAIN)
+    assert trained < 10 * few + 1000 if kept else trained > few / 2

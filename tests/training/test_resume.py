@@ -35,7 +35,7 @@ def train_and_kill(arguments: list[str], flag: Path) -> None:
     standstill = "tests.oracles.tiny_training.Standstill"
     extra = [f"--trainer.callbacks+={standstill}", f"--trainer.callbacks.step={KILLED_AFTER}"]
     process = start_training([*arguments, *extra, f"--trainer.callbacks.flag={flag}"])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     still_running = process.poll() is None
@@ -49,7 +49,7 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(shards: Path
     arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=100_000)
     callback = "--trainer.callbacks+=tests.oracles.tiny_training.LossFile"
     process = start_training([*arguments, callback, f"--trainer.callbacks.path={file}"])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(losses(file)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.terminate()
@@ -59,7 +59,7 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(shards: Path
 
 def test_a_run_that_was_killed_and_resumed_has_the_losses_of_an_unbroken_one(shards: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "model__dropout": 0.1,
+        "model__trunk__dropout": 0.1,
         "trainer__accumulate_grad_batches": 2,
         "trainer__limit_val_batches": 1,
         "trainer__val_check_interval": 8,
@@ -155,7 +155,7 @@ def test_a_finished_run_leaves_a_bundle_that_opens_and_no_partial_file(trained: 
     import unimodal
 
     model = unimodal.load(trained / "model")
-    assert model.model.config.dim == 16
+    assert model.model.config.trunk.dim == 16
     assert [path.name for path in trained.rglob("*.partial")] == []
 
 

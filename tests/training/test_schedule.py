@@ -41,3 +41,14 @@ def test_after_the_warm_up_the_rate_never_rises(decay: Any) -> None:
 def test_runs_of_no_or_one_step_have_a_rate(decay: Any) -> None:
     for total in (0, 1):
         assert 0 < ScheduleConfig(warmup_steps=1, decay=decay).factor(0, total) <= 1
+
+
+@pytest.mark.parametrize("decay_from", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("decay", ["linear", "cosine", "exponential"])
+def test_a_decay_that_begins_late_reaches_its_floor_all_the_same(decay: Any, decay_from: float) -> None:
+    schedule = ScheduleConfig(warmup_steps=0, decay=decay, decay_from=decay_from, floor=0.1)
+    begin = round(1000 * decay_from)
+    assert schedule.factor(begin, 1000) == 1.0 > schedule.factor(begin + 1, 1000)
+    early = ScheduleConfig(warmup_steps=0, decay=decay, floor=0.1)
+    assert schedule.factor((begin + 1000) // 2, 1000) == pytest.approx(early.factor(500, 1000))
+    assert schedule.factor(1000, 1000) == pytest.approx(0.1)

@@ -18,11 +18,13 @@ from data_pipelines.outline import Outline, Rendered, Run
 from data_pipelines.spec import DataSpec
 from tests.oracles.tiny import tiny_shards, tiny_space
 from tests.oracles.tiny_training import fit_arguments, weights_after
+from unimodal.model.config import TransformerConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.losses import next_token_losses
 from unimodal.training.module import TransformerModule
-from unimodal.training.optim import AdamWConfig
+from unimodal.training.objectives.base import total
+from unimodal.training.objectives.next_token import NextToken, next_token_terms
+from unimodal.training.optimizers.build import AdamWConfig
 
 SPACE = tiny_space()
 ROW = 24
@@ -60,16 +62,9 @@ def joined(batches: list[PackedBatch]) -> PackedBatch:
 def after_a_step(batches: list[PackedBatch], root: Path, **settings: Any) -> UnifiedModel:
     """One step of Lightning's trainer at learning rate 0: weights as they began, gradients as the step saw them."""
     torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "dim": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-        "num_kv_heads": 1,
-        "hidden_dim": 24,
-        "max_length": 64,
-    }
-    still = AdamWConfig(learning_rate=0.0)
-    module = TransformerModule(**shape, z_weight=Z_WEIGHT, optimizer=still, compile=False)
+    trunk = TransformerConfig(dim=16, num_layers=2, num_heads=2, num_kv_heads=1, hidden_dim=24, max_length=64)
+    still, objectives = AdamWConfig(learning_rate=0.0), [NextToken(z_weight=Z_WEIGHT)]
+    module = TransformerModule(trunk, objectives=[*objectives], optimizer=still, compile=False)
     trainer = L.Trainer(
         max_steps=1,
         accelerator="cpu",
@@ -115,8 +110,8 @@ def test_a_step_has_the_gradient_of_the_weighted_mean_over_its_tokens(tmp_path: 
     batch = joined(batches)
     features = model(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
     fields = (batch.targets, batch.loss_weights, batch.modality)
-    sums = next_token_losses(features, model.head, *fields, Z_WEIGHT)
-    ((sums.text + sums.image + sums.z) / batch.loss_weights.sum()).backward()
+    terms = next_token_terms(features, model.token_head, *fields, Z_WEIGHT)
+    (total(terms) / batch.loss_weights.sum()).backward()
     assert_same(found, gradients(model))
 
 

@@ -11,28 +11,15 @@ from safetensors.torch import load_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from tests.oracles.tiny import PAINTS, tiny_picture, tiny_shards
-from tests.oracles.tiny_training import fit_arguments, logged, weights_after
+from tests.oracles.tiny_training import ADAMW, FLOW, VISION, Options, fit_arguments, logged, weights_after
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
 from tokenizers_vq.media import MediaSpec, PatchSpec
 from unimodal.generation.pipeline import load
 from unimodal.interop.architectures.siglip import siglip_names
+from unimodal.training.branches import VisionBranchConfig
 from unimodal.training.cli import run
-from unimodal.training.vision import VisionTrainingConfig
 
-SMALL = "width: 16, num_layers: 1, num_heads: 2, hidden_dim: 24"
-SEEN: dict[str, str | float] = {
-    "model__flow": "{weight: 0.5}",
-    "data__templates__seen": "patches",
-    "data__templates__drawn": "latents",
-    "data__templates__patch_size": 4,
-    "model__vision": f"{{{SMALL}}}",
-}
-
-ADAMW: dict[str, str | float] = {
-    "model__optimizer": "AdamWConfig",
-    "model__optimizer__eps": 1e-3,
-    "model__optimizer__learning_rate": 0.01,
-}
+SEEN: Options = {**FLOW, **VISION}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +53,7 @@ def test_a_model_learns_to_name_what_it_sees(shards: Path, tmp_path: Path) -> No
 
 
 def test_a_killed_run_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**SEEN, "model__dropout": 0.1}
+    options: dict[str, Any] = {**SEEN, "model__trunk__dropout": 0.1}
     train_to_the_end(fit_arguments(shards, tmp_path / "unbroken", **options))
     broken = fit_arguments(shards, tmp_path / "broken", **options)
     train_and_kill(broken, tmp_path / "stands")
@@ -90,27 +77,30 @@ def test_two_processes_train_as_one_that_accumulates_their_batches(
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_siglip_folder_is_begun_with(shards: Path, tmp_path: Path, siglip: Path, frozen: bool) -> None:
-    vision = f"{{begin_with: {siglip}, frozen: {str(frozen).lower()}}}"
-    run(fit_arguments(shards, tmp_path, trainer__max_steps=3, **{**SEEN, "model__vision": vision}))
+def test_a_vit_starts_from_a_siglip_folder(shards: Path, tmp_path: Path, siglip: Path, frozen: bool) -> None:
+    start: Options = {"model__vision": "{}", "model__start__vision": str(siglip)}
+    if frozen:
+        start["model__start__freeze"] = "[branches.patches.encoder.*]"
+    run(fit_arguments(shards, tmp_path, trainer__max_steps=3, **{**SEEN, **start}))
     after, theirs = load_file(tmp_path / "model" / "model.safetensors"), load_file(siglip / "model.safetensors")
     same = []
     for ours, name in siglip_names(2).items():
         found = next(tensor for own, tensor in theirs.items() if own.endswith(name))
-        same.append(torch.equal(after[f"vision.{ours}"], found.reshape(after[f"vision.{ours}"].shape)))
+        own = after[f"branches.patches.encoder.{ours}"]
+        same.append(torch.equal(own, found.reshape(own.shape)))
     assert all(same) if frozen else sum(same) < len(same) / 2
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"data__templates__seen": "codes"}, "go together"),
-        ({"model__vision": "{frozen: true}"}, "needs begin_with"),
+        ({"data__templates__seen": "codes"}, "the data gives none: set data.templates.seen to patches"),
+        ({"model__vision": "null"}, "model.vision with data.templates.seen patches"),
+        ({"model__start__freeze": "[branches.patches.encoder.*]"}, "start.freeze would keep random weights"),
         ({"model__vision": "{num_heads: 3}"}, "heads that divide its width"),
-        ({"model__vision": "{begin_with: nowhere}"}, "does not hold a SigLIP model"),
+        ({"model__start__vision": "nowhere"}, "does not hold a SigLIP model"),
         ({"data__templates__patch_size": 8}, "those for patches of 4"),
         ({"model__vision": "{num_heads: 0}"}, "heads that divide its width"),
-        ({"model__flow": "{begin_with: nowhere, freeze_understanding: true}"}, "freeze a ViT that nothing has trained"),
     ],
 )
 def test_wrong_settings_are_one_line(
@@ -121,8 +111,8 @@ def test_wrong_settings_are_one_line(
 
 def test_a_siglip_of_other_patches_is_refused(tmp_path: Path, siglip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_shards(tmp_path / "shards", 4, latents=True, patch=8)
-    options = {"data__templates__patch_size": 8, "model__vision": f"{{begin_with: {siglip}}}"}
-    assert "sees patches of 4 pixels" in refusal(fit_arguments(folder, tmp_path, **{**SEEN, **options}), capsys)
+    options = {"data__templates__patch_size": 8, "model__start__vision": str(siglip)}
+    assert "takes patches of 4 pixels" in refusal(fit_arguments(folder, tmp_path, **{**SEEN, **options}), capsys)
 
 
 def test_samples_are_written_while_it_trains(shards: Path, tmp_path: Path) -> None:
@@ -138,7 +128,7 @@ def test_compiled_steps_take_batches_without_a_picture(shards: Path, tmp_path: P
     assert len(logged(tmp_path, "train/loss")) == 2
 
 
-def test_places_of_the_connector_are_ours_to_say(shards: Path, siglip: Path) -> None:
-    config = VisionTrainingConfig(begin_with=siglip, place_period=10.0)
-    found = config.shape({"patches": MediaSpec.of_patches(PatchSpec(size=4, max_patches=16, max_side=8))})
-    assert (found.place_period, found.width, found.side) == (10.0, 16, 3)
+def test_positions_of_the_connector_are_ours_to_say(siglip: Path) -> None:
+    media = {"patches": MediaSpec.of_patches(PatchSpec(size=4, max_patches=16, max_side=8))}
+    found = VisionBranchConfig(pos_embed_period=10.0).to_model_config(media, siglip)
+    assert (found.pos_embed_period, found.dim, found.grid_size) == (10.0, 16, 3)

@@ -12,7 +12,7 @@ from rich.table import Table
 from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_shard
 from data_pipelines.shards.format import MANIFEST_FILE
 from tokenizers_vq.layout import Layout
-from unimodal.generation.pipeline import load
+from unimodal.bundle import Bundle
 from unimodal.report import write_documents
 
 
@@ -65,26 +65,25 @@ def _count(folder: Path, manifest: Manifest, name: str) -> tuple[int, int, int]:
 
 
 def _bundle(folder: Path) -> int:
-    try:
-        model = load(folder)
-    except ValueError as error:
-        return _damaged([str(error)])
-    space, config, trunk = model.token_space, model.model.config, model.model.config.trunk
+    if problems := Bundle.verify(folder):
+        return _damaged(problems)
+    bundle = Bundle.open(folder)
+    space, config, trunk = bundle.space, bundle.model.config, bundle.model.config.trunk
     table = Table("part", "what it is", title=str(folder))
     table.add_row("trunk", f"{trunk.num_layers} layers of {trunk.dim}, {trunk.num_heads} heads")
-    table.add_row("parameters", f"{sum(parameter.numel() for parameter in model.model.parameters()):,}")
+    table.add_row("parameters", f"{sum(parameter.numel() for parameter in bundle.model.parameters()):,}")
     table.add_row("context", f"{trunk.max_length} tokens")
     table.add_row("text ids", f"{space.text_size}")
     table.add_row("image codes", f"{space.codebook_size}, {_sizes(space.layout)}")
-    if config.flow and model.autoencoder:
+    if config.flow and bundle.tokenizers.autoencoder:
         experts = "two experts" if trunk.mixture else "one expert"
         about = (
             f"{config.flow.grid_size}x{config.flow.grid_size} latents of {config.flow.latent_dim} channels, {experts}"
         )
         table.add_row("flow branch", about)
-        table.add_row("autoencoder", model.autoencoder.hash[:16])
+        table.add_row("autoencoder", bundle.tokenizers.autoencoder.hash[:16])
     table.add_row("token space", space.fingerprint[:16])
-    table.add_row("weights", model.sha256[:16])
+    table.add_row("weights", bundle.sha256[:16])
     Console().print(table)
     return 0
 

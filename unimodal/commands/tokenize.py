@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +19,11 @@ from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
 from data_pipelines.tokenize import TokenizeConfig, TokenizeHooks, layout_of, tokenize, train_text_tokenizer
 from tokenizers_vq.autoencoder import open_autoencoder
+from tokenizers_vq.bundle_files import Tokenizers
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
 from unimodal.commands.progress import progress_bar
-from unimodal.generation.pipeline import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
 
 AUGMENTATIONS = ("flip", "place")
 
@@ -50,16 +51,11 @@ def run(options: argparse.Namespace) -> int:
     failures = FailureLog(limit=options.max_bad)
     source = _source(options, failures)
 
-    def save_beside() -> None:
-        text.save(options.out / TEXT_TOKENIZER)
-        image.save(options.out / IMAGE_TOKENIZER)
-        for maker in media:
-            if isinstance(maker, LatentsMaker):
-                maker.autoencoder.save(options.out / AUTOENCODER)
-
+    autoencoder = next((maker.autoencoder for maker in media if isinstance(maker, LatentsMaker)), None)
+    tokenizers = Tokenizers(text, image, autoencoder)
     total = len(source) * config.copies if hasattr(source, "__len__") else None
     with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as report:
-        hooks = TokenizeHooks(started=save_beside, progress=report)
+        hooks = TokenizeHooks(started=partial(tokenizers.save, options.out), progress=report)
         whole = tokenize(source, text, image, options.out, failures, config, media, hooks)
     if whole:
         _print_summary(options.out, console)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import Document
 from tokenizers_vq.layout import Size
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.modality import Mode
+from unimodal.generation.prompts import Answer, Part, Prompt
 
 # Shapes: B images, H height, W width, N codes of one image; images lie in [-1, 1].
-
-Part = str | Image.Image
-Prompt = str | Sequence[Any]
-Mode = Literal["text", "image", "mixed"]
 
 
 class ImageCodec(Protocol):
@@ -43,26 +41,37 @@ class ImageCodec(Protocol):
         ...
 
 
+class LatentCodec(Protocol):
+    """An autoencoder as the tasks see it."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> latents."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> (B, 3, H, W)."""
+        ...
+
+
 class AnyToAnyModel(Protocol):
-    """The part of a model bundle that the tasks use."""
+    """The part of a pipeline that the tasks use."""
+
+    @property
+    def token_space(self) -> TokenSpace: ...
 
     @property
     def image_tokenizer(self) -> ImageCodec | None: ...
 
     @property
-    def autoencoder(self) -> object | None:
+    def autoencoder(self) -> LatentCodec | None:
         """What a flow branch draws with; None where codes are drawn."""
         ...
 
     @property
     def path(self) -> Path | None: ...
 
-    @cached_property
+    @property
     def sha256(self) -> str: ...
-
-    def redrawn(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> the same through what the model draws with: the best that a drawing can be."""
-        ...
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """A picture of any size -> (3, H, W)."""
@@ -82,19 +91,8 @@ class AnyToAnyModel(Protocol):
         batch_size: int = ...,
         progress: Callable[[int], None] = ...,
         **settings: Any,
-    ) -> Sequence[list[Part]]:
-        """An answer, as strings and pictures, for each prompt; `progress(n)` after every n answers."""
-        ...
-
-    def image_span_check(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        seed: int = ...,
-        batch_size: int = ...,
-        **settings: Any,
-    ) -> tuple[int, int]:
-        """(image spans, malformed ones) over drawings of the prompts."""
+    ) -> Sequence[Answer]:
+        """An answer for each prompt; `progress(n)` after every n answers."""
         ...
 
 

@@ -229,14 +229,14 @@ class Batch:
         self.has_contexts = self.has_contexts & self.state.in_image
 
     def may_draw(self) -> Tensor:
-        """(P,) bool: whether an image that begins now, with its end, fits the answer and the context."""
-        begins = self.machine.fits(self.state, self.room - self.step_count).any(-1)
+        """(P,) bool: whether an image that starts now, with its end, fits the answer and the context."""
+        may_begin = self.machine.fits(self.state, self.room - self.step_count).any(-1)
         if self.painter is None:
-            return begins
+            return may_begin
         read = self.position + self._main_offset + 1
         fits_context = read + self.image_slots <= self.model.config.trunk.max_length
         fits = fits_context & (self.step_count + self.space.layout.span <= self.budget)
-        return torch.where(self.image_slots > 0, fits, begins)
+        return torch.where(self.image_slots > 0, fits, may_begin)
 
     def _logits(self) -> Tensor:
         """(P, V) for the next token, guided where an answer is in an image and has its contexts."""
@@ -257,13 +257,13 @@ class Batch:
 
     def _arrange(self) -> None:
         """Index tensors that follow from which rows there are."""
-        place = {number: index for index, number in enumerate(self.numbers)}
+        index_of = {number: index for index, number in enumerate(self.numbers)}
         by_role = [{row.answer: index for index, row in enumerate(self.rows) if row.role == role} for role in range(3)]
         main = [by_role[0][number] for number in self.numbers]
         assert by_role[1] or main == list(range(len(main)))
         null = [by_role[1].get(number, row) for number, row in zip(self.numbers, main, strict=True)]
         image = [by_role[2].get(number, row) for number, row in zip(self.numbers, null, strict=True)]
-        self.answer_of = self.integers([place[row.answer] for row in self.rows])
+        self.answer_of = self.integers([index_of[row.answer] for row in self.rows])
         self.shift = self.integers([row.shift for row in self.rows])
         offsets = [row.offset for row in self.rows]
         self.offset = self.integers(offsets) if any(offsets) else None
@@ -286,8 +286,8 @@ class Batch:
 
     def _follow_rows(self) -> None:
         """Bring the answers into the order of their main rows, so that without guidance logits need no sorting."""
-        place = {number: index for index, number in enumerate(self.numbers)}
-        kept = [place[row.answer] for row in self.rows if row.role == 0]
+        index_of = {number: index for index, number in enumerate(self.numbers)}
+        kept = [index_of[row.answer] for row in self.rows if row.role == 0]
         if kept == list(range(len(self.numbers))):
             return
         self.numbers = [self.numbers[index] for index in kept]

@@ -66,12 +66,12 @@ class Narrator:
     def __init__(self, coder: PromptCoder, prompt: int) -> None:
         self.coder, self.space, self.prompt = coder, coder.space, prompt
         self.text: list[int] = []
-        self.told = 0
+        self.num_reported = 0
         self.image: list[int] = []
-        self.rows_told = self.drawn = 0
+        self.rows_reported = self.drawn = 0
         self.pictures: Sequence[Tensor] = ()
 
-    def hear(self, ids: list[int], pictures: Sequence[Tensor] = ()) -> Iterator[Event]:
+    def push(self, ids: list[int], pictures: Sequence[Tensor] = ()) -> Iterator[Event]:
         """New ids of the answer, and all pictures (3, H, W) that the flow branch has drawn for it."""
         specials = self.space.specials
         self.pictures = pictures
@@ -79,7 +79,7 @@ class Narrator:
             if token == specials.boi:
                 self._give_up_image()
                 yield from self._finish_text()
-                self.image, self.rows_told = [token], 0
+                self.image, self.rows_reported = [token], 0
                 yield ImageStarted(self.prompt)
             elif self.image:
                 self.image.append(token)
@@ -98,15 +98,15 @@ class Narrator:
 
     def _text_so_far(self) -> Iterator[Event]:
         whole = self.coder.text.decode(self.text).rstrip(BROKEN)
-        if len(whole) > self.told:
-            yield TextPiece(self.prompt, whole[self.told :])
-            self.told = len(whole)
+        if len(whole) > self.num_reported:
+            yield TextPiece(self.prompt, whole[self.num_reported :])
+            self.num_reported = len(whole)
 
     def _finish_text(self) -> Iterator[Event]:
-        rest = self.coder.text.decode(self.text)[self.told :]
+        rest = self.coder.text.decode(self.text)[self.num_reported :]
         if rest:
             yield TextPiece(self.prompt, rest)
-        self.text, self.told = [], 0
+        self.text, self.num_reported = [], 0
 
     def _finish_image(self) -> Iterator[Event]:
         span = self.space.read_image(self.image, 0)
@@ -129,8 +129,8 @@ class Narrator:
             return
         codes = [token for token in self.image if token >= self.space.image_offset]
         rows = min(len(codes) // size[1], size[0])
-        if rows > self.rows_told:
-            self.rows_told = rows
+        if rows > self.rows_reported:
+            self.rows_reported = rows
             kept = self.space.to_codes(torch.tensor([codes[: rows * size[1]]]))
             yield ImageRows(self.prompt, to_image(self.coder.codec.decode(kept, (rows, size[1]))[0]), rows, size[0])
 
@@ -140,5 +140,5 @@ class Narrator:
             return None
         if isinstance(self.space.layout, FixedLayout):
             return self.space.layout.sizes[0]
-        told = tuple(token - self.space.text_size for token in self.image[1:3])
-        return (told[0], told[1]) if len(told) == 2 and told in self.space.layout.sizes else None
+        size = tuple(token - self.space.text_size for token in self.image[1:3])
+        return (size[0], size[1]) if len(size) == 2 and size in self.space.layout.sizes else None

@@ -4,8 +4,8 @@
            └────────────(fixed layout)──▶┘
 
 Inside an image there is one kind of legal token at every place, so an image span cannot come out wrong, and none is
-begun that would not fit. Masks are rows of one table (kind x vocabulary) and transitions are arithmetic on tensors: the
-decode path never has to look at a token on the host.
+opened that would not fit. Masks are rows of one table (kind x vocabulary) and transitions are arithmetic on tensors:
+the decode path never needs a token on the host.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ANY_SIZE = -1
 
 
 class Kind(IntEnum):
-    """What a row may say next."""
+    """What a row may generate next."""
 
     TEXT = 0
     MIXED = 1
@@ -93,9 +93,9 @@ class ModalityMachine:
         self.sizes = torch.tensor(space.layout.sizes, device=device)
         self.spans = torch.tensor([space.layout.span_of(size) for size in space.layout.sizes], device=device)
         self.table = torch.where(_allowed_table(space), 0.0, float("-inf")).to(device)
-        sides = torch.arange(space.layout.num_tokens if self.is_grid else 0, device=device)
-        self._row_sides = (self.sizes[:, :1] == sides).float()
-        self._column_sides = (self.sizes[:, 1:] == sides).float()
+        counts = torch.arange(space.layout.num_tokens if self.is_grid else 0, device=device)
+        self._row_counts = (self.sizes[:, :1] == counts).float()
+        self._column_counts = (self.sizes[:, 1:] == counts).float()
 
     def start(self, outside: Sequence[Kind], sizes: Sequence[Size | None]) -> ModalityState:
         """All rows outside images; `sizes` are those that are asked for, each one of the layout's."""
@@ -115,48 +115,48 @@ class ModalityMachine:
             done=no,
         )
 
-    def fits(self, state: ModalityState, room: Tensor) -> Tensor:
-        """room (B,) tokens left -> bool (B, Z): which images have room, and one token more to end the answer."""
+    def fits(self, state: ModalityState, left: Tensor) -> Tensor:
+        """left (B,) tokens of the budget -> bool (B, Z): which images fit, and one token more to end the answer."""
         sizes = torch.arange(len(self.spans), device=self.device)
         asked_for = (state.wanted[:, None] == ANY_SIZE) | (state.wanted[:, None] == sizes)
-        return asked_for & (self.spans + 1 <= room[:, None])
+        return asked_for & (self.spans + 1 <= left[:, None])
 
-    def bias(self, state: ModalityState, room: Tensor, begins: Tensor | None = None) -> Tensor:
-        """What is added to logits: (B, V) of 0 and -inf. `begins` (B,) says where an image may begin; None: it fits."""
-        begins = self.fits(state, room).any(-1) if begins is None else begins
-        kind = torch.where((state.kind == Kind.IMAGE) & ~begins, int(Kind.END), state.kind)
-        kind = torch.where((state.kind == Kind.MIXED) & ~begins, int(Kind.TEXT), kind)
+    def bias(self, state: ModalityState, left: Tensor, may_begin: Tensor | None = None) -> Tensor:
+        """What is added to logits: (B, V) of 0 and -inf. `may_begin` (B,): may an image start? None: where it fits."""
+        may_begin = self.fits(state, left).any(-1) if may_begin is None else may_begin
+        kind = torch.where((state.kind == Kind.IMAGE) & ~may_begin, int(Kind.END), state.kind)
+        kind = torch.where((state.kind == Kind.MIXED) & ~may_begin, int(Kind.TEXT), kind)
         bias = self.table[kind]
-        return self._with_sides(bias, state, room) if self.is_grid else bias
+        return self._with_size(bias, state, left) if self.is_grid else bias
 
-    def _with_sides(self, bias: Tensor, state: ModalityState, room: Tensor) -> Tensor:
-        """Rows that are about to say how high or wide an image is may say what the layout has and what fits."""
-        already_said = torch.where(state.kind == Kind.COLUMNS, 2, 1)  # tokens of the span that are there already
-        fits = self.fits(state, room + already_said)
-        high = fits.float() @ self._row_sides
-        wide = (fits & (self.sizes[:, 0] == state.rows[:, None])).float() @ self._column_sides
-        sides = torch.where((state.kind == Kind.ROWS)[:, None], high, wide)
+    def _with_size(self, bias: Tensor, state: ModalityState, left: Tensor) -> Tensor:
+        """Rows that generate the height or width of an image may choose what the layout has and what fits."""
+        already_there = torch.where(state.kind == Kind.COLUMNS, 2, 1)  # tokens of the span that are there already
+        fits = self.fits(state, left + already_there)
+        high = fits.float() @ self._row_counts
+        wide = (fits & (self.sizes[:, 0] == state.rows[:, None])).float() @ self._column_counts
+        counts = torch.where((state.kind == Kind.ROWS)[:, None], high, wide)
         asks = ((state.kind == Kind.ROWS) | (state.kind == Kind.COLUMNS))[:, None]
         first, last = self.space.text_size, self.space.image_offset
-        told = torch.where(asks, torch.where(sides > 0, 0.0, float("-inf")), bias[:, first:last])
-        return torch.cat([bias[:, :first], told, bias[:, last:]], dim=1)
+        side_bias = torch.where(asks, torch.where(counts > 0, 0.0, float("-inf")), bias[:, first:last])
+        return torch.cat([bias[:, :first], side_bias, bias[:, last:]], dim=1)
 
     def advance(self, state: ModalityState, tokens: Tensor) -> ModalityState:
         """The state after tokens (B,). In image mode a row ends with its image."""
         specials, free = self.space.specials, state.outside == Kind.FREE
-        begun, closed = tokens == specials.boi, tokens == specials.eoi
-        said = state.kind
-        drawn = torch.where(begun, 0, state.drawn + (tokens >= self.space.image_offset))
-        rows, columns = self._size(state, tokens, begun)
+        opened, closed = tokens == specials.boi, tokens == specials.eoi
+        kind_before = state.kind
+        drawn = torch.where(opened, 0, state.drawn + (tokens >= self.space.image_offset))
+        rows, columns = self._size(state, tokens, opened)
         after_code = torch.where(drawn % columns.clamp_min(1) == 0, int(Kind.EOL), int(Kind.CODE))
-        after_code = after_code if self.is_grid else torch.full_like(said, int(Kind.CODE))
+        after_code = after_code if self.is_grid else torch.full_like(kind_before, int(Kind.CODE))
         after_code = torch.where(drawn >= rows * columns, int(Kind.EOI), after_code)
-        kind = torch.where(said == Kind.CODE, after_code, said)
-        kind = torch.where((said == Kind.EOL) | (said == Kind.COLUMNS), int(Kind.CODE), kind)
-        kind = torch.where(said == Kind.ROWS, int(Kind.COLUMNS), kind)
-        kind = torch.where(begun, int(Kind.ROWS if self.is_grid else Kind.CODE), kind)
+        kind = torch.where(kind_before == Kind.CODE, after_code, kind_before)
+        kind = torch.where((kind_before == Kind.EOL) | (kind_before == Kind.COLUMNS), int(Kind.CODE), kind)
+        kind = torch.where(kind_before == Kind.ROWS, int(Kind.COLUMNS), kind)
+        kind = torch.where(opened, int(Kind.ROWS if self.is_grid else Kind.CODE), kind)
         kind = torch.where(closed | free, state.outside, kind)
-        planned = begun & (state.outside == Kind.PLAN)
+        planned = opened & (state.outside == Kind.PLAN)
         ended = (tokens == specials.eos) | (closed & (state.outside == Kind.IMAGE)) | planned
         return ModalityState(
             kind=kind,
@@ -165,7 +165,7 @@ class ModalityMachine:
             rows=rows,
             columns=columns,
             drawn=drawn,
-            in_image=(state.in_image | begun) & ~closed & ~planned,
+            in_image=(state.in_image | opened) & ~closed & ~planned,
             done=state.done | ended,
         )
 
@@ -175,13 +175,13 @@ class ModalityMachine:
         tokens = torch.full_like(state.kind, self.space.specials.eoi)
         return keep_where(closed, self.advance(state, tokens), state)
 
-    def _size(self, state: ModalityState, tokens: Tensor, begun: Tensor) -> tuple[Tensor, Tensor]:
+    def _size(self, state: ModalityState, tokens: Tensor, opened: Tensor) -> tuple[Tensor, Tensor]:
         if not self.is_grid:
             rows, columns = self.space.layout.sizes[0]
-            return torch.where(begun, rows, state.rows), torch.where(begun, columns, state.columns)
-        told = tokens - self.space.text_size
-        rows = torch.where(state.kind == Kind.ROWS, told, state.rows)
-        return rows, torch.where(state.kind == Kind.COLUMNS, told, state.columns)
+            return torch.where(opened, rows, state.rows), torch.where(opened, columns, state.columns)
+        side_bias = tokens - self.space.text_size
+        rows = torch.where(state.kind == Kind.ROWS, side_bias, state.rows)
+        return rows, torch.where(state.kind == Kind.COLUMNS, side_bias, state.columns)
 
 
 def keep_where(moving: Tensor, new: ModalityState, old: ModalityState) -> ModalityState:
@@ -219,7 +219,7 @@ def _after(ids: Sequence[int], index: int, space: TokenSpace) -> int:
 
 
 def _allowed_table(space: TokenSpace) -> Tensor:
-    """bool (kinds, V); sides are filled in where they are told, the mask of a structured row comes from outside."""
+    """bool (kinds, V); heights and widths are filled in by `bias`, the mask of a structured row comes from outside."""
     specials, size = space.specials, space.vocab_size
     table = torch.zeros(len(Kind), size, dtype=torch.bool)
     text = torch.zeros(size, dtype=torch.bool)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,13 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_vq.autoencoder import open_autoencoder
-from tokenizers_vq.image_tokenizer import ImageTokenizer
-from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import FixedLayout, Size, nearest_size
 from tokenizers_vq.media import LATENTS
-from tokenizers_vq.text import TextTokenizer
-from tokenizers_vq.token_space import TokenSpace
+from unimodal.bundle import Bundle
 from unimodal.generation.context import Reading
 from unimodal.generation.engine import Engine
 from unimodal.generation.events import Event, Narrator
@@ -29,7 +23,7 @@ from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
 from unimodal.generation.forward import EagerForward, Forward, compiled_forward
 from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.guidance import GuidanceConfig, Schedule
-from unimodal.generation.modality import Mode, check_spans
+from unimodal.generation.modality import Mode
 from unimodal.generation.painters.flow import FlowPainter
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
@@ -37,13 +31,9 @@ from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.scheduler import ROWS
 from unimodal.generation.settings import check_number
 from unimodal.generation.thinking import ThinkingConfig, think_then_draw
-from unimodal.model.checkpoint import WEIGHTS_FILE, open_model, save_model
 from unimodal.model.inference.prepacked import prepacked
 from unimodal.model.model import UnifiedModel
 
-log = logging.getLogger(__name__)
-
-TEXT_TOKENIZER, IMAGE_TOKENIZER, AUTOENCODER = "text_tokenizer", "image_tokenizer", "autoencoder"
 TEXT_ROOM = 32
 """Tokens that an answer may have beside one image, if max_new_tokens is not given."""
 STRUCTURED_ROOM = 256
@@ -51,22 +41,15 @@ STRUCTURED_ROOM = 256
 
 
 class Pipeline:
-    """A transformer with its tokenizers."""
+    """Talks with the model of a bundle: prompts in strings and pictures become answers in strings and pictures."""
 
-    def __init__(
-        self,
-        model: UnifiedModel,
-        space: TokenSpace,
-        text: TextTokenizer,
-        image: ImageTokenizer | None,
-        path: Path | None = None,
-        autoencoder: LatentAutoencoder | None = None,
-    ) -> None:
-        self.model, self.token_space = model, space
-        self.text_tokenizer, self.image_tokenizer, self.autoencoder = text, image, autoencoder
-        self.path = path
-        self.coder = PromptCoder(space, text, image, autoencoder)
-        self._decode_with(EagerForward(model), model)
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.model, self.token_space = bundle, bundle.model, bundle.space
+        tokenizers = bundle.tokenizers
+        self.text_tokenizer, self.image_tokenizer = tokenizers.text, tokenizers.image
+        self.autoencoder = tokenizers.autoencoder
+        self.coder = PromptCoder(self.token_space, self.text_tokenizer, self.image_tokenizer, self.autoencoder)
+        self._decode_with(EagerForward(self.model), self.model)
 
     def use_prepacked_weights(self) -> None:
         """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
@@ -201,7 +184,7 @@ class Pipeline:
     def _narrate(self, updates: Iterator[Update], count: int) -> Iterator[Event]:
         narrators = [Narrator(self.coder, number) for number in range(count)]
         for update in updates:
-            yield from narrators[update.request].hear(update.ids, update.pictures)
+            yield from narrators[update.request].push(update.ids, update.pictures)
             if update.decoded is not None:
                 yield from narrators[update.request].end(update.decoded.finish)
 
@@ -267,16 +250,6 @@ class Pipeline:
             raise ValueError(f"an aspect ratio is width by height and above 0, got {ratio}")
         return nearest_size(layout, 1, ratio)
 
-    def image_span_check(
-        self, prompts: Sequence[Prompt], *, seed: int = 0, batch_size: int = ROWS, **settings: Any
-    ) -> tuple[int, int]:
-        """(image spans, malformed ones) over drawings of the prompts; one without any image counts as malformed."""
-        config = self.decode_config("image", **settings)
-        answers = self.engine.decode(self.requests(prompts, config, seed), rows=batch_size)
-        counts = [check_spans(answer.ids, self.token_space) for answer in answers]
-        spans = sum(max(count, 1) for count, _ in counts)
-        return spans, sum(bad if count else 1 for count, bad in counts)
-
     def logits(self, ids: Tensor) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V) float32."""
         if ids.ndim != 2 or ids.shape[1] > self.model.config.trunk.max_length:
@@ -286,91 +259,23 @@ class Pipeline:
         with torch.inference_mode():
             return self.model.token_head(self.model(ids)).float()
 
-    @torch.inference_mode()
-    def redrawn(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> the same through latents with the flow branch, or through codes.
-
-        It is the best that a drawing of this model can be. Raises ValueError for a model that does not draw.
-        """
-        if self.autoencoder is not None:
-            return self.autoencoder.decode(self.autoencoder.encode(images))
-        codec = self.coder.codec
-        size = (images.shape[2] // codec.reduction, images.shape[3] // codec.reduction)
-        return codec.decode(codec.encode(images), size).float().clamp(-1, 1)
-
     def preprocess(self, image: Image.Image) -> Tensor:
         """A shown picture -> (3, S, S) in [-1, 1]."""
         return self.coder.preprocess(image)
 
-    @cached_property
+    @property
+    def path(self) -> Path | None:
+        """The folder of the bundle; None for a model that was never saved."""
+        return self.bundle.path
+
+    @property
     def sha256(self) -> str:
-        """Hash of the weights file; empty for a model that was never saved."""
-        if self.path is None:
-            return ""
-        return hashlib.sha256((self.path / WEIGHTS_FILE).read_bytes()).hexdigest()
+        """Hash of the bundle's weights."""
+        return self.bundle.sha256
 
     def save(self, folder: Path) -> None:
-        """Write the bundle: everything that is needed after training."""
-        save_model(self.model, self.token_space, folder)
-        self.text_tokenizer.save(folder / TEXT_TOKENIZER)
-        if self.image_tokenizer is not None:
-            self.image_tokenizer.save(folder / IMAGE_TOKENIZER)
-        if self.autoencoder is not None:
-            self.autoencoder.save(folder / AUTOENCODER)
-
-
-def load(path: str | Path, *, dtype: torch.dtype | None = None, packed: bool = True, compile: bool = False) -> Pipeline:
-    """Open a model bundle. Raises ValueError that names the file and the reason where it cannot.
-
-    `dtype` is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the
-    engine decodes with a second copy of them that is faster on CPUs; with `compile` steps go through torch.compile, for
-    long work on CUDA and for answers one at a time on a CPU.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder: give a model bundle, as training leaves it")
-    model, space = open_model(folder)
-    text, image = open_tokenizers(folder, space)
-    autoencoder = _autoencoder(folder, model)
-    model = model if dtype is None else model.to(dtype)
-    pipeline = Pipeline(model, space, text, image, path=folder, autoencoder=autoencoder)
-    if compile:
-        pipeline.use_compiled_steps(packed=packed)
-    elif packed:
-        pipeline.use_prepacked_weights()
-    return pipeline
-
-
-def open_tokenizers(folder: Path, space: TokenSpace) -> tuple[TextTokenizer, ImageTokenizer | None]:
-    """The tokenizers of a bundle or a folder of shards, checked against the token space."""
-    text = TextTokenizer.open(folder / TEXT_TOKENIZER)
-    _check_hash("text", text.hash, space.text_hash, folder)
-    if not (folder / IMAGE_TOKENIZER).is_dir():
-        return text, None
-    image = ImageTokenizer.open(folder / IMAGE_TOKENIZER)
-    _check_hash("image", image.hash, space.image_hash, folder)
-    return text, image
-
-
-def _autoencoder(folder: Path, model: UnifiedModel) -> LatentAutoencoder | None:
-    """The autoencoder of a model with a flow branch. Raises ValueError where the model cannot draw with it."""
-    config = model.config.flow
-    if not config:
-        return None
-    if not (folder / AUTOENCODER).is_dir():
-        raise ValueError(f"{folder} holds a model with a flow branch, but no {AUTOENCODER} folder to draw with")
-    found = open_autoencoder(folder / AUTOENCODER)
-    if (found.latent_dim, found.grid) != (config.latent_dim, config.grid_size):
-        raise ValueError(
-            f"{folder / AUTOENCODER} gives {found.grid}x{found.grid} latents of {found.latent_dim} channels, the model "
-            f"was trained on {config.grid_size}x{config.grid_size} of {config.latent_dim}: it is another autoencoder"
-        )
-    if config.autoencoder not in ("", found.hash):
-        raise ValueError(
-            f"{folder / AUTOENCODER} is not the autoencoder that the model was trained with "
-            f"({found.hash[:12]} and {config.autoencoder[:12]})"
-        )
-    return found.to(model.device)
+        """Write the bundle."""
+        self.bundle.save(folder)
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -378,19 +283,16 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_hash(kind: str, found: str, expected: str, folder: Path) -> None:
-    if found != expected:
-        raise ValueError(
-            f"{folder}: the {kind} tokenizer is not the one of its token space ({found[:12]} and {expected[:12]})"
-        )
+def load(path: str | Path, *, dtype: torch.dtype | None = None, compile: bool = False, packed: bool = True) -> Pipeline:
+    """Open a model bundle. Raises ValueError that names the file and the reason where it cannot.
 
-
-def bundle(model: UnifiedModel, space: TokenSpace, tokenizers: Path) -> Pipeline:
-    """A pipeline of a model in training and the tokenizers kept in a folder."""
-    text, image = open_tokenizers(tokenizers, space)
-    return Pipeline(model, space, text, image, autoencoder=_autoencoder(tokenizers, model))
-
-
-def describe(pipeline: Pipeline) -> dict[str, Any]:
-    """What a results file says about the model."""
-    return {"path": str(pipeline.path or ""), "sha256": pipeline.sha256}
+    `dtype` is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the
+    engine decodes with a second copy of them that is faster on CPUs; with `compile` steps go through torch.compile, for
+    long work on CUDA and for answers one at a time on a CPU.
+    """
+    pipeline = Pipeline(Bundle.open(Path(path), dtype))
+    if compile:
+        pipeline.use_compiled_steps(packed=packed)
+    elif packed:
+        pipeline.use_prepacked_weights()
+    return pipeline

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-LEAST = 8
+MIN_SHARED = 8
 """Common ids below which sharing is not worth its copies."""
 
-NEARLY = 0.7
+NEARLY_ALL = 0.7
 """A prompt joins a group if it shares at least this much of what the group has in common so far."""
 
 
@@ -34,7 +34,7 @@ def plan(prompts: Sequence[Sequence[int]]) -> list[Planned]:
             before = prompts[members[-1]]
             common = min(common_length(before, prompts[request]), usable, length)
             first = len(members) == 1
-            if common >= LEAST and (first or common >= NEARLY * length):
+            if common >= MIN_SHARED and (first or common >= NEARLY_ALL * length):
                 groups[-1] = (common, [*members, request])
                 continue
         groups.append((usable, [request]))

@@ -23,7 +23,7 @@ def read(model: UnifiedModel, cache: KVCache, pieces: Sequence[Piece], pad: int)
     positions = _padded([piece.positions for piece in pieces], width, 0)
     firsts = torch.tensor([piece.slot for piece in pieces])[:, None]
     slots = (firsts + torch.arange(width)).clamp_max(cache.slots - 1)
-    cache.reserve(min(int(firsts.max()) + width, cache.slots))
+    cache.reserve(min(max(piece.slot for piece in pieces) + width, cache.slots))
     device, mask = model.device, None
     media = media_of(pieces, width, model)
     if media:

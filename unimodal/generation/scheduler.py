@@ -80,6 +80,7 @@ class Scheduler:
         self._planned = None
         return number
 
+    @torch.inference_mode()
     def cancel(self, number: int) -> None:
         """Forget a request; its row is free at once. Raises ValueError for one that is unknown or answered."""
         if number in self._waiting:

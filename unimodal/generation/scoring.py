@@ -32,7 +32,7 @@ def score(
     answers: Sequence[Sequence[int]],
     reading: Reading | None = None,
 ) -> list[Tensor]:
-    """Logarithms of the probabilities of every token of the answers: (T,) float32 each, -inf for what cannot be said.
+    """Logarithms of the probabilities of every token of the answers: (T,) float32 each, -inf for what is never sampled.
 
     Raises ValueError for an answer that is empty or does not fit into the context after its prompt.
     """
@@ -94,28 +94,28 @@ def _guided(
     logits, compared = _after(model, prompt, answer), guidance_contexts(prompt, space, guidance)
     if not compared:
         return logits
-    for begin, end in _open_images(answer, space):
-        piece = answer[begin:end]
+    for start, end in _open_images(answer, space):
+        piece = answer[start:end]
         others = []
         for context in compared:
             opened = Context(runs=list(context.runs))
             opened.say([space.specials.boi])
             others.append(_after(model, opened, piece))
         rows = RowGuidance.of([guidance] * len(piece), logits.device)
-        logits[begin:end] = guided_logits(logits[begin:end], others[-1], others[0], rows, progress[begin:end])
+        logits[start:end] = guided_logits(logits[start:end], others[-1], others[0], rows, progress[start:end])
     return logits
 
 
 def _open_images(answer: Sequence[int], space: TokenSpace) -> list[tuple[int, int]]:
-    """Where tokens are said inside an image: from after its boi to its eoi, or to the end of the answer."""
-    found, begin = [], None
+    """Where tokens are generated inside an image: from after its boi to its eoi, or to the end of the answer."""
+    found, start = [], None
     for index, token in enumerate(answer):
-        if token == space.specials.boi and begin is None:
-            begin = index + 1
-        elif token == space.specials.eoi and begin is not None:
-            found.append((begin, index + 1))
-            begin = None
-    return [*found, (begin, len(answer))] if begin is not None and begin < len(answer) else found
+        if token == space.specials.boi and start is None:
+            start = index + 1
+        elif token == space.specials.eoi and start is not None:
+            found.append((start, index + 1))
+            start = None
+    return [*found, (start, len(answer))] if start is not None and start < len(answer) else found
 
 
 def _states(machine: ModalityMachine, request: Request, tokens: Tensor) -> ModalityState:
@@ -128,14 +128,14 @@ def _states(machine: ModalityMachine, request: Request, tokens: Tensor) -> Modal
 
 
 def _text_bias(
-    machine: ModalityMachine, request: Request, answer: Sequence[int], states: ModalityState, room: Tensor
+    machine: ModalityMachine, request: Request, answer: Sequence[int], states: ModalityState, left: Tensor
 ) -> Tensor:
     assert request.config.grammar is not None
     matcher, bias = request.config.grammar.start(), torch.zeros(len(answer), machine.space.text_size)
-    begins, inside = machine.fits(states, room).any(-1).tolist(), states.in_image.tolist()
+    may_begin, inside = machine.fits(states, left).any(-1).tolist(), states.in_image.tolist()
     for index, token in enumerate(answer):
         if not inside[index]:
-            mask, stuck = text_mask(machine.space, matcher, begins=begins[index])
+            mask, stuck = text_mask(machine.space, matcher, may_begin=may_begin[index])
             bias[index].masked_fill_(~mask, float("-inf"))
             if stuck or token >= machine.space.text_size or not mask[token]:
                 break

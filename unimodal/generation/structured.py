@@ -1,7 +1,7 @@
 """Answers whose text follows a grammar: the host's part, for the rows of a batch that have one.
 
-A grammar has to see every token of text, so the host looks at a batch with such an answer after every token. During an
-image the grammar rests: it sees boi and eoi, and never a code.
+A grammar has to consume every token of text, so the host syncs after every token with a batch that has such an answer.
+During an image the grammar rests: it consumes boi and eoi, and never a code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Structured:
         self.stuck_rows = [self.stuck_rows[index] for index in kept]
 
     def stuck(self, index: int) -> bool:
-        """Whether the grammar asked an answer for an image that has no room."""
+        """Whether the grammar asked an answer for an image that does not fit."""
         return self.stuck_rows[index]
 
     def prepare(self, batch: Batch) -> None:
@@ -59,17 +59,17 @@ class Structured:
             self.bias = None
             return
         state = batch.state
-        begins = batch.may_draw().tolist()
+        may_begin = batch.may_draw().tolist()
         resting = (state.in_image | state.done).tolist()
         bias = torch.zeros(len(self.matchers), self.space.text_size)
         for index, matcher in enumerate(self.matchers):
             if matcher is not None and not resting[index]:
-                mask, self.stuck_rows[index] = text_mask(self.space, matcher, begins=begins[index])
+                mask, self.stuck_rows[index] = text_mask(self.space, matcher, may_begin=may_begin[index])
                 bias[index].masked_fill_(~mask, float("-inf"))
         self.bias = bias.to(batch.device)
 
     def follow(self, statuses: Sequence[RowStatus]) -> None:
-        """Tell the grammars the tokens that were drawn since the last time."""
+        """Advance the grammars by the tokens that were sampled since the last time."""
         for index, (matcher, one) in enumerate(zip(self.matchers, statuses, strict=True)):
             if matcher is not None and one.step > self.seen_steps[index]:
                 self.seen_steps[index] = one.step
@@ -77,14 +77,14 @@ class Structured:
                     matcher.consume(one.token)
 
 
-def text_mask(space: TokenSpace, matcher: Matcher, *, begins: bool) -> tuple[Tensor, bool]:
-    """bool (T,): the text ids that may come next; and whether the grammar is stuck, asking for an image without room.
+def text_mask(space: TokenSpace, matcher: Matcher, *, may_begin: bool) -> tuple[Tensor, bool]:
+    """bool (T,): the text ids that may come next; and whether the grammar is stuck: its image does not fit.
 
-    `begins` says whether an image would fit. A grammar at its end, or stuck, leaves eos.
+    `may_begin`: whether an image would fit. A grammar at its end, or stuck, leaves eos.
     """
     specials, mask = space.specials, matcher.mask()
     stuck = False
-    if not begins and mask[specials.boi]:
+    if not may_begin and mask[specials.boi]:
         mask = mask.clone()
         mask[specials.boi] = False
         stuck = not bool(mask.any())

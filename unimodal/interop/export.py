@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation.configuration_utils import GenerationConfig
 
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER, TEXT_TOKENIZER, Tokenizers
 from tokenizers_vq.text import TOKENIZER_FILE
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, open_tokenizers
 from unimodal.interop.architectures.base import Architecture
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder
 from unimodal.interop.registry import architecture_for
@@ -43,7 +43,7 @@ def export_hf(bundle: Path, out: Path) -> Architecture:
     if not bundle.is_dir():
         raise ValueError(f"{bundle} is not a folder: give a model bundle, as training leaves it")
     model, space = open_model(bundle)
-    open_tokenizers(bundle, space)
+    Tokenizers.open(bundle, space, latents=False)
     architecture = architecture_for(model.config)
     theirs = to_transformers(model)
     with fresh_folder(out) as folder:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from data_pipelines.tokenize import make_token_space
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER, TEXT_TOKENIZER, Tokenizers
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TOKENIZER_FILE, TextTokenizer
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE, TokenSpace
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER, Pipeline
+from unimodal.bundle import Bundle
 from unimodal.interop.architectures.base import Architecture
 from unimodal.interop.fresh_folder import check_fresh, fresh_folder
 from unimodal.interop.registry import read_architecture
@@ -121,5 +122,5 @@ def _settle(
         weights[name] = grow(weights[name], adopted.known, space.vocab_size, seed)
     model = assembled(dataclasses.replace(config, vocab_size=space.vocab_size), weights)
     with fresh_folder(out) as folder:
-        Pipeline(model, space, adopted.text, image).save(folder)
+        Bundle(model, space, Tokenizers(adopted.text, image)).save(folder)
     return space

@@ -81,14 +81,14 @@ class KVCache:
         """Copies of some rows, with the first `slots` positions of each, or as many as there are."""
         part = copy.copy(self)
         part.slots = slots
-        part.layers = [LayerCache(*(_cut(side[rows], slots) for side in layer)) for layer in self.layers]
+        part.layers = [LayerCache(*(_cut(part[rows], slots) for part in layer)) for layer in self.layers]
         return part
 
     def scatter(self, rows: list[int], source: KVCache) -> None:
         """Write what `gather` took back, after it was changed."""
         for layer, given in zip(self.layers, source.layers, strict=True):
-            for side, new in zip(layer, given, strict=True):
-                side[rows] = new
+            for part, new in zip(layer, given, strict=True):
+                part[rows] = new
 
     def export_row(self, row: int, length: int) -> list[LayerCache]:
         """A copy of the first `length` positions of a row: each layer (K, length, D)."""

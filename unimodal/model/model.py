@@ -44,10 +44,12 @@ class UnifiedModel(nn.Module):
         if config.vision:
             self.branches[PATCHES] = VisionBranch(config.vision, config.trunk.dim)
         self.init_weights()
-        self.tie_head()
 
     def init_weights(self) -> None:
-        """All parameters. The first velocity is zero, so that the first flow loss is E|noise - x_0|^2."""
+        """All parameters and tables. The first velocity is zero, so that the first flow loss is E|noise - x_0|^2.
+
+        After `to_empty` too, which gives a tied head memory of its own and leaves nothing in the tables.
+        """
         self.trunk.init_weights()
         init_linear(self.token_head, INIT_STD)
         if VELOCITY in self.heads:
@@ -56,6 +58,7 @@ class UnifiedModel(nn.Module):
         for branch in self.branches.values():
             assert isinstance(branch, Branch)
             branch.init_weights()
+        self.tie_head()
 
     def tie_head(self) -> None:
         """Make the token head share the embedding's weight, where the config says so."""

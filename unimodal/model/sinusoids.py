@@ -21,17 +21,17 @@ def sinusoids(times: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def sincos_positions(side: int, dim: int, period: float = MAX_PERIOD) -> Tensor:
-    """(side * side, dim): two-dimensional sines and cosines, the first half for the column (MAE, arXiv 2111.06377).
+def sincos_positions(grid_size: int, dim: int, period: float = MAX_PERIOD) -> Tensor:
+    """(grid_size^2, dim): 2-D sines and cosines, the first half for the column (MAE, arXiv 2111.06377).
 
     Always on the CPU: a table that is made, not loaded, must not be lost where a model is built without storage.
     """
     quarter = dim // 4
     frequencies = period ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
-    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
+    angles = torch.arange(grid_size, dtype=torch.float64, device="cpu")[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
-    of_columns = waves.repeat(side, 1)
-    of_rows = waves.repeat_interleave(side, dim=0)
+    of_columns = waves.repeat(grid_size, 1)
+    of_rows = waves.repeat_interleave(grid_size, dim=0)
     return torch.cat([of_columns, of_rows], dim=-1).float()
 
 

@@ -11,10 +11,10 @@ import torch
 
 from data_pipelines.images import to_image
 from data_pipelines.shards import TokenDocument, TokenSegment, open_manifest, read_shard
+from tokenizers_vq.bundle_files import Tokenizers
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.pipeline import open_tokenizers
 from unimodal.report.page import frame, write_page
 from unimodal.report.parts import flatten, inline_image, section
 
@@ -30,8 +30,8 @@ def write_documents(folder: Path, path: Path, number: int) -> Path:
         raise ValueError(f"{path.parent} is not a folder: the page cannot be written to {path}")
     manifest = open_manifest(folder)
     space = manifest.space
-    text, image = open_tokenizers(folder, space)
-    cards = [_card(document, space, text, image) for document in _spread(folder, number)]
+    tokenizers = Tokenizers.open(folder, space, latents=False)
+    cards = [_card(document, space, tokenizers.text, tokenizers.image) for document in _spread(folder, number)]
     total = sum(entry.documents for entry in manifest.shards)
     lead = f"{len(cards)} of {total:,} documents, as the tokenizers give them back."
     body = section(

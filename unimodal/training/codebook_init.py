@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import INIT_STD
@@ -52,6 +53,6 @@ def projected(vectors: Tensor, width: int) -> Tensor:
 
 def open_beside(folder: Path | None) -> ImageTokenizer:
     """The image tokenizer of a folder of tokenizers. Raises ValueError where there is none."""
-    if folder is None or not (folder / "image_tokenizer").is_dir():
-        raise ValueError(f"codebook_init needs the image tokenizer, and {folder} holds no image_tokenizer folder")
-    return ImageTokenizer.open(folder / "image_tokenizer")
+    if folder is None or not (folder / IMAGE_TOKENIZER).is_dir():
+        raise ValueError(f"codebook_init needs the image tokenizer, and {folder} holds no {IMAGE_TOKENIZER} folder")
+    return ImageTokenizer.open(folder / IMAGE_TOKENIZER)

@@ -22,8 +22,8 @@ class ScheduleConfig:
     def factor(self, step: int, total: int) -> float:
         """What the learning rate is multiplied with at a step of `total`."""
         warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        begin = self.decay_from * total
-        done = min(max((step - begin) / max(total - begin, 1), 0.0), 1.0)
+        decay_start = self.decay_from * total
+        done = min(max((step - decay_start) / max(total - decay_start, 1), 0.0), 1.0)
         return warm * self._decayed(done)
 
     def _decayed(self, done: float) -> float:

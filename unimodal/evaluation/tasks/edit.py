@@ -24,6 +24,7 @@ from unimodal.evaluation.contract import (
     only_picture,
     silent,
 )
+from unimodal.evaluation.drawing import redrawn
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 from unimodal.evaluation.metrics.images import masked_psnr
 
@@ -153,7 +154,7 @@ def _redrawn(model: AnyToAnyModel, pictures: Sequence[Tensor]) -> list[Image.Ima
     decoded: dict[int, Image.Image] = {}
     for group in stackable(pictures, 64):
         batch = torch.stack([pictures[index] for index in group])
-        decoded |= zip(group, map(to_image, model.redrawn(batch)), strict=True)
+        decoded |= zip(group, map(to_image, redrawn(model, batch)), strict=True)
     return [decoded[index] for index in range(len(pictures))]
 
 

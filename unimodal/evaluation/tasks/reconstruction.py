@@ -19,6 +19,7 @@ from unimodal.evaluation.contract import (
     codec_of,
     silent,
 )
+from unimodal.evaluation.drawing import redrawn
 from unimodal.evaluation.metrics.images import ReconstructionScores
 from unimodal.evaluation.samples import read_samples
 
@@ -56,7 +57,7 @@ def evaluate(
             decoded = codec.decode(codes, size).float().clamp(-1, 1)
         scores.update(batch, decoded, codes)
         if model.autoencoder is not None:
-            drawn.update(batch, model.redrawn(batch), codes)
+            drawn.update(batch, redrawn(model, batch), codes)
         for original, copy in list(zip(batch, decoded, strict=True))[: NUM_EXAMPLES - len(examples)]:
             examples.append(Example(images={"original": to_image(original), "reconstruction": to_image(copy)}))
         progress(len(batch))

@@ -23,6 +23,7 @@ from unimodal.evaluation.contract import (
     only_picture,
     silent,
 )
+from unimodal.evaluation.drawing import image_span_check
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 
 SAMPLED = Sampling(temperature=1.0, guidance=2.0)
@@ -109,9 +110,9 @@ def _malformed(
     model: AnyToAnyModel, prompts: list[str], settings: dict[str, Any], pictures: Sequence[Image.Image | None]
 ) -> dict[str, float]:
     """Shares of malformed image spans: with the state machine, over drawings and checks; without it, over checks."""
-    spans, bad = model.image_span_check(prompts, constrained=True, **settings)
+    spans, bad = image_span_check(model, prompts, constrained=True, **settings)
     spans, bad = spans + len(pictures), bad + sum(picture is None for picture in pictures)
-    free_spans, free_bad = model.image_span_check(prompts, constrained=False, **settings)
+    free_spans, free_bad = image_span_check(model, prompts, constrained=False, **settings)
     return {"malformed": bad / spans, "malformed_free": free_bad / max(free_spans, 1)}
 
 

@@ -77,9 +77,9 @@ def positions_of(media: MediaTokens, grid_size: int) -> Tensor:
     The table's side is the stride, so a model must keep the side it was trained with. Raises ValueError for an image
     that is longer than the table.
     """
-    longest = max(map(max, media.grids), default=0)
-    if longest > grid_size:
-        raise ValueError(f"an image of {longest} tokens along a side does not fit this model's {grid_size} positions")
+    max_side = max(map(max, media.grids), default=0)
+    if max_side > grid_size:
+        raise ValueError(f"an image of {max_side} tokens along a side does not fit this model's {grid_size} positions")
     return media.row_col[:, 0] * grid_size + media.row_col[:, 1]
 
 

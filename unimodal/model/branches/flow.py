@@ -38,16 +38,16 @@ class FlowBranch(Branch):
         self.latent_in = BoundaryLinear(config.latent_dim, dim)
         self.time_in = BoundaryLinear(config.time_channels, dim)
         self.time_out = BoundaryLinear(dim, dim)
-        table = sincos_positions(config.grid_size, dim, config.pos_embed_period)
-        self.register_buffer("positions", table, persistent=False)
+        self.register_buffer("positions", self._table(), persistent=False)
 
     def init_weights(self) -> None:
-        """Embedded latents start with a size near that of their positions."""
+        """Embedded latents start with a size near that of their positions, whose table is computed again."""
         nn.init.normal_(self.latent_in.weight, std=self.config.latent_dim**-0.5 * EMBEDDED_STD)
         nn.init.normal_(self.time_in.weight, std=INIT_STD)
         nn.init.normal_(self.time_out.weight, std=INIT_STD)
         for layer in (self.latent_in, self.time_in, self.time_out):
             nn.init.zeros_(layer.bias)
+        self.positions.copy_(self._table())  # `to_empty` gives it other memory
 
     def forward(self, media: MediaTokens) -> Inserted:
         """Raises ValueError for an image larger than the table of positions."""
@@ -57,6 +57,10 @@ class FlowBranch(Branch):
         time = self.time_out(F.silu(self.time_in(waves)))
         position = self.positions[positions_of(media, self.config.grid_size)].to(values.dtype)
         return Inserted(media.index, self.latent_in(values) + time + position, self._angles(media.row_col))
+
+    def _table(self) -> Tensor:
+        """(S * S, D)."""
+        return sincos_positions(self.config.grid_size, self.latent_in.out_features, self.config.pos_embed_period)
 
     def _angles(self, row_col: Tensor) -> Tensor | None:
         if not self.config.axial_rope_max:

@@ -67,7 +67,7 @@ class PrepackedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, route: Route | None = None) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        del route
+        assert route is None, "the norm of one expert: a prepacked mixture decodes text"
         both = torch.cat([x, -x], dim=-1)
         return F.layer_norm(both, (2 * self.dim,), self.weight, None, self.eps)[..., : self.dim]
 

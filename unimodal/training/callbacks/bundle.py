@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from data_pipelines.spec import data_spec
-from unimodal.generation.pipeline import bundle
+from unimodal.bundle import Bundle
 from unimodal.training.module import TransformerModule
 
 
@@ -25,4 +25,4 @@ class BundleWriter(L.Callback):
         if spec.tokenizers is None:
             return
         out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
-        bundle(pl_module.model.eval(), spec.space, spec.tokenizers).save(out)
+        Bundle.beside(pl_module.model.eval(), spec.space, spec.tokenizers).save(out)

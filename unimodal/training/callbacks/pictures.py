@@ -16,7 +16,8 @@ from data_pipelines.images import join_patches, to_image
 from data_pipelines.shards.format import TokenDocument
 from data_pipelines.spec import DataSpec, data_spec
 from tokenizers_vq.media import PATCHES, PatchSpec
-from unimodal.generation.pipeline import Pipeline, bundle
+from unimodal.bundle import Bundle
+from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.training.module import TransformerModule
@@ -96,7 +97,7 @@ class Samples(L.Callback):
     def _write(self, trainer: L.Trainer, module: TransformerModule, spec: DataSpec) -> None:
         documents = [document for document in spec.held_out if document.layout == "sample"][: self.count]
         assert module.model is not None
-        pipeline = bundle(module.model, module.space, spec.tokenizers_folder)
+        pipeline = Pipeline(Bundle.beside(module.model, module.space, spec.tokenizers_folder))
         captions = [_text(pipeline, document, "caption") for document in documents]
         captions = [caption for caption in captions if caption]
         if captions and pipeline.image_tokenizer is not None:

@@ -18,6 +18,10 @@ from unimodal.training.objectives.base import Objective, Prepared, Term, Terms
 
 # Shapes: B rows, T tokens, D model width, C numbers of a latent, M latent tokens of a batch.
 
+SEED_STRIDE = 0x9E3779B1
+"""Of 32 bits, which is all that a generator on a CPU takes of its seed: numbers of batches under neighbouring seeds lie
+far apart."""
+
 
 class NoisedLatents(NamedTuple):
     """Latents of a batch as they enter the model, and what is asked of them."""
@@ -27,6 +31,10 @@ class NoisedLatents(NamedTuple):
     """noise - x_0 (M, C)."""
     weights: Tensor
     """(M,), 0 for clean latents."""
+
+
+SEED_STRIDE = 0x9E3779B1
+"""Of 32 bits, which is all that a generator on a CPU takes of its seed: batches of neighbouring seeds lie far apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class FlowMatching(Objective):
     def prepare(self, model: UnifiedModel, batch: PackedBatch, media: MediaBatch, number: int) -> Prepared:
         """Noise those latents that are to be drawn."""
         del model
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + number)
+        generator = torch.Generator().manual_seed((self.seed * SEED_STRIDE + number) % 2**32)
         noised = noise_latents(batch.media.get(LATENTS), media[LATENTS], batch.tokens.shape, self.shift, generator)
         return Prepared({**media, LATENTS: noised.media}, noised)
 

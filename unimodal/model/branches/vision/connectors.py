@@ -20,18 +20,22 @@ class MLPConnector(nn.Module):
 
     def __init__(self, config: VisionConfig, dim: int) -> None:
         super().__init__()
-        self.max_side = config.patches.max_side
+        self.max_side, self.pos_embed_period = config.patches.max_side, config.pos_embed_period
         self.in_proj = BoundaryLinear(config.dim, dim)
         self.out_proj = BoundaryLinear(dim, dim)
-        table = sincos_positions(self.max_side, dim, config.pos_embed_period)
-        self.register_buffer("positions", table, persistent=False)
+        self.register_buffer("positions", self._table(), persistent=False)
 
     def init_weights(self) -> None:
-        """Normal weights, zero biases."""
+        """Normal weights, zero biases; the table of positions is computed again."""
         init_linear(self.in_proj, INIT_STD)
         init_linear(self.out_proj, INIT_STD)
+        self.positions.copy_(self._table())  # `to_empty` gives it other memory
 
     def forward(self, features: Tensor, media: MediaTokens) -> Tensor:
         """features (N, E) -> (N, D). Raises ValueError for an image longer than the table of positions."""
         x = self.out_proj(F.gelu(self.in_proj(features), approximate="tanh"))
         return x + self.positions[positions_of(media, self.max_side)].to(x.dtype)
+
+    def _table(self) -> Tensor:
+        """(max_side * max_side, D)."""
+        return sincos_positions(self.max_side, self.out_proj.out_features, self.pos_embed_period)

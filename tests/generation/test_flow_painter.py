@@ -1,7 +1,8 @@
-"""Decoding with the flow branch: pictures wherever one is due, for any batch, and answers that look like others."""
+"""Decoding with the flow branch: images wherever one is due, for any batch, and answers that look like others."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,23 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipelines.batch import collate
+from data_pipelines.outline import Outline, RunMedia, media_run
 from tests.oracles.passes import velocity
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
+from tokenizers_vq.media import LATENTS
+from unimodal.generation.batch import Batch
+from unimodal.generation.batch_media import media_tokens
+from unimodal.generation.context import Context, read_prompt, without_words
 from unimodal.generation.events import ImageDone, ImageStarted, TextPiece
-from unimodal.generation.flow_context import Context, ContextCache, read_prompt, shown_pictures, without_words
 from unimodal.generation.flow_sampling import FlowSamplingConfig
+from unimodal.generation.grammars import JSONSchema
+from unimodal.generation.painters.base import DueContexts
+from unimodal.generation.painters.flow import FlowPainter
 from unimodal.generation.pipeline import Pipeline, load
+from unimodal.generation.reading import read
+from unimodal.model.cache import KVCache
 from unimodal.model.masks import dense_mask
 
 FEW = FlowSamplingConfig(steps=3)
@@ -67,36 +78,79 @@ def test_an_image_is_what_the_discrete_branch_gives_to_whoever_asks(pipeline: Pi
         assert space.read_image(answer.ids, 0) is not None
 
 
-def test_what_was_drawn_stands_in_the_context_as_a_clean_copy_and_codes(
+def test_what_was_drawn_stands_in_the_context_as_clean_latents_and_codes(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The contexts that the engine reads while a dialogue goes on, against what training tells."""
-    read: list[list[Context]] = []
-    real = ContextCache.__init__
+    """What the scheduler reads after an image, against what templates write for training."""
+    shown: list[Any] = []
+    real = Batch.insert
 
-    def kept(self: ContextCache, model: Any, space: Any, contexts: Any, room: int) -> None:
-        read.append([Context(runs=list(context.runs)) for context in contexts])
-        real(self, model, space, contexts, room)
+    def kept(self: Batch, painted: Any) -> None:
+        shown.extend(painted.values())
+        real(self, painted)
 
-    monkeypatch.setattr(ContextCache, "__init__", kept)
+    monkeypatch.setattr(Batch, "insert", kept)
     space, specials = pipeline.token_space, pipeline.token_space.specials
     config = pipeline.decode_config("mixed", max_new_tokens=60, flow=FEW)
     drawn = 0
     for seed in range(8):
-        read.clear()
-        (request,) = pipeline.requests(["a red circle"], config, seed)
+        shown.clear()
+        (decoded,) = pipeline.engine.decode(pipeline.requests(["a red circle"], config, seed))
+        starts = [index for index, token in enumerate(decoded.ids) if token == specials.boi]
+        assert len(starts) == len(shown) == len(decoded.pictures)
+        for image, start, picture in zip(shown, starts, decoded.pictures, strict=True):
+            drawn += 1
+            clean, codes = image.image.runs(space)
+            assert codes.media is None
+            assert codes.ids.tolist() == decoded.ids[start : start + space.layout.span]
+            assert clean.media is not None and clean.media.name == LATENTS and clean.media.state == "clean"
+            pixels, _ = pipeline._read(torch.from_numpy(clean.media.values)[None])
+            torch.testing.assert_close(pixels[0], picture)
+    assert drawn, "no seed draws"
+
+
+def test_an_answer_after_an_image_is_that_of_its_whole_context(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-probabilities of what follows an image, against one forward pass over prompt, image and text."""
+    shown: list[Any] = []
+    real = Batch.insert
+    monkeypatch.setattr(Batch, "insert", lambda self, painted: (shown.extend(painted.values()), real(self, painted))[1])
+    space, specials = pipeline.token_space, pipeline.token_space.specials
+    config = pipeline.decode_config("mixed", max_new_tokens=space.layout.span + 5, flow=FEW)  # one image fits, not two
+    checked = 0
+    for seed in range(30):
+        shown.clear()
+        (request,) = pipeline.requests([PROMPTS[1]], config, seed)
         (decoded,) = pipeline.engine.decode([request])
-        if not decoded.pictures or len(read) < 3:
+        if not shown:
             continue
-        drawn += 1
-        before, after = read[1][0], read[2][0]
-        clean, codes = after.runs[len(before.runs) :]
-        start = decoded.ids.index(specials.boi)
-        assert codes.ids.tolist() == decoded.ids[start : start + space.layout.span]
-        assert clean.media is not None and (clean.media.name, clean.media.state) == ("latents", "clean")
-        pixels, _ = pipeline._read(torch.from_numpy(clean.media.values)[None])
-        torch.testing.assert_close(pixels[0], decoded.pictures[0])
-    assert drawn, "no seed draws and goes on"
+        first = decoded.ids.index(specials.boi)
+        after = first + space.layout.span
+        context = read_prompt(request, space, pipeline.reading)
+        context.say(decoded.ids[:first])
+        context.show(shown[0].image, space)
+        context.say(decoded.ids[after:-1])
+        expected = whole_text_log_probs(pipeline, context, decoded.ids[after:])
+        torch.testing.assert_close(torch.tensor(decoded.log_probs[after:]), expected, rtol=1e-3, atol=1e-3)
+        checked += len(decoded.ids) - after
+    assert checked > 3, "no seed draws and goes on"
+
+
+def whole_text_log_probs(pipeline: Pipeline, context: Context, ids: list[int]) -> torch.Tensor:
+    """Of the text that a context ends with but for its last token, where no image may begin."""
+    space, specials = pipeline.token_space, pipeline.token_space.specials
+    sequence = Outline((), (tuple(context.runs),)).build()
+    batch = collate([[sequence]], len(sequence), space)
+    mask = dense_mask(batch.documents, batch.branches, batch.spans)
+    media = {name: media_tokens(packed) for name, packed in batch.media.items()}
+    with torch.inference_mode():
+        features = pipeline.model(batch.tokens, batch.positions, mask, media=media)
+        logits = pipeline.model.token_head(features[0, -len(ids) :]).float()
+    allowed = torch.full((logits.shape[-1],), float("-inf"))
+    allowed[: space.text_size] = 0
+    allowed[[specials.pad, specials.bos, specials.boi, specials.eoi, specials.sep, specials.null]] = float("-inf")
+    return (logits + allowed).log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
@@ -105,15 +159,15 @@ def test_a_guided_step_weighs_the_velocities_of_the_three_contexts(pipeline: Pip
     flow = FlowSamplingConfig(steps=1)
     config = pipeline.decode_config("image", guidance=3.0, image_guidance=1.7, guidance_schedule=schedule, flow=flow)
     (request,) = pipeline.requests([PROMPTS[1]], config, 5)
-    context = read_prompt(request.prompt, shown_pictures(request, None), pipeline.token_space)
+    context = read_prompt(request, pipeline.token_space, pipeline.reading)
     with torch.inference_mode():
         noise = torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
         full, image, null = (
             whole_velocity(pipeline, one, noise, 1.0)
             for one in (
                 context,
-                without_words(context, pipeline.token_space, pictures=True),
-                without_words(context, pipeline.token_space, pictures=False),
+                without_words(context, pipeline.token_space, images=True),
+                without_words(context, pipeline.token_space, images=False),
             )
         )
         text_scale, image_scale = (3.0, 1.7) if schedule == "constant" else (1.0, 1.0)
@@ -138,37 +192,38 @@ def test_scales_of_one_are_no_guidance(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize("steps", [1, 5])
 def test_the_model_is_asked_once_for_each_step(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     times: list[float] = []
-    real = ContextCache.velocities
+    real = FlowPainter.velocities
 
-    def counted(self: ContextCache, latents: Any, time: float, *rest: Any) -> Any:
+    def counted(self: FlowPainter, contexts: DueContexts, latents: torch.Tensor, time: float) -> torch.Tensor:
         times.append(time)
-        return real(self, latents, time, *rest)
+        return real(self, contexts, latents, time)
 
-    monkeypatch.setattr(ContextCache, "velocities", counted)
+    monkeypatch.setattr(FlowPainter, "velocities", counted)
     pipeline.generate(PROMPTS[:2], mode="image", steps=steps)
     assert len(times) == steps and times[0] == 1
 
 
 def test_the_cached_context_gives_the_velocities_of_the_whole_sequence(pipeline: Pipeline) -> None:
-    """Against a slow oracle: everything in one forward pass, no cache, the noised copy at the end."""
+    """Against a slow oracle: everything in one forward pass, no cache, the noised image at the end."""
     requests = pipeline.requests(PROMPTS, pipeline.decode_config("image"))
-    contexts = [read_prompt(r.prompt, shown_pictures(r, None), pipeline.token_space) for r in requests]
-    model, space, count = pipeline.model, pipeline.token_space, 4
+    contexts = [read_prompt(r, pipeline.token_space, pipeline.reading) for r in requests]
+    model, painter, count = pipeline.model, pipeline.engine.painter, 4
+    assert isinstance(painter, FlowPainter)
     with torch.inference_mode():
-        cache = ContextCache(model, space, contexts, count + 2)
+        lengths = [len(context) for context in contexts]
+        cache = KVCache(model.config.trunk, len(contexts), max(lengths) + count + 2, model.dtype)
+        read(model, cache, [context.piece() for context in contexts], pipeline.token_space.specials.pad)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        positions = torch.tensor([context.position for context in contexts])
+        due = DueContexts(cache, torch.tensor(lengths), positions, nothing, nothing)
         latents = torch.randn(len(contexts), count, 3)
-        found = cache.velocities(latents, 0.6, space, (2, 2))
+        found = painter.velocities(due, latents, 0.6)
         for row, context in enumerate(contexts):
             expected = whole_velocity(pipeline, context, latents[row], 0.6)
             torch.testing.assert_close(found[row], expected, rtol=1e-3, atol=1e-4)
-            again = ContextCache(model, space, [context], 1).logits[0]
-            torch.testing.assert_close(cache.logits[row], again, rtol=1e-4, atol=1e-4)
 
 
 def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, time: float) -> torch.Tensor:
-    from data_pipelines.batch import collate
-    from data_pipelines.outline import Outline, RunMedia, media_run
-
     model, space = pipeline.model, pipeline.token_space
     drawn = media_run(RunMedia(LATENTS, latents.view(2, 2, 3).numpy(), "noised"), space, 0.0)
     sequence = Outline((), ((*context.runs, drawn),)).build()
@@ -183,10 +238,10 @@ def whole_velocity(pipeline: Pipeline, context: Context, latents: torch.Tensor, 
 def test_contexts_of_guidance_lose_the_words_or_everything(pipeline: Pipeline) -> None:
     space, specials = pipeline.token_space, pipeline.token_space.specials
     request = pipeline.requests([PROMPTS[2]], pipeline.decode_config("image"))[0]
-    context = read_prompt(request.prompt, shown_pictures(request, None), space)
-    nothing = without_words(context, space, pictures=False)
+    context = read_prompt(request, space, pipeline.reading)
+    nothing = without_words(context, space, images=False)
     assert [token for run in nothing.runs for token in run.ids] == [specials.bos, specials.null, specials.sep]
-    pictures = without_words(context, space, pictures=True)
+    pictures = without_words(context, space, images=True)
     assert [run.media is not None for run in pictures.runs] == [False, False, True, False, True, False, False]
     assert pictures.position == 3 + 2 * (1 + space.layout.span)
 
@@ -225,24 +280,23 @@ def test_pictures_of_a_prompt_count_with_their_latents_and_too_many_are_refused(
     assert len(answer) == 1
     modes: tuple[tuple[Any, int], ...] = (("image", 1), ("mixed", 2))
     for mode, more in modes:
-        with pytest.raises(ValueError, match="latents of its pictures among them, leaves no room"):
+        with pytest.raises(ValueError, match="images among them, leaves no room"):
             small.generate([[*pictures, *PICTURES[:more], "a"]], mode=mode, flow=FEW, max_new_tokens=8)
     most = small.model.config.trunk.max_length
     (request,) = small.requests([[*pictures, "a"]], small.decode_config("mixed", max_new_tokens=60, flow=FEW))
     (decoded,) = small.engine.decode([request])
-    context = read_prompt(request.prompt, shown_pictures(request, None), small.token_space)
+    context = read_prompt(request, small.token_space, small.reading)
     assert len(context) + len(decoded.ids) <= most
 
 
 def test_wrong_requests_are_refused_before_anything_is_streamed(pipeline: Pipeline) -> None:
-    with pytest.raises(ValueError, match="goes with mode 'text'"):
-        pipeline.generate(["a"], mode="mixed", grammar=["yes", "no"], stream=True)
+    with pytest.raises(ValueError, match="no other size"):
+        pipeline.generate(["a"], mode="mixed", aspect_ratio=2.0, stream=True)
 
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"mode": "mixed", "grammar": ["yes", "no"]}, "goes with mode 'text'"),
         ({"mode": "image", "aspect_ratio": 2.0}, "no other size"),
         ({"mode": "image", "steps": 0}, "number of steps"),
         ({"mode": "image", "solver": "rk4"}, "euler, heun"),
@@ -251,6 +305,19 @@ def test_wrong_requests_are_refused_before_anything_is_streamed(pipeline: Pipeli
 def test_wrong_settings_are_refused(pipeline: Pipeline, wrong: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         pipeline.generate(["a"], **wrong)
+
+
+def test_a_grammar_asks_for_images_that_are_painted(pipeline: Pipeline) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "image"}, "b": {"enum": ["red"]}}, "required": ["a", "b"]}
+    settings: dict[str, Any] = {"mode": "mixed", "grammar": JSONSchema(schema), "flow": FEW, "max_new_tokens": 80}
+    answers = pipeline.generate([*PROMPTS, "a"], seed=3, **settings)
+    assert answers[0].finish == "end"
+    for number, answer in enumerate(answers):
+        assert sum(isinstance(part, Image.Image) for part in answer) == 1
+        text = "".join(part if isinstance(part, str) else '"image"' for part in answer)
+        assert json.loads(text)["b"] == "red"
+        (alone,) = pipeline.generate([[*PROMPTS, "a"][number]], seed=3 + number, **settings)
+        assert alone.ids == answer.ids
 
 
 def test_text_takes_a_grammar_as_ever(pipeline: Pipeline) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.oracles.tiny import tiny_image_tokenizer, tiny_shards, tiny_model
+from tests.oracles.tiny import tiny_image_tokenizer, tiny_model, tiny_shards
 from tests.oracles.tiny_training import fit_arguments
 from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
-from unimodal.model.model import INIT_STD
+from unimodal.model.config import INIT_STD
 from unimodal.training.cli import run
-from unimodal.training.code_init import CodebookInitConfig, begin_with_codebook, projected
+from unimodal.training.codebook_init import CodebookInitConfig, init_from_codebook, projected
 
 TOKENIZER = tiny_image_tokenizer()
 SPACE = TokenSpace(
@@ -23,6 +23,7 @@ SPACE = TokenSpace(
     image_hash="",
     layout=FixedLayout(rows=2, columns=2),
 )
+EMBEDDING, HEAD = "trunk.embedding.weight", "heads.tokens.weight"
 GRID = dataclasses.replace(SPACE, layout=GridLayout(sizes=((1, 4), (2, 2))))
 
 
@@ -41,18 +42,18 @@ def test_neighbours_in_the_codebook_begin_as_neighbours_in_the_model() -> None:
 def test_only_the_rows_of_image_codes_change(head: bool, space: TokenSpace) -> None:
     model = tiny_model(space.vocab_size)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    begin_with_codebook(model, space, TOKENIZER, CodebookInitConfig(head=head))
+    init_from_codebook(model, space, TOKENIZER, CodebookInitConfig(head=head))
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert changed == {"embedding.weight", "head.weight"} if head else {"embedding.weight"}
-    embedding, old = model.trunk.embedding.weight, before["embedding.weight"]
+    assert changed == ({EMBEDDING, HEAD} if head else {EMBEDDING})
+    embedding, old = model.trunk.embedding.weight, before[EMBEDDING]
     assert torch.equal(embedding[: space.image_offset], old[: space.image_offset])
     assert (embedding[space.image_offset :] != old[space.image_offset :]).any(1).all()
 
 
 def test_training_begins_so_where_the_config_asks_for_it(tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path / "shards")
-    arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=1, model__codebook_init__head="false")
-    rate = ["--model.optimizer=unimodal.training.optim.AdamWConfig", "--model.optimizer.learning_rate=0"]
+    arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=1, model__start__codebook__head="false")
+    rate = ["--model.optimizer=unimodal.training.optimizers.build.AdamWConfig", "--model.optimizer.learning_rate=0"]
     model = run([*arguments, *rate]).model.model
     rows = model.trunk.embedding.weight[-TOKENIZER.codebook_size :]
     assert torch.linalg.matrix_rank(rows.float(), rtol=1e-4) == TOKENIZER.config.quantizer.dim
@@ -62,4 +63,4 @@ def test_without_an_image_tokenizer_it_is_refused_in_one_line(tmp_path: Path) ->
     shards = tiny_shards(tmp_path / "shards")
     (shards / "image_tokenizer").rename(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"codebook_init needs the image tokenizer, and .*shards holds no image_tok"):
-        run(fit_arguments(shards, tmp_path / "run", trainer__max_steps=1, model__codebook_init__head="false"))
+        run(fit_arguments(shards, tmp_path / "run", trainer__max_steps=1, model__start__codebook__head="false"))

@@ -11,15 +11,8 @@ from torch import Tensor
 
 from tests.oracles.tiny import tiny_model
 from unimodal.model.model import UnifiedModel
-from unimodal.training.optim import (
-    NEWTON_SCHULZ,
-    AdamWConfig,
-    MuonAdamW,
-    MuonConfig,
-    OptimizerConfig,
-    build_optimizer,
-    orthogonalise,
-)
+from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, OptimizerConfig, build_optimizer
+from unimodal.training.optimizers.muon import NEWTON_SCHULZ, MuonAdamW, orthogonalise
 
 
 def polynomial_of_singular_values(matrix: Tensor, steps: int) -> Tensor:
@@ -115,7 +108,7 @@ def test_every_parameter_is_in_one_group_and_weight_decay_acts_on_matrices_alone
     assert all(len(place) == 1 for place in places.values())
     for name, [group] in places.items():
         assert (group["weight_decay"] > 0) == ("norm" not in name), name
-        hidden = "norm" not in name and not name.startswith(("embedding", "head"))
+        hidden = "norm" not in name and not name.startswith(("trunk.embedding", "heads."))
         assert group["muon"] == (hidden and isinstance(config, MuonConfig)), name
 
 

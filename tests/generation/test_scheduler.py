@@ -1,0 +1,155 @@
+"""The scheduler: requests come and go at any time, and each answer is that of its request alone."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.oracles.pictures import noise
+from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
+from unimodal.generation.flow_sampling import FlowSamplingConfig
+from unimodal.generation.pipeline import Pipeline
+from unimodal.generation.requests import Decoded, Request
+from unimodal.generation.scheduler import Scheduler
+
+PICTURES = [noise(16, 16, seed=seed) for seed in range(2)]
+PROMPTS: list[Any] = [
+    "a red circle",
+    [PICTURES[0], "what color is it?"],
+    [PICTURES[0], "is there a red square?"],
+    ["a", PICTURES[1], "make it blue"],
+]
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"mode": "text", "max_new_tokens": 9},
+    {"mode": "image", "guidance": 3.0},
+    {"mode": "mixed", "max_new_tokens": 24, "guidance": 2.0, "image_guidance": 1.5},
+    {"mode": "mixed", "max_new_tokens": 30, "grammar": ["red", "blue", "a red circle"]},
+)
+PIPELINES = {
+    "codes": tiny_pipeline,
+    "latents": tiny_flow_pipeline,
+    "latents and a ViT": lambda: tiny_flow_pipeline(vit=True),
+}
+
+
+@pytest.fixture(scope="module", params=list(PIPELINES))
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    return PIPELINES[request.param]()
+
+
+def requests(pipeline: Pipeline, count: int) -> list[Request]:
+    """Prompts and settings of all kinds in turn."""
+    few: dict[str, Any] = {"flow": FlowSamplingConfig(steps=2)} if pipeline.autoencoder else {}
+    found: list[Request] = []
+    for number in range(count):
+        settings = SETTINGS[number % len(SETTINGS)]
+        config = pipeline.decode_config(**settings, **few)
+        found += pipeline.requests([PROMPTS[(number * 7 // 3) % len(PROMPTS)]], config, number)
+    return found
+
+
+def ids(decoded: Decoded) -> tuple[list[int], str]:
+    return decoded.ids, decoded.finish
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_requests_that_join_at_any_step_are_answered_as_if_alone(pipeline: Pipeline, rows: int) -> None:
+    asked, random = requests(pipeline, 16), Random(rows)
+    scheduler, waiting = pipeline.engine.scheduler(rows=rows), list(range(len(asked)))
+    numbers: dict[int, int] = {}
+    answers: dict[int, Decoded] = {}
+    pieces: dict[int, list[int]] = {}
+    while waiting or not scheduler.idle:
+        for _ in range(random.randrange(3) if not scheduler.idle else 1):
+            if waiting:
+                index = waiting.pop(0)
+                numbers[scheduler.submit(asked[index])] = index
+        for update in scheduler.step():
+            pieces.setdefault(update.request, []).extend(update.ids)
+            if update.decoded is not None:
+                answers[numbers[update.request]] = update.decoded
+    alone = [pipeline.engine.decode([request])[0] for request in asked]
+    assert [ids(answers[index]) for index in range(len(asked))] == [ids(answer) for answer in alone]
+    assert all(pieces[number] == answers[index].ids for number, index in numbers.items())
+
+
+def test_cancelling_frees_a_row_at_once_and_changes_no_other_answer(pipeline: Pipeline) -> None:
+    asked = requests(pipeline, 8)
+    scheduler = pipeline.engine.scheduler(rows=4)
+    numbers = [scheduler.submit(request) for request in asked]
+    answers: dict[int, Decoded] = {}
+
+    def step() -> None:
+        answers.update({u.request: u.decoded for u in scheduler.step() if u.decoded is not None})
+
+    for _ in range(3):
+        step()
+    decoding = next(number for number in scheduler.batch.numbers)
+    queued = next(number for number in numbers if number not in (*scheduler.batch.numbers, *answers))
+    before = len(scheduler.batch)
+    scheduler.cancel(decoding)
+    assert len(scheduler.batch) == before - 1 and decoding not in scheduler.batch.numbers
+    scheduler.cancel(queued)
+    while not scheduler.idle:
+        step()
+    assert set(answers) == set(numbers) - {decoding, queued}
+    for number, answer in answers.items():
+        assert ids(answer) == ids(pipeline.engine.decode([asked[number]])[0])
+
+
+def test_a_request_that_is_unknown_or_answered_cannot_be_cancelled(pipeline: Pipeline) -> None:
+    scheduler = pipeline.engine.scheduler()
+    number = scheduler.submit(requests(pipeline, 1)[0])
+    while not scheduler.idle:
+        scheduler.step()
+    for wrong in (number, 99):
+        with pytest.raises(ValueError, match=f"request {wrong} is not being answered"):
+            scheduler.cancel(wrong)
+    assert scheduler.step() == [] and scheduler.idle
+
+
+def test_the_cache_is_as_large_as_at_construction(pipeline: Pipeline) -> None:
+    scheduler = pipeline.engine.scheduler(rows=2)
+    slots = scheduler.batch.cache.slots
+    for request in requests(pipeline, 6):
+        scheduler.submit(request)
+    while not scheduler.idle:
+        scheduler.step()
+    assert scheduler.batch.cache.slots == slots
+    assert all(layer.keys.shape[2] == slots for layer in scheduler.batch.cache.layers)
+
+
+def test_a_prefix_that_prompts_share_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of the flow branch too: its latents and codes stand in the prompt of an edit."""
+    from unimodal.generation.prefill import Prefill
+
+    pipeline, read = tiny_flow_pipeline(), []
+    real = Prefill.pieces
+
+    def counted(self: Prefill, first: int, pieces: Any) -> None:
+        read.extend(len(piece) for piece in pieces)
+        real(self, first, pieces)
+
+    monkeypatch.setattr(Prefill, "pieces", counted)
+    config = pipeline.decode_config("image", guidance=1.0, flow=FlowSamplingConfig(steps=1))
+    prompts: list[Any] = [[PICTURES[0], f"make it {paint}"] for paint in ("red", "blue", "teal", "black")]
+    answers = pipeline.engine.decode(pipeline.requests(prompts, config))
+    lengths = [len(prompt) for prompt in (request.prompt for request in pipeline.requests(prompts, config))]
+    assert sum(read) < sum(lengths), "four prompts cost less than the ids of each"
+    assert len(answers) == 4 and all(len(answer.pictures) == 1 for answer in answers)
+
+
+def test_painted_images_come_with_the_update_that_has_their_ids() -> None:
+    pipeline = tiny_flow_pipeline()
+    config = pipeline.decode_config("image", flow=FlowSamplingConfig(steps=2))
+    scheduler: Scheduler = pipeline.engine.scheduler()
+    scheduler.submit(pipeline.requests(["a red circle"], config)[0])
+    updates = []
+    while not scheduler.idle:
+        updates += scheduler.step()
+    assert len(updates[-1].pictures) == 1 and updates[-1].decoded is not None
+    (picture,) = pipeline.finished([updates[-1].decoded])[0]
+    assert isinstance(picture, Image.Image)
