@@ -130,7 +130,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _import_hf_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SRC", help="a local folder of a Llama or Chameleon")
+    parser.add_argument("source", type=Path, metavar="SRC", help="a local Llama, Qwen2, Qwen3 or Chameleon")
     parser.add_argument("out", type=Path, metavar="DST", help="where the model bundle goes")
     about = "an image tokenizer whose codes the model is to learn; not for an export of ours"
     parser.add_argument("--image-tokenizer", type=Path, default=None, metavar="DIR", help=about)
@@ -196,7 +196,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
     "inspect": ("verify shards or a bundle and print what they hold", _inspect_arguments, _inspect),
     "generate": ("text and pictures from text and pictures", _generate_arguments, _generate),
     "evaluate": ("score a model on a task", _evaluate_arguments, _evaluate),
-    "import-hf": ("a local Llama or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
+    "import-hf": ("a local Llama, Qwen2, Qwen3 or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
     "export-hf": ("a model bundle becomes a folder for transformers", _export_hf_arguments, _export_hf),
     "demo": ("train, draw, answer and score on easy-VQA; ends with a report page", _demo_arguments, _demo),
 }
