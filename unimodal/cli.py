@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from unimodal.generation.options import add_arguments as add_settings
+from unimodal.generation.settings import OPTIONS
+
 Handler = Callable[[argparse.Namespace], int]
+EVALUATED = tuple(name for name in OPTIONS if name not in ("mode", "constrained"))
+"""Settings of `unimodal evaluate`; a task has its own mode, and draws with rules and without."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -68,28 +73,14 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model bundle")
     parser.add_argument("--prompt", default="", help="text; it follows the images")
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE")
-    parser.add_argument("--mode", default="mixed", help="text, image or mixed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where pictures and answer.txt go")
     parser.add_argument("--number", type=int, default=1, metavar="N", help="answers, with seeds SEED, SEED+1, ...")
-    parser.add_argument("--max-new-tokens", type=int, default=None)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--guidance", type=float, default=2.0, help="of the prompt, inside pictures; 1 is none")
-    about = "guidance of the prompt's pictures apart from its words"
-    parser.add_argument("--image-guidance", type=float, default=None, metavar="SCALE", help=about)
-    about = "constant, linear or cosine: how guidance grows over a picture"
-    parser.add_argument("--guidance-schedule", default="constant", metavar="NAME", help=about)
-    about = "width by height of pictures, for a model that draws several sizes; its own choice if absent"
-    parser.add_argument("--aspect-ratio", type=float, default=None, metavar="R", help=about)
+    add_settings(parser)
     rules = parser.add_mutually_exclusive_group()
     about = 'the answer is JSON under this schema; {"type": "image"} is a place for a picture'
     rules.add_argument("--json-schema", type=Path, default=None, metavar="FILE", help=about)
     rules.add_argument("--choices", nargs="+", default=None, metavar="ANSWER", help="the answer is one of these")
     rules.add_argument("--regex", default=None, metavar="PATTERN", help="the answer matches this regular expression")
-    about = "of a model with the flow branch: steps from noise to a picture"
-    parser.add_argument("--steps", type=int, default=None, metavar="N", help=about)
-    parser.add_argument("--solver", default=None, help="of a model with the flow branch: euler or heun")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
     about = "compile the decoding steps: takes half a minute or two, for long answers of large models"
     parser.add_argument("--compile", action="store_true", help=about)
@@ -111,14 +102,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results file")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N items")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--guidance", type=float, default=None, help="for drawing")
-    about = "guidance of the prompt's pictures apart from its words, for editing"
-    parser.add_argument("--image-guidance", type=float, default=None, metavar="SCALE", help=about)
-    about = "of a model with the flow branch: steps from noise to a picture"
-    parser.add_argument("--steps", type=int, default=None, metavar="N", help=about)
-    parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; the task's own if absent")
-    parser.add_argument("--top-p", type=float, default=None)
-    parser.add_argument("--top-k", type=int, default=None)
+    add_settings(parser, EVALUATED, defaults=False)
     parser.add_argument("--choices", nargs="+", default=None, metavar="ANSWER", help="vqa: answers that may be given")
     parser.add_argument("--seeds-per-prompt", type=int, default=None, metavar="N", help="for drawing")
 
