@@ -100,7 +100,7 @@ def collate(
             columns["branches"][index, start:end] = sequence.branches
             weights[index, start:end] = sequence.weights
             start = end
-    columns |= _shifted(columns, weights, space)
+    columns |= _shift_targets(columns, weights, space)
     tensors: dict[str, Any] = {name: torch.from_numpy(column) for name, column in columns.items()}
     total = float(columns["loss_weights"].sum())
     if not any(sequence.media for row in rows for sequence in row):
@@ -135,7 +135,7 @@ def _spans(rows: Sequence[Sequence[Rendered]], shape: tuple[int, int]) -> np.nda
     return spans
 
 
-def _shifted(columns: dict[str, np.ndarray], weights: np.ndarray, space: TokenSpace) -> dict[str, np.ndarray]:
+def _shift_targets(columns: dict[str, np.ndarray], weights: np.ndarray, space: TokenSpace) -> dict[str, np.ndarray]:
     """Targets, their weights and their modality, where the next token continues the same branch of a document."""
     documents, branches = columns["documents"], columns["branches"]
     follows = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)

@@ -93,7 +93,7 @@ class WithMeta:
 
     @property
     def layout(self) -> DocumentLayout:
-        """A sample where nothing is said. Raises ValueError for a layout that does not exist."""
+        """A sample where the meta names none. Raises ValueError for a layout that does not exist."""
         layout, known = self.meta.get("layout", "sample"), get_args(DocumentLayout)
         if layout not in known:
             raise ValueError(f"the layout of a document is one of {', '.join(known)}, got {layout!r}")

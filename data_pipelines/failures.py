@@ -19,7 +19,7 @@ class TooMuchDamage(ValueError):
 class FailureLog:
     """Counts good and bad samples; stops when the bad share passes `limit` (0.1 = ten in a hundred).
 
-    The share is looked at after every bad sample once 50 were seen, and by `close` at the end.
+    The share is checked after every bad sample once 50 were seen, and by `close` at the end.
     """
 
     limit: float = 0.1

@@ -105,7 +105,7 @@ class Outline:
         return sum(map(_length, (self.prefix, *self.blocks)))
 
     def build(self) -> Rendered:
-        """Read the ids; positions of a branch go on where the trunk ends."""
+        """Read the ids; positions of a branch continue where the trunk ends."""
         parts = (self.prefix, *self.blocks)
         runs = [run for part in parts for run in part]
         lengths = [_length(part) for part in parts]

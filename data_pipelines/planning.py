@@ -20,7 +20,7 @@ TOO_LONG = "longer than a row, with an image or a question that does not fit"
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """Rows of `length` tokens, `rows` of them a batch; packing looks `window` documents ahead.
+    """Rows of `length` tokens, `rows` of them a batch; packing considers `window` documents ahead.
 
     Documents are shuffled among `shards_together` shards at a time.
     """

@@ -1,4 +1,4 @@
-"""Streaming tokenization: documents of a source become ids while training goes on, without shards in between."""
+"""Streaming tokenization: documents of a source become ids during training, without shards in between."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MakeMedia = Callable[[int, int], np.ndarray]
 class RawDocuments(DocumentSequence):
     """Documents of a source as TokenDocuments. Text is encoded when a document is asked for, pictures when trained on.
 
-    Every picture is looked at once beforehand, for its size; those that are damaged are named and counted in `failures`
+    Every image is opened once beforehand, for its size; those that are damaged are named and counted in `failures`
     with their documents. A picture that is damaged only later stops training with its name. `media` makes what stands
     beside the codes.
     """
@@ -146,7 +146,7 @@ def _sizes(picture: Image.Image, policy: ImagePolicy) -> Sizes:
 
 
 class RawDataModule(TokenDataModule):
-    """As TokenDataModule, but on the documents of a source, tokenized by the loader while training goes on.
+    """As TokenDataModule, but on the documents of a source, tokenized by the loader during training.
 
     tokenizers: a folder with `image_tokenizer/` and `text_tokenizer/`, as `unimodal tokenize` leaves beside its shards;
     the flow branch takes its `autoencoder/` as well.
@@ -177,7 +177,7 @@ class RawDataModule(TokenDataModule):
         self.tokenizers, self.aspect_ratio, self.max_patches = Path(tokenizers), aspect_ratio, max_patches
 
     def setup(self, stage: str) -> None:
-        """Open the source and look at every picture once, so that damage is found before training."""
+        """Open the source and every image once, so that damage is found before training."""
         del stage
         if self.train_sources:
             return

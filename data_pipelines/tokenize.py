@@ -1,4 +1,4 @@
-"""Tokenize: documents of a source become token shards, shard by shard, and a job that was killed goes on.
+"""Tokenize: documents of a source become token shards, shard by shard, and a job that was killed resumes.
 
 A shard is made from its own documents alone, whoever makes it and whenever: that one rule gives resuming, a share of
 the shards for each rank, and the same bytes in every case.

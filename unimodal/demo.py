@@ -121,24 +121,24 @@ def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, bran
 
 
 def write_dialogue(model: Pipeline, out: Path) -> None:
-    """Talk with the model, which sees all that was said and drawn before; writes dialogue.json and its pictures."""
+    """Talk with the model, which attends to all words and images before; writes dialogue.json and its pictures."""
     folder = out / "dialogue"
     folder.mkdir(parents=True, exist_ok=True)
-    said: list[Turn] = []
+    dialogue: list[Turn] = []
     turns: list[dict[str, object]] = []
     for number, (request, temperature) in enumerate(REQUESTS):
-        prompt = _recent(model, [*said, request])
+        prompt = _recent(model, [*dialogue, request])
         answer = model.generate([prompt], mode="mixed", temperature=temperature, seed=number)[0]
-        said += [request, list(answer)]
+        dialogue += [request, list(answer)]
         turns.append({"role": "user", "parts": [{"text": request}]})
         turns.append({"role": "model", "parts": _saved(answer, folder, number)})
     (out / "dialogue.json").write_text(json.dumps(turns, indent=2))
 
 
 def _recent(model: Pipeline, turns: list[Turn]) -> list[Turn]:
-    """The last turns, whole exchanges, that leave room for an answer with a picture."""
-    room = model.model.config.trunk.max_length - model.token_space.layout.span - 32
-    while len(turns) > 1 and len(model.coder.encode([turns])[0]) > room:
+    """The last turns, whole exchanges, that leave tokens for an answer with a picture."""
+    token_budget = model.model.config.trunk.max_length - model.token_space.layout.span - 32
+    while len(turns) > 1 and len(model.coder.encode([turns])[0]) > token_budget:
         turns = turns[2:]
     return turns
 
@@ -204,7 +204,7 @@ def _clear(out: Path) -> None:
 
 
 def _keep_logs(out: Path) -> None:
-    """Curves where the report looks for them."""
+    """Curves where the report reads them."""
     for name, folder in (("tokenizer", "tokenizer"), ("model", "training")):
         logs: Sequence[Path] = sorted((out / folder / "logs").glob("version_*/metrics.csv"))
         (out / "logs" / name).mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from tokenizers_vq.media import MediaSpec
 from tokenizers_vq.token_space import TokenSpace
 
 FORMAT_VERSION = 2
-"""1 had `autoencoder`, `patches` and `left_out` in the manifest and stored whole images for a ViT; it is still read."""
+"""1 had `autoencoder`, `patches` and `skipped` in the manifest and stored whole images for a ViT; it is still read."""
 READABLE_VERSIONS = (1, 2)
 MANIFEST_FILE = "manifest.json"
 

@@ -30,7 +30,7 @@ class MediaCodec(Protocol):
         """Raises ValueError, naming the document, for an array that is not one of these media."""
         ...
 
-    def image(self, rows: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    def image(self, rows: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         """The stored rows of one image, and the two numbers that its segment states -> (R, K, C)."""
         ...
 
@@ -55,8 +55,8 @@ class TokenCodec:
         if dtype.kind == "f" and not np.isfinite(stored).all():
             raise ValueError(f"{key!r}: its {self.name} are not all numbers")
 
-    def image(self, rows: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-        return rows.reshape(*sides, -1)
+    def image(self, rows: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+        return rows.reshape(*grid, -1)
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class PixelCodec:
         if len(stored.shape) != 2 or stored.shape[1] != 3 or stored.dtype != np.uint8:
             raise ValueError(f"{key!r}: pixels are uint8 in rows of three, not {stored.dtype} of shape {stored.shape}")
 
-    def image(self, rows: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    def image(self, rows: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         size = self.patches.size
-        if any(side % size for side in sides):
-            raise ValueError(f"an image of {sides[0]}x{sides[1]} pixels cannot be cut into patches of {size}")
-        shape = (sides[0] // size, sides[1] // size, self.patches.width)
-        return Deferred(shape, partial(cut_patches, rows.reshape(*sides, 3), size))  # pyright: ignore[reportReturnType]
+        if any(length % size for length in grid):
+            raise ValueError(f"an image of {grid[0]}x{grid[1]} pixels cannot be cut into patches of {size}")
+        shape = (grid[0] // size, grid[1] // size, self.patches.width)
+        return Deferred(shape, partial(cut_patches, rows.reshape(*grid, 3), size))  # pyright: ignore[reportReturnType]
 
 
 def codecs(manifest: Manifest) -> dict[str, MediaCodec]:

@@ -1,4 +1,4 @@
-"""Finished shards of a folder whose manifest is not written yet, so that an interrupted job goes on."""
+"""Finished shards of a folder whose manifest is not written yet, so that an interrupted job resumes."""
 
 from __future__ import annotations
 

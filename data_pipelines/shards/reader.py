@@ -114,10 +114,10 @@ class Shard(DocumentSequence):
         for s in described["segments"]:
             media: dict[str, np.ndarray] = {}
             for member in [member for member in self.codecs if member in s]:
-                sides = _sides(member, s[member], key)
-                rows, rest[member] = _taken(member, rest.get(member, NOTHING), sides, key)
+                grid = _grid(member, s[member], key)
+                rows, rest[member] = _taken(member, rest.get(member, NOTHING), grid, key)
                 codec = self.codecs[member]
-                media[codec.name] = codec.image(rows, sides)
+                media[codec.name] = codec.image(rows, grid)
             start, length = s["start"], s["length"]
             if start != end or length < 0:
                 raise ValueError(f"{key!r}: its segments do not follow one another")
@@ -131,18 +131,18 @@ class Shard(DocumentSequence):
 NOTHING = np.zeros((0, 1))
 
 
-def _sides(name: str, sides: Any, key: str) -> tuple[int, int]:
+def _grid(name: str, grid: Any, key: str) -> tuple[int, int]:
     """The two numbers that the segment of an image states of its media."""
-    if not (isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)):
-        raise ValueError(f"{key!r}: the {name} of an image are said to be {sides}, not rows and columns")
-    return sides[0], sides[1]
+    if not (isinstance(grid, list) and len(grid) == 2 and all(isinstance(count, int) and count > 0 for count in grid)):
+        raise ValueError(f"{key!r}: the {name} of an image are said to be {grid}, not rows and columns")
+    return grid[0], grid[1]
 
 
-def _taken(name: str, values: np.ndarray, sides: tuple[int, int], key: str) -> tuple[np.ndarray, np.ndarray]:
+def _taken(name: str, values: np.ndarray, grid: tuple[int, int], key: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows (R * K, C) of the next image, and what is left of them."""
-    count = sides[0] * sides[1]
+    count = grid[0] * grid[1]
     if count > len(values):
-        raise ValueError(f"{key!r}: an image of {sides[0]}x{sides[1]} {name}, but only {len(values)} are left")
+        raise ValueError(f"{key!r}: an image of {grid[0]}x{grid[1]} {name}, but only {len(values)} are left")
     return values[:count], values[count:]
 
 

@@ -29,7 +29,7 @@ class CocoCaptions:
 
     def __init__(self, *, path: Path | None = None, split: str, failures: FailureLog) -> None:
         self.failures, self.split = failures, split
-        self.file, self.pictures = _places(path, split)
+        self.file, self.pictures = _image_paths(path, split)
         content = read_object(self.file, "coco")
         self.images = rows_of(content, "images", self.file, "coco")
         self.annotations = rows_of(content, "annotations", self.file, "coco")
@@ -63,13 +63,13 @@ class CocoCaptions:
     def _captions(self) -> dict[int, list[tuple[int, str]]]:
         """Image id -> (caption id, caption)."""
         captions: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
-        for place, row in enumerate(self.annotations):
+        for index, row in enumerate(self.annotations):
             try:
                 number = whole_number(row, "id")
                 caption = TextSegment(text=text_field(row, "caption"), role="caption").text
                 captions[whole_number(row, "image_id")].append((number, caption.strip()))
             except DamagedSample as error:
-                self.failures.drop(f"coco {self.split} annotations[{place}]", str(error))
+                self.failures.drop(f"coco {self.split} annotations[{index}]", str(error))
         return {image_id: sorted(rows) for image_id, rows in captions.items()}
 
     def _document(self, row: Any, captions: dict[int, list[tuple[int, str]]]) -> Document:
@@ -86,7 +86,7 @@ class CocoCaptions:
         return Document(key=f"{self.split}-{image_id:012d}", segments=segments, meta=meta)
 
 
-def _places(path: Path | None, split: str) -> tuple[Path, Path]:
+def _image_paths(path: Path | None, split: str) -> tuple[Path, Path]:
     """The captions file and the folder of pictures."""
     if path is None or not path.is_dir():
         raise ValueError(f"coco needs a path, the folder that holds annotations/ and {split}2017/, got {path}")

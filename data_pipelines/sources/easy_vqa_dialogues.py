@@ -35,7 +35,7 @@ class Dialogue:
 def make_dialogue(images: Sequence[CaptionedImage], rng: random.Random) -> Dialogue:
     """One exchange about one or two of `images`, which must hold at least two captions. Its form is drawn too."""
     first = rng.choice(images)
-    form = rng.choice((_draw_and_describe, _draw_question_draw, _look_question_draw))
+    form = rng.choice((_draw_and_describe, _draw_question_draw, _show_question_draw))
     return form(first, _another(images, first, rng), rng)
 
 
@@ -59,7 +59,7 @@ def _draw_question_draw(first: CaptionedImage, second: CaptionedImage, rng: rand
     return Dialogue(form="draw, question, draw", segments=segments, images=(first, second))
 
 
-def _look_question_draw(first: CaptionedImage, second: CaptionedImage, rng: random.Random) -> Dialogue:
+def _show_question_draw(first: CaptionedImage, second: CaptionedImage, rng: random.Random) -> Dialogue:
     segments = (
         ImageSegment(source=first.path),
         *_question_and_answer(first, rng),

@@ -95,9 +95,9 @@ def plan_edits(images: Sequence[ColouredImage], number: int, rng: random.Random)
         turns.append(seen[image.colour])
         seen[image.colour] += 1
     for index in range(number):
-        times, place = divmod(index, len(order))
-        step = 1 + (turns[place] + times) % (len(COLOURS) - 1)
-        yield order[place], COLOURS[(COLOURS.index(order[place].colour) + step) % len(COLOURS)]
+        times, chosen = divmod(index, len(order))
+        step = 1 + (turns[chosen] + times) % (len(COLOURS) - 1)
+        yield order[chosen], COLOURS[(COLOURS.index(order[chosen].colour) + step) % len(COLOURS)]
 
 
 def make_edit(image: ColouredImage, target: str, rng: random.Random) -> tuple[Segment, ...]:

@@ -1,6 +1,6 @@
 """Riddles made from easy-VQA images: a request that names a picture by what it is not, its solution, and the picture.
 
-They teach to think before drawing (unimodal/generation/thinking.py): the solution is said first, then drawn.
+They teach to think before drawing (unimodal/generation/thinking.py): the solution is written first, then drawn.
 """
 
 from __future__ import annotations

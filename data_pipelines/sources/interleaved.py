@@ -97,8 +97,8 @@ def _one_of_each(texts: list[Any], images: list[Any], folder: Path) -> Iterator[
 def _matched(texts: list[Any], infos: list[Any], file: Path) -> Iterator[str | ImageSegment]:
     """Sentences, each with the images that match it before it, in the order of `image_info`."""
     pictures: dict[int, list[ImageSegment]] = {index: [] for index in range(len(texts))}
-    for place, info in enumerate(infos):
-        with at(f"image_info[{place}]"):
+    for index, info in enumerate(infos):
+        with at(f"image_info[{index}]"):
             index = whole_number(info, "matched_text_index")
             if index not in pictures:
                 raise DamagedSample("matched_text_index is out of range")

@@ -77,14 +77,14 @@ class VQAv2:
         """Image id -> its questions that have answers."""
         annotations = {row["question_id"]: row for row in _numbered(self.rows["annotations"], "question_id")}
         asked: defaultdict[int, list[_Asked]] = defaultdict(list)
-        for place, row in enumerate(self.rows["questions"]):
+        for index, row in enumerate(self.rows["questions"]):
             try:
                 number = whole_number(row, "question_id")
                 if number not in annotations:
                     raise DamagedSample("no annotation with its question_id")
                 asked[whole_number(row, "image_id")].append(_question(number, row, annotations[number]))
             except DamagedSample as error:
-                self.failures.drop(f"vqav2 {self.split} questions[{place}]", str(error))
+                self.failures.drop(f"vqav2 {self.split} questions[{index}]", str(error))
         return asked
 
     def _document(self, image_id: int, picture: Path, asked: list[_Asked]) -> Document:

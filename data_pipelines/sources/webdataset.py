@@ -127,12 +127,12 @@ def _members(file: BinaryIO, name: str, failures: FailureLog, content: bool) -> 
     """(name, content) of plain files. Raises TarError for a damaged archive, also where tarfile would just stop."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            place = PurePosixPath(member.name)
+            path = PurePosixPath(member.name)
             shown = member.name.encode("utf-8", "backslashreplace").decode()
             if not member.isfile():
                 if not member.isdir():
                     failures.drop(f"{name} {shown}", "a member that is no plain file")
-            elif place.is_absolute() or ".." in place.parts:
+            elif path.is_absolute() or ".." in path.parts:
                 failures.drop(f"{name} {shown}", "its name leads out of the archive")
             elif shown != member.name:
                 failures.drop(f"{name} {shown}", "its name is not UTF-8")
@@ -145,7 +145,7 @@ def _members(file: BinaryIO, name: str, failures: FailureLog, content: bool) -> 
 
 
 def _split(member: str) -> tuple[str, str]:
-    """Name of the sample and ending, parted at the first dot of the file's own name, as webdataset does."""
+    """Name of the sample and ending, split at the first dot of the file's own name, as webdataset does."""
     match = re.match(r"^((?:.*/)?[^/.]*)\.?([^/]*)$", member, re.DOTALL)
     assert match is not None
     return match[1], match[2].lower()

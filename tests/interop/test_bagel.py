@@ -139,11 +139,11 @@ def test_the_config_is_read_from_theirs_and_from_the_shapes(folder: Path) -> Non
 
 def test_every_tensor_has_one_place_and_those_of_vision_are_named(tensors: bagel.Tensors, folder: Path) -> None:
     opened = open_bagel(folder)
-    assert opened.left_out == tuple(sorted(bagel.VISION))
+    assert opened.skipped == tuple(sorted(bagel.VISION))
     table, state = bagel_names(opened.model.config.trunk), opened.model.state_dict()
     assert len(set(table.values())) == len(table)
     assert set(table) == set(state) and set(table.values()) == set(bagel.published_shapes())
-    assert {*table.values(), *opened.left_out, PLACES} == set(tensors)
+    assert {*table.values(), *opened.skipped, PLACES} == set(tensors)
     for ours, theirs in table.items():
         assert torch.equal(state[ours], tensors[theirs]), theirs
         assert (GENERATION in ours) == ("_moe_gen" in theirs)
@@ -164,7 +164,7 @@ def test_it_goes_back_with_the_bits_of_every_tensor_and_opens_again(dtype: torch
             name == PLACES and (tensor.double() - tensors[name].double()).abs().max() <= step
         ), name
     again = open_bagel(tmp_path / "back")
-    assert again.model.config == opened.model.config and again.left_out == ()
+    assert again.model.config == opened.model.config and again.skipped == ()
 
 
 def test_the_config_that_is_written_has_their_words(folder: Path, tmp_path: Path) -> None:

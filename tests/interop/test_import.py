@@ -106,7 +106,7 @@ def test_a_chameleon_of_others_gives_their_logits_for_all_but_their_masked_image
 ) -> None:
     theirs = foreign_chameleon(ROWS, swin_norm=swin)
     done = import_hf(saved(theirs, tmp_path / "theirs"), tmp_path / "ours", codes)
-    assert done.left_out == len(theirs.model.vqmodel.state_dict())
+    assert done.skipped == len(theirs.model.vqmodel.state_dict())
     ids = torch.randint(KNOWN, (2, 40))
     with torch.no_grad():
         found = logits(unimodal.load(tmp_path / "ours").model, ids)[..., :KNOWN]

@@ -10,7 +10,7 @@ from unimodal.interop.importing import import_hf
 
 
 def run(source: Path, out: Path, image_tokenizer: Path | None) -> int:
-    """Import, and say what was found, made and left out."""
+    """Import, and print what was found, made and skipped."""
     console = Console()
     done = import_hf(source, out, image_tokenizer)
     ids = f"{done.space.text_size:,} text ids and {done.space.codebook_size:,} image codes"
@@ -18,8 +18,8 @@ def run(source: Path, out: Path, image_tokenizer: Path | None) -> int:
     if image_tokenizer is not None:
         known = [f"{ours} was {theirs}" for ours, theirs in done.found.items()]
         lines.append(f"special tokens known there: {', '.join(known) or 'none'}; rows of image codes are untrained")
-    if done.left_out:
-        lines.append(f"{done.left_out:,} weights of its image encoder were left out")
+    if done.skipped:
+        lines.append(f"{done.skipped:,} weights of its image encoder were left out")
     for line in lines:
         console.print(line, highlight=False, markup=False)
     return 0

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar(
     title: str, total: int | None, *, unit: str, console: Console | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """A bar with speed and time left; gives a function that is told how many more are done."""
+    """A bar with speed and time left; gives a function to call with how many more are done."""
     bar = Progress(
         TextColumn("[bold]{task.description}[/]"),
         BarColumn(),

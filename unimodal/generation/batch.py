@@ -30,7 +30,7 @@ from unimodal.model.model import UnifiedModel
 # Shapes: P answers, R rows of the cache, V vocabulary, N maximum of new tokens.
 
 PER_ANSWER = (
-    *("budget", "room", "step_count", "num_sampled", "position", "tokens", "has_contexts", "image_slots"),
+    *("budget", "token_limit", "step_count", "num_sampled", "position", "tokens", "has_contexts", "image_slots"),
     *("uniforms", "out", "log_probs"),
 )
 """Tensors of a batch with one row for each answer."""
@@ -59,7 +59,7 @@ class Batch:
         self.contexts: dict[int, Context] = {}
         self.structured = Structured(space)
         self.state = self.machine.start([], [])
-        self.budget, self.room, self.step_count, self.num_sampled = (self.integers([]) for _ in range(4))
+        self.budget, self.token_limit, self.step_count, self.num_sampled = (self.integers([]) for _ in range(4))
         self.position, self.tokens = self.integers([]), self.integers([])
         self.has_contexts, self.image_slots = self.integers([]).bool(), self.integers([])
         self.uniforms, self.log_probs = (torch.zeros(0, limits.steps, device=self.device) for _ in range(2))
@@ -89,7 +89,7 @@ class Batch:
         context = self.model.config.trunk.max_length
         joined = {
             "budget": self.integers([config.max_new_tokens for config in configs]),
-            "room": self.integers([min(i.request.config.max_new_tokens, context - len(i.piece)) for i in new]),
+            "token_limit": self.integers([min(i.request.config.max_new_tokens, context - len(i.piece)) for i in new]),
             "step_count": nothing,
             "num_sampled": nothing,
             "position": self.integers([item.piece.positions[-1] for item in new]),
@@ -148,7 +148,7 @@ class Batch:
             end = piece.slot + len(piece)
             left = self.model.config.trunk.max_length - end
             self.step_count[answer], self.tokens[answer] = step + len(ids), ids[-1]
-            self.room[answer] = min(self.requests[number].config.max_new_tokens, step + len(ids) + left)
+            self.token_limit[answer] = min(self.requests[number].config.max_new_tokens, step + len(ids) + left)
             if self.requests[number].config.mode != "image":  # an image alone ends its answer
                 self.context(number).show(image.image, self.space)
                 self.position[answer] = piece.positions[-1]
@@ -157,7 +157,7 @@ class Batch:
         self.prefill.scattered(pieces)
         closed = self.integers([self.numbers.index(number) for number in painted])
         self.state = self.machine.close_images(self.state, closed)
-        self.state.done = self.state.done | (self.step_count >= self.room)
+        self.state.done = self.state.done | (self.step_count >= self.token_limit)
         self._arrange()
 
     def main_row(self, number: int) -> int:
@@ -183,7 +183,7 @@ class Batch:
         """One token for every answer that moves."""
         self._reach += 1
         logits = self._logits()
-        left = self.room - self.step_count
+        left = self.token_limit - self.step_count
         probable = logits + self.machine.bias(self.state, left, self.may_draw())
         if (rules := self.structured.bias) is not None:
             probable[:, : self.space.text_size] += rules
@@ -197,12 +197,12 @@ class Batch:
         self.tokens = torch.where(moving, tokens, self.tokens)
         self.step_count, self.num_sampled = self.step_count + moving, self.num_sampled + moving
         self.position = self.position + moving
-        self.state.done = self.state.done | (self.step_count >= self.room)
+        self.state.done = self.state.done | (self.step_count >= self.token_limit)
         self.has_contexts = self.has_contexts & self.state.in_image
 
     def may_draw(self) -> Tensor:
         """(P,) bool: whether an image that starts now, with its end, fits the answer and the context."""
-        may_begin = self.machine.fits(self.state, self.room - self.step_count).any(-1)
+        may_begin = self.machine.fits(self.state, self.token_limit - self.step_count).any(-1)
         if self.painter is None:
             return may_begin
         read = self.position + self._main_offset + 1

@@ -87,7 +87,7 @@ def guided_velocity(
     return _shortened(by_text + by_image, full, over, config.renorm_min)
 
 
-def _shortened(guided: Tensor, plain: Tensor, over: tuple[int, ...], least: float) -> Tensor:
+def _shortened(guided: Tensor, plain: Tensor, over: tuple[int, ...], minimum: float) -> Tensor:
     """Guided velocities, never longer than plain ones."""
     lengths = [torch.linalg.vector_norm(velocity, dim=over, keepdim=True) for velocity in (plain, guided)]
-    return guided * (lengths[0] / (lengths[1] + 1e-8)).clamp(least, 1.0)
+    return guided * (lengths[0] / (lengths[1] + 1e-8)).clamp(minimum, 1.0)

@@ -26,7 +26,7 @@ from unimodal.generation.prompts import Part
 HIDDEN = {name: f"<unimodal-{name.strip('<>')}-token>" for name in SPECIAL_STRINGS}
 """What special tokens are called here: the text `<boi>` in a grammar is text, as everywhere else."""
 IMAGE_RULE = f"image: {HIDDEN['<boi>']} {HIDDEN['<eoi>']}"
-MOST_IN_A_LIST = 4
+MAX_IN_A_LIST = 4
 """Pictures at most in an array whose schema sets no maxItems."""
 
 
@@ -154,7 +154,7 @@ class LLGuidanceMatcher:
         return bits.flatten()[: self.size].bool()
 
     def consume(self, token: int) -> None:
-        """Go on by one id, which the mask allowed."""
+        """Advance by one id, which the mask allowed."""
         if not self.matcher.is_stopped():
             self.matcher.consume_token(token)
             assert not self.matcher.is_error(), self.matcher.get_error()
@@ -199,12 +199,14 @@ def _rule(schema: Any, shared: Mapping[str, Any]) -> str:
         parts = [f"{_quoted(json.dumps(key) + ':')} {_rule(value, shared)}" for key, value in properties]
         return f"{_quoted('{')} " + f" {_quoted(',')} ".join(parts) + f" {_quoted('}')}"
     if kind == "array" and isinstance(schema.get("items"), Mapping):
-        least = int(schema.get("minItems", 1))
-        most = int(schema.get("maxItems", max(least, MOST_IN_A_LIST)))
-        if not 1 <= least <= most:
-            raise ValueError(f"an array with pictures has at least 1 item and at most maxItems, got {least} to {most}")
+        min_items = int(schema.get("minItems", 1))
+        max_items = int(schema.get("maxItems", max(min_items, MAX_IN_A_LIST)))
+        if not 1 <= min_items <= max_items:
+            raise ValueError(
+                f"an array with pictures has at least 1 item and at most maxItems, got {min_items} to {max_items}"
+            )
         item = _rule(schema["items"], shared)
-        more = f"({_quoted(',')} {item}){{{least - 1},{most - 1}}}"
+        more = f"({_quoted(',')} {item}){{{min_items - 1},{max_items - 1}}}"
         return f"{_quoted('[')} {item} {more} {_quoted(']')}"
     where = json.dumps(schema)[:80]
     raise ValueError(f"a picture is a property of an object or an item of an array, not in {where}")

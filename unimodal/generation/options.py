@@ -35,8 +35,8 @@ def from_arguments(options: argparse.Namespace, base: Settings, **more: Any) -> 
 
     Raises ValueError, with name and value, for what a setting does not take.
     """
-    said = {name: getattr(options, name, None) for name in OPTIONS}
-    return dataclasses.replace(base, **{name: value for name, value in said.items() if value is not None}, **more)
+    chosen = {name: getattr(options, name, None) for name in OPTIONS}
+    return dataclasses.replace(base, **{name: value for name, value in chosen.items() if value is not None}, **more)
 
 
 def to_words(values: Mapping[str, Any]) -> list[str]:

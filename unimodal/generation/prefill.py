@@ -68,10 +68,10 @@ class Prefill:
 
     def pieces(self, first: int, pieces: Sequence[Piece]) -> None:
         """Pieces into rows `first`, `first + 1`, ..., each into the slots that it names."""
-        longest = max(map(len, pieces), default=0)
-        if longest == 0:
+        max_length = max(map(len, pieces), default=0)
+        if max_length == 0:
             return
-        at_once = max(1, PREFILL_AT_ONCE // longest)
+        at_once = max(1, PREFILL_AT_ONCE // max_length)
         for start in range(0, len(pieces), at_once):
             part = pieces[start : start + at_once]
             if any(map(len, part)):

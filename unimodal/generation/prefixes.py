@@ -23,7 +23,7 @@ class Planned(NamedTuple):
 def plan(prompts: Sequence[Sequence[int]]) -> list[Planned]:
     """The order in which prompts are decoded: groups that begin alike stay together, else first come, first served.
 
-    The last id of every prompt is left out of what is shared, because its output decides what comes next.
+    The last id of every prompt is not shared, because its output decides what comes next.
     """
     order = sorted(range(len(prompts)), key=lambda request: tuple(prompts[request]))
     groups: list[tuple[int, list[int]]] = []

@@ -1,4 +1,4 @@
-"""Prompt files: JSON lines in, JSON lines and pictures out; a run that was killed goes on where it was.
+"""Prompt files: JSON lines in, JSON lines and pictures out; a run that was killed resumes where it stopped.
 
 A line is an object with `prompt`: a string, or a list of strings, `{"image": FILE}` (beside the prompt file) and
 `{"answer": [...]}` for an earlier answer of the model. It may set `id`, `seed`, the options of DecodeSettings, and a
@@ -162,11 +162,11 @@ class AnswerFolder:
         self.done.add(line.id)
 
     def put_in_order(self, lines: Sequence[PromptLine]) -> None:
-        """Bring the answers into the order of their prompts, in which an unbroken run and one that went on agree."""
+        """Bring the answers into the order of their prompts, in which an unbroken run and a resumed one agree."""
         if self.done:
-            place = {line.id: index for index, line in enumerate(lines)}
+            order = {line.id: index for index, line in enumerate(lines)}
             rows = self.file.read_bytes().splitlines(keepends=True)
-            rows.sort(key=lambda row: place.get(json.loads(row)["id"], len(place)))
+            rows.sort(key=lambda row: order.get(json.loads(row)["id"], len(order)))
             whole = self.file.with_suffix(".tmp")
             whole.write_bytes(b"".join(rows))
             whole.replace(self.file)

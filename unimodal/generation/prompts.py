@@ -88,7 +88,7 @@ class PromptCoder:
         return to_tensor(policy.apply(to_rgb(image), "image"))
 
     def decode(self, answers: Sequence[Sequence[int]], drawn: Sequence[Sequence[Tensor]] = ()) -> list[list[Part]]:
-        """Ids of answers -> text and pictures in order. Pieces of a malformed image are left out.
+        """Ids of answers -> text and pictures in order. Pieces of a malformed image are dropped.
 
         drawn: the pictures (3, H, W) of each answer where the flow branch has drawn them.
         """
@@ -109,8 +109,8 @@ class PromptCoder:
         """The pictures of image spans; spans of one size are decoded together."""
         pictures: dict[int, Image.Image] = {}
         for size in dict.fromkeys(span.size for span in spans):
-            alike = [index for index, span in enumerate(spans) if span.size == size]
-            for group in _groups(alike, 128):
+            same_size = [index for index, span in enumerate(spans) if span.size == size]
+            for group in _groups(same_size, 128):
                 codes = self.space.to_codes(torch.tensor([spans[index].ids for index in group]))
                 decoded = self.codec.decode(codes, size)
                 pictures.update(zip(group, map(to_image, decoded), strict=True))
@@ -131,9 +131,9 @@ class PromptCoder:
         for group in _groups(list(images.items()), 256):
             pixels = {key: self.preprocess(image) for key, image in group}
             for shape in dict.fromkeys(tensor.shape for tensor in pixels.values()):
-                alike = {key: tensor for key, tensor in pixels.items() if tensor.shape == shape}
-                codes = self.codec.encode(torch.stack(list(alike.values())))
-                bodies.update(zip(alike, self._bodies(codes, shape), strict=True))
+                same_size = {key: tensor for key, tensor in pixels.items() if tensor.shape == shape}
+                codes = self.codec.encode(torch.stack(list(same_size.values())))
+                bodies.update(zip(same_size, self._bodies(codes, shape), strict=True))
         return bodies
 
     def _bodies(self, codes: Tensor, shape: Sequence[int]) -> list[list[int]]:

@@ -30,7 +30,7 @@ class Matcher(Protocol):
         ...
 
     def consume(self, token: int) -> None:
-        """Go on by one token."""
+        """Advance by one token."""
         ...
 
 
@@ -122,9 +122,9 @@ def check_ids(name: str, ids: Sequence[int], space: TokenSpace) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """An answer: its ids with eos where it was said, the logarithm of the probability of each, and why it ended.
+    """An answer: its ids with eos where it was generated, the logarithm of the probability of each, and why it ended.
 
-    The flow branch gives its `pictures` (3, H, W) as well; the ids of a picture are then what it looks like, not what
+    The flow branch gives its `pictures` (3, H, W) as well; the ids of a picture are then its codes, not what
     was drawn, and their logarithms are 0.
     """
 

@@ -1,4 +1,4 @@
-"""DecodeSettings: all that a user may say about an answer, said once.
+"""DecodeSettings: all settings of an answer that a user may choose, defined once.
 
 Command-line options, prompt files, the keyword arguments of `Pipeline.generate` and the settings of an evaluation are
 made from its fields: a new field is a new setting at each of these doors. This module needs no torch, so that
@@ -153,6 +153,6 @@ def check_setting(name: str, value: object) -> None:
 
 
 def chosen(settings: DecodeSettings) -> dict[str, Any]:
-    """Keyword arguments that say the same; choices left to the model are left out."""
+    """Keyword arguments that say the same; choices left to the model are omitted."""
     values = {each.name: getattr(settings, each.name) for each in fields(settings)}
     return {name: value for name, value in values.items() if value is not None}

@@ -55,7 +55,7 @@ def export_hf(bundle: Path, out: Path) -> Architecture:
 
 
 def to_transformers(model: UnifiedModel) -> PreTrainedModel:
-    """The same function as a model of theirs, on the CPU in evaluation mode; weights are copied, dropout is left out.
+    """The same function as a model of theirs, on the CPU in evaluation mode; weights are copied, dropout is dropped.
 
     Raises ValueError for a model that no architecture can express.
     """

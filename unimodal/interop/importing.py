@@ -29,22 +29,22 @@ SEED = 0
 
 
 class HFModel(NamedTuple):
-    """A folder of theirs: fields of config.json, our config, weights under our names, and how many were left out."""
+    """A folder of theirs: fields of config.json, our config, weights under our names, and how many were skipped."""
 
     architecture: Architecture
     written: Mapping[str, Any]
     config: ModelConfig
     weights: dict[str, Tensor]
-    left_out: int
+    skipped: int
 
 
 class Imported(NamedTuple):
-    """What came of an import: which special tokens had which name there, and how many weights were left out."""
+    """What came of an import: which special tokens had which name there, and how many weights were skipped."""
 
     architecture: str
     space: TokenSpace
     found: dict[str, str]
-    left_out: int
+    skipped: int
 
 
 def read_hf(folder: Path) -> HFModel:
@@ -56,7 +56,7 @@ def read_hf(folder: Path) -> HFModel:
     architecture, theirs = read_architecture(folder)
     config = architecture.config(theirs)
     weights = to_our_names(read_weights(folder), architecture, config)
-    return HFModel(architecture, theirs.written, config, weights.tensors, weights.left_out)
+    return HFModel(architecture, theirs.written, config, weights.tensors, weights.skipped)
 
 
 def import_hf(source: Path, out: Path, image_tokenizer: Path | None = None) -> Imported:
@@ -84,7 +84,7 @@ def import_hf(source: Path, out: Path, image_tokenizer: Path | None = None) -> I
     else:
         adopted = adopt_tokenizer(source, theirs.written)
         space, found = _settle(adopted, theirs.config, theirs.weights, image_tokenizer, out), adopted.found
-    return Imported(theirs.architecture.model_type, space, found, theirs.left_out)
+    return Imported(theirs.architecture.model_type, space, found, theirs.skipped)
 
 
 def _bring_back(source: Path, config: ModelConfig, weights: dict[str, Tensor], out: Path) -> TokenSpace:

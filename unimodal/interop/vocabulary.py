@@ -90,7 +90,7 @@ def _rename(model: dict[str, Any], old: str, new: str) -> None:
 def grow(rows: Tensor, known: int, size: int, seed: int) -> Tensor:
     """rows (V, D) -> (size, D): the first `known` as they are, the rest their mean with a little seeded noise.
 
-    Rows of theirs past `known` belong to no token (padding of the vocabulary to a round number) and are left out.
+    Rows of theirs past `known` belong to no token (padding of the vocabulary to a round number) and are dropped.
     """
     kept = rows[:known]
     precise = kept.to(torch.promote_types(rows.dtype, torch.float32))

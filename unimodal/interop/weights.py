@@ -24,10 +24,10 @@ COMPUTED = "rotary_emb.inv_freq"
 
 
 class RenamedWeights(NamedTuple):
-    """Tensors under our names, and how many of theirs belong to an image encoder and were left out."""
+    """Tensors under our names, and how many of theirs belong to an image encoder and were skipped."""
 
     tensors: dict[str, Tensor]
-    left_out: int
+    skipped: int
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def to_our_names(tensors: dict[str, Tensor], architecture: Architecture, config:
     """
     names = architecture.names(config)
     theirs = {name: x for name, x in tensors.items() if not name.startswith(architecture.skipped)}
-    left_out = len(tensors) - len(theirs)
+    skipped = len(tensors) - len(theirs)
     theirs = {name: x for name, x in theirs.items() if not name.endswith(COMPUTED)}
     if config.trunk.tied_head:
         _drop_tied_head(theirs, names.pop(HEAD), names[EMBEDDING])
@@ -88,7 +88,7 @@ def to_our_names(tensors: dict[str, Tensor], architecture: Architecture, config:
         ours: fitted(architecture.convert(ours, theirs[name], config), expected[ours].shape, name)
         for ours, name in names.items()
     }
-    return RenamedWeights(ours, left_out)
+    return RenamedWeights(ours, skipped)
 
 
 def to_their_names(model: UnifiedModel, architecture: Architecture) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def sinusoids(times: Tensor, channels: int) -> Tensor:
 def sincos_positions(grid_size: int, dim: int, period: float = MAX_PERIOD) -> Tensor:
     """(grid_size^2, dim): 2-D sines and cosines, the first half for the column (MAE, arXiv 2111.06377).
 
-    Always on the CPU: a table that is made, not loaded, must not be lost where a model is built without storage.
+    Always on the CPU: a table that is made, not loaded, must survive where a model is built without storage.
     """
     quarter = dim // 4
     frequencies = period ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)

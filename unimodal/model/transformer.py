@@ -5,7 +5,7 @@ Chameleon (arXiv 2405.09818) in one picture:
     ids ─▶ embedding ─▶ [ RMSNorm ─▶ attention (QK-norm, RoPE) ─▶ +  RMSNorm ─▶ SwiGLU ─▶ + ] x L ─▶ RMSNorm
 
 Image codes and text tokens share the embedding and every layer; nothing here knows which is which. Branches
-(branches/) insert embeddings in the place of ids, and a mixture (mixture.py) gives some tokens weights of their own.
+(branches/) insert embeddings instead of ids, and a mixture (mixture.py) gives some tokens weights of their own.
 """
 
 from __future__ import annotations

@@ -89,8 +89,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 def _padded(low: float, high: float, log: bool) -> tuple[float, float]:
     if log:
         return low / 1.1, high * 1.1
-    room = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
-    return low - room, high + room
+    margin = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
+    return low - margin, high + margin
 
 
 def _line(index: int, points: Points, across: Scale, up: Scale) -> str:

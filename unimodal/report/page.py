@@ -32,7 +32,7 @@ PARTS = (
 def write_report(run_dir: Path) -> Path:
     """Build `report.html` from a run's results, logs, timings and dialogue; returns its path.
 
-    What is missing or unreadable is left out, and the page says so. Raises ValueError when `run_dir` is not there.
+    What is missing or unreadable is skipped, and the page says so. Raises ValueError when `run_dir` is not there.
     """
     return write_page(run_dir / FILE_NAME, render(read_run(run_dir)))
 

@@ -1,4 +1,4 @@
-"""Initialises the vectors of image codes from the codebook: codes that look alike start alike."""
+"""Initialises the vectors of image codes from the codebook: similar codes start with similar vectors."""
 
 from __future__ import annotations
 

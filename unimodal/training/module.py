@@ -62,7 +62,7 @@ class TransformerModule(L.LightningModule):
     # -- building
 
     def configure_model(self) -> None:
-        """Build the model once the data has told its token space and media."""
+        """Build the model once the data's token space and media are known."""
         if self.model is not None:
             return
         spec = self.spec

@@ -19,7 +19,7 @@ _WORD = re.compile(r"\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[.,\-]\w+)*
 
 
 def tokenise(text: str) -> Words:
-    """Lower-case words without punctuation, contractions parted as the Penn Treebank does (`do n't`, `it 's`)."""
+    """Lower-case words without punctuation, contractions split as the Penn Treebank does (`do n't`, `it 's`)."""
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
@@ -35,7 +35,7 @@ def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
 def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 of the corpus (Papineni et al. 2002): clipped n-gram precision, brevity by the closest reference.
 
-    Difference: n-gram orders that no reference is long enough for are left out of the mean, so a corpus of
+    Difference: n-gram orders that no reference is long enough for are excluded from the mean, so a corpus of
     three-word captions is scored on orders 1 to 3 (`bleu_orders`) rather than always 0.
     """
     _check(captions, references)

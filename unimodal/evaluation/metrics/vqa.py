@@ -28,7 +28,7 @@ _OTHER_CONTRACTIONS = (
 
 
 def _missing_apostrophes() -> dict[str, str]:
-    """Contractions written with at least one apostrophe left out -> how they are spelled."""
+    """Contractions written with at least one apostrophe dropped -> how they are spelled."""
     spelled = [f"{verb}n't" for verb in _NEGATED] + _OTHER_CONTRACTIONS
     table: dict[str, str] = {}
     for word in spelled:

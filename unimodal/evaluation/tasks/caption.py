@@ -1,4 +1,4 @@
-"""Captioning: what the model says of a picture against what people said."""
+"""Captioning: the model's caption of a picture against people's."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def evaluate(
     """Draw the first `limit` edits of the source whose shape is known.
 
     Every score is a mean over all edits; one that is not exactly one picture counts as malformed, wrong and 0 dB.
-    `psnr_rest` looks only at pixels that the edit leaves alone. `ceiling_*` scores the known answers through
+    `psnr_rest` takes only pixels that the edit leaves alone. `ceiling_*` scores the known answers through
     what the model draws with, codes or latents. Raises ValueError when the source has no such edits.
     """
     start = time.perf_counter()

@@ -6,7 +6,7 @@ certain; those of `time_embedder.mlp.{0,2}`, of `latent_pos_embed.pos_embed` and
 `connector.` were not checked against a published file. A name that differs is refused, never guessed at.
 
 Everything is in BAGEL's order here already: rotary positions pair channel i with i + W/2, time enters as cosines and
-then sines of t in [0, 1] with t = 1 as noise, a place's first half is its column, and a latent's place is
+then sines of t in [0, 1] with t = 1 as noise, a position's first half is its column, and a latent's position is
 row * side + column. Latents enter as patches (`tokenizers_vq/latent_patches.py`).
 """
 
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2Config
 
-from unimodal.interop.architectures.bagel_names import BAGEL_PLACES, BAGEL_VISION, bagel_names
+from unimodal.interop.architectures.bagel_names import BAGEL_POSITIONS, BAGEL_VISION, bagel_names
 from unimodal.interop.architectures.decoder import decoder_fields, decoder_trunk
 from unimodal.interop.architectures.rope import rope_parameters
 from unimodal.interop.fresh_folder import fresh_folder
@@ -35,7 +35,7 @@ from unimodal.model.config import FlowConfig, ModelConfig, QKNormConfig
 from unimodal.model.model import LATENTS, UnifiedModel
 from unimodal.model.sinusoids import MAX_PERIOD
 
-# Shapes: S side of the table of places, D model width.
+# Shapes: S side of the table of positions, D model width.
 
 BAGEL_WEIGHTS_FILE = "ema.safetensors"
 NEEDED = (
@@ -55,28 +55,28 @@ class OpenedBagel(NamedTuple):
     """A model on the CPU in evaluation mode, and the names of the tensors that have no counterpart here."""
 
     model: UnifiedModel
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 def open_bagel(folder: Path, weights: str = BAGEL_WEIGHTS_FILE, side: int | None = None) -> OpenedBagel:
     """Open BAGEL's language model with its flow branch; every tensor keeps its bits and its type.
 
     weights: the safetensors file; no pickle is ever opened. side: the longest side of an image in latent patches
-    (`max_latent_size`, 64 in the published model), needed where the table of places is not stored.
+    (`max_latent_size`, 64 in the published model), needed where the table of positions is not stored.
 
-    What sees pixels (`vit_model`, `connector`, `vit_pos_embed`) is left out and named. Raises ValueError for a config
+    What sees pixels (`vit_model`, `connector`, `vit_pos_embed`) is skipped and named. Raises ValueError for a config
     that our transformer cannot compute, for weights that are missing, unknown, of another shape or of several types,
-    and for a stored table of places that is not ours.
+    and for a stored table of positions that is not ours.
     """
     path = folder / weights
     theirs = _read_config(folder)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            left_out = tuple(sorted(name for name in shapes if name.startswith(BAGEL_VISION)))
+            skipped = tuple(sorted(name for name in shapes if name.startswith(BAGEL_VISION)))
             config = _our_config(theirs, shapes, side)
             table = bagel_names(config.trunk)
-            check_names(set(shapes) - {*left_out, BAGEL_PLACES}, set(table.values()), "BAGEL")
+            check_names(set(shapes) - {*skipped, BAGEL_POSITIONS}, set(table.values()), "BAGEL")
             with torch.device("meta"):
                 model = UnifiedModel(config)
             # a copy: CPU kernels sum in another order where a tensor begins at an odd address of the file
@@ -84,14 +84,14 @@ def open_bagel(folder: Path, weights: str = BAGEL_WEIGHTS_FILE, side: int | None
                 name: fitted(file.get_tensor(table[name]), x.shape, table[name]).clone()
                 for name, x in model.state_dict().items()
             }
-            if BAGEL_PLACES in shapes:
-                _check_places(model, file.get_tensor(BAGEL_PLACES))
+            if BAGEL_POSITIONS in shapes:
+                _check_positions(model, file.get_tensor(BAGEL_POSITIONS))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {' '.join(str(error).split())}") from error
     if len(kinds := {str(x.dtype) for x in ours.values()}) > 1:
         raise ValueError(f"{path} holds weights of several types ({', '.join(sorted(kinds))}): save them in one")
     model.load_state_dict(ours, assign=True)
-    return OpenedBagel(model.eval().requires_grad_(False), left_out)
+    return OpenedBagel(model.eval().requires_grad_(False), skipped)
 
 
 def _read_config(folder: Path) -> Qwen2Config:
@@ -130,7 +130,7 @@ def _differences(whole: Qwen2Config) -> dict[str, bool]:
 def _our_config(theirs: Qwen2Config, shapes: dict[str, tuple[int, ...]], side: int | None) -> ModelConfig:
     flow = FlowConfig(
         latent_dim=_columns(shapes, "vae2llm.weight"),
-        grid_size=_side(shapes.get(BAGEL_PLACES), side),
+        grid_size=_side(shapes.get(BAGEL_POSITIONS), side),
         time_channels=_columns(shapes, "time_embedder.mlp.0.weight"),
     )
     trunk = replace(
@@ -150,28 +150,28 @@ def _columns(shapes: dict[str, tuple[int, ...]], name: str) -> int:
 
 
 def _side(stored: tuple[int, ...] | None, given: int | None) -> int:
-    """Of the table of places (S * S, D). Another side would be another stride and move every place."""
+    """Of the table of positions (S * S, D). Another side would be another stride and move every position."""
     if stored is None:
         if given is None:
-            raise ValueError(f"{BAGEL_PLACES} is not stored: say the side of its table (64 in the published model)")
+            raise ValueError(f"{BAGEL_POSITIONS} is not stored: say the side of its table (64 in the published model)")
         return given
     side = isqrt(stored[0]) if stored else 0
     if len(stored) != 2 or side**2 != stored[0]:
-        raise ValueError(f"{BAGEL_PLACES} has shape {stored}, which is not a table of side * side places")
+        raise ValueError(f"{BAGEL_POSITIONS} has shape {stored}, which is not a table of side * side places")
     if given not in (None, side):
-        raise ValueError(f"{BAGEL_PLACES} is a table of side {side}, not {given}: leave the side out")
+        raise ValueError(f"{BAGEL_POSITIONS} is a table of side {side}, not {given}: leave the side out")
     return side
 
 
-def _check_places(model: UnifiedModel, stored: Tensor) -> None:
+def _check_positions(model: UnifiedModel, stored: Tensor) -> None:
     """Ours is computed, not loaded; one step of the type it is stored in is rounding."""
     table = _flow_branch(model).positions
-    stored = fitted(stored, table.shape, BAGEL_PLACES)
+    stored = fitted(stored, table.shape, BAGEL_POSITIONS)
     step = max(torch.finfo(stored.dtype).eps, torch.finfo(torch.float32).eps)
     apart = float((stored.double() - table.double()).abs().max())
     if not apart <= step:
         raise ValueError(
-            f"{BAGEL_PLACES} differs by {apart:.2g} from the sines and cosines of its side, column first: "
+            f"{BAGEL_POSITIONS} differs by {apart:.2g} from the sines and cosines of its side, column first: "
             "such places cannot be kept"
         )
 
@@ -183,7 +183,7 @@ def _flow_branch(model: UnifiedModel) -> FlowBranch:
 
 
 def write_bagel(model: UnifiedModel, folder: Path) -> None:
-    """The inverse of `open_bagel`: `ema.safetensors`, places among them, and `llm_config.json`; dropout is left out.
+    """The inverse of `open_bagel`: `ema.safetensors`, positions among them, and `llm_config.json`; dropout is dropped.
 
     What sees pixels is not written: their class opens this without visual understanding. Raises ValueError for a model
     that BAGEL's layout cannot hold, and where the folder is not empty.
@@ -202,7 +202,7 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
         )
     table, branch = bagel_names(trunk), _flow_branch(model)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
-    tensors[BAGEL_PLACES] = branch.positions.to("cpu", branch.latent_in.weight.dtype)
+    tensors[BAGEL_POSITIONS] = branch.positions.to("cpu", branch.latent_in.weight.dtype)
     with fresh_folder(folder) as unfinished:
         save_file(tensors, unfinished / BAGEL_WEIGHTS_FILE, metadata={"format": "pt"})
         (unfinished / BAGEL_CONFIG_FILE).write_text(json.dumps(_their_config(config), indent=2))

@@ -17,7 +17,7 @@ BAGEL_FLOW = {
     "branches.latents.time_out": "time_embedder.mlp.2",
 }
 
-BAGEL_PLACES = "latent_pos_embed.pos_embed"
+BAGEL_POSITIONS = "latent_pos_embed.pos_embed"
 """A table that both sides compute; some checkpoints store it all the same."""
 
 BAGEL_VISION = ("vit_model.", "connector.", "vit_pos_embed.")

@@ -82,7 +82,7 @@ def siglip_names(num_layers: int) -> dict[str, str]:
 
 @torch.no_grad()
 def load_siglip(encoder: SiglipEncoder, folder: Path) -> None:
-    """Fill an encoder of `siglip_config`'s shape; the pooling head of SigLIP is left out.
+    """Fill an encoder of `siglip_config`'s shape; the pooling head of SigLIP is skipped.
 
     Raises ValueError for a weight that is missing or of another shape.
     """

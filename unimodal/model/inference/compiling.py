@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def compile_blocks(model: UnifiedModel) -> None:
     """Compile the trunk's blocks in place for training; about twice as fast on CPUs, which need a C++ compiler.
 
-    Blocks are alike, so one graph serves for all of them.
+    Blocks have one architecture, so one graph serves for all of them.
     """
     if not (torch.cuda.is_available() or can_build_for_cpu()):
         log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")

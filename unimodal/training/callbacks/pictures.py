@@ -1,4 +1,4 @@
-"""Pictures and answers while training goes on, where people would look rather than read."""
+"""Pictures and answers during training, for people who look rather than read."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ FOLDER = "samples"
 
 
 def picture_grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
-    """Pictures in rows, on white; each has the room of the largest."""
-    width, height = (max(sides) for sides in zip(*(picture.size for row in rows for picture in row), strict=True))
+    """Pictures in rows, on white; each has a cell as large as the largest."""
+    width, height = (max(sizes) for sizes in zip(*(picture.size for row in rows for picture in row), strict=True))
     columns = max(len(row) for row in rows)
     canvas = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
     for y, row in enumerate(rows):

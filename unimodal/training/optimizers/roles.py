@@ -1,4 +1,4 @@
-"""The role of each parameter, told by the type of its module: hidden matrix, table or vector."""
+"""The role of each parameter, decided by the type of its module: hidden matrix, table or vector."""
 
 from __future__ import annotations
 
