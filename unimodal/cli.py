@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from unimodal.generation.options import add_arguments as add_settings
+from unimodal.generation.settings import OPTIONS
+
 Handler = Callable[[argparse.Namespace], int]
+EVALUATED = tuple(name for name in OPTIONS if name not in ("mode", "constrained"))
+"""Settings of `unimodal evaluate`; a task has its own mode, and draws with rules and without."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -68,28 +73,14 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model bundle")
     parser.add_argument("--prompt", default="", help="text; it follows the images")
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE")
-    parser.add_argument("--mode", default="mixed", help="text, image or mixed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where pictures and answer.txt go")
     parser.add_argument("--number", type=int, default=1, metavar="N", help="answers, with seeds SEED, SEED+1, ...")
-    parser.add_argument("--max-new-tokens", type=int, default=None)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--guidance", type=float, default=2.0, help="of the prompt, inside pictures; 1 is none")
-    about = "guidance of the prompt's pictures apart from its words"
-    parser.add_argument("--image-guidance", type=float, default=None, metavar="SCALE", help=about)
-    about = "constant, linear or cosine: how guidance grows over a picture"
-    parser.add_argument("--guidance-schedule", default="constant", metavar="NAME", help=about)
-    about = "width by height of pictures, for a model that draws several sizes; its own choice if absent"
-    parser.add_argument("--aspect-ratio", type=float, default=None, metavar="R", help=about)
+    add_settings(parser)
     rules = parser.add_mutually_exclusive_group()
     about = 'the answer is JSON under this schema; {"type": "image"} is a place for a picture'
     rules.add_argument("--json-schema", type=Path, default=None, metavar="FILE", help=about)
     rules.add_argument("--choices", nargs="+", default=None, metavar="ANSWER", help="the answer is one of these")
     rules.add_argument("--regex", default=None, metavar="PATTERN", help="the answer matches this regular expression")
-    about = "of a model with the flow branch: steps from noise to a picture"
-    parser.add_argument("--steps", type=int, default=None, metavar="N", help=about)
-    parser.add_argument("--solver", default=None, help="of a model with the flow branch: euler or heun")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
     about = "compile the decoding steps: takes half a minute or two, for long answers of large models"
     parser.add_argument("--compile", action="store_true", help=about)
@@ -111,14 +102,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results file")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N items")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--guidance", type=float, default=None, help="for drawing")
-    about = "guidance of the prompt's pictures apart from its words, for editing"
-    parser.add_argument("--image-guidance", type=float, default=None, metavar="SCALE", help=about)
-    about = "of a model with the flow branch: steps from noise to a picture"
-    parser.add_argument("--steps", type=int, default=None, metavar="N", help=about)
-    parser.add_argument("--temperature", type=float, default=None, help="0 is greedy; the task's own if absent")
-    parser.add_argument("--top-p", type=float, default=None)
-    parser.add_argument("--top-k", type=int, default=None)
+    add_settings(parser, EVALUATED, defaults=False)
     parser.add_argument("--choices", nargs="+", default=None, metavar="ANSWER", help="vqa: answers that may be given")
     parser.add_argument("--seeds-per-prompt", type=int, default=None, metavar="N", help="for drawing")
 
@@ -130,7 +114,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _import_hf_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SRC", help="a local folder of a Llama or Chameleon")
+    parser.add_argument("source", type=Path, metavar="SRC", help="a local Llama, Qwen2, Qwen3 or Chameleon")
     parser.add_argument("out", type=Path, metavar="DST", help="where the model bundle goes")
     about = "an image tokenizer whose codes the model is to learn; not for an export of ours"
     parser.add_argument("--image-tokenizer", type=Path, default=None, metavar="DIR", help=about)
@@ -196,7 +180,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
     "inspect": ("verify shards or a bundle and print what they hold", _inspect_arguments, _inspect),
     "generate": ("text and pictures from text and pictures", _generate_arguments, _generate),
     "evaluate": ("score a model on a task", _evaluate_arguments, _evaluate),
-    "import-hf": ("a local Llama or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
+    "import-hf": ("a local Llama, Qwen2, Qwen3 or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
     "export-hf": ("a model bundle becomes a folder for transformers", _export_hf_arguments, _export_hf),
     "demo": ("train, draw, answer and score on easy-VQA; ends with a report page", _demo_arguments, _demo),
 }

@@ -128,7 +128,7 @@ def write_dialogue(model: Pipeline, out: Path) -> None:
     turns: list[dict[str, object]] = []
     for number, (request, temperature) in enumerate(REQUESTS):
         prompt = _recent(model, [*said, request])
-        answer = model.generate([prompt], mode="mixed", temperature=temperature, guidance=2.0, seed=number)[0]
+        answer = model.generate([prompt], mode="mixed", temperature=temperature, seed=number)[0]
         said += [request, list(answer)]
         turns.append({"role": "user", "parts": [{"text": request}]})
         turns.append({"role": "model", "parts": _saved(answer, folder, number)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.images import to_tensor
-from unimodal.evaluation.contract import Sampling
+from unimodal.evaluation.contract import GREEDY
 from unimodal.evaluation.judge import Judge
 from unimodal.evaluation.metrics.images import MAX_PSNR
 from unimodal.evaluation.tasks import caption, reconstruction, t2i, vqa
@@ -54,7 +55,7 @@ def test_vqa_without_named_types_calls_colours_other(model: Any, source: Any) ->
 
 
 def test_vqa_asks_all_questions_in_one_greedy_call_and_the_blind_ones_once_each(model: Any, source: Any) -> None:
-    vqa.evaluate(model, source, sampling=Sampling(seed=7))
+    vqa.evaluate(model, source, sampling=replace(GREEDY, seed=7))
     seeing, blind = model.calls
     assert len(seeing["prompts"]) == 5 and len(blind["prompts"]) == 3
     assert seeing["temperature"] == 0 and seeing["seed"] == 7 and seeing["max_new_tokens"] == 8

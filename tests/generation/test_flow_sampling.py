@@ -122,7 +122,7 @@ def test_a_renormalised_velocity_is_as_long_as_the_plain_one_and_points_the_guid
         assert (torch.linalg.vector_norm(found, dim=over) <= longest * (1 + 1e-6)).all()
         cosine = torch.nn.functional.cosine_similarity(found.flatten(0, 1), guided.flatten(0, 1), dim=-1)
         torch.testing.assert_close(cosine, torch.ones_like(cosine))
-    least = FlowSamplingConfig(renorm="global", renorm_least=1.0)
+    least = FlowSamplingConfig(renorm="global", renorm_min=1.0)
     torch.testing.assert_close(guided_velocity(full, null, null, scale, torch.ones(3).double(), least), guided)
 
 

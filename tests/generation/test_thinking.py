@@ -17,7 +17,7 @@ from unimodal.generation.requests import DecodeConfig
 from unimodal.generation.thinking import ThinkingConfig
 
 PROMPTS: list[Any] = ["a red circle", [noise(16, 16, seed=0), "make it blue"], ["a", ["yes"], "b"]]
-PLANNED = ThinkingConfig(instruction="first plan: ", room=6, temperature=1.0)
+PLANNED = ThinkingConfig(instruction="first plan: ", token_budget=6, temperature=1.0)
 
 
 @pytest.fixture(scope="module", params=["codes", "latents"])
@@ -93,8 +93,8 @@ def test_the_plan_changes_the_picture(pipeline: Pipeline) -> None:
     more = settings(pipeline)
     pictures = set()
     for seed in range(3):
-        told = ThinkingConfig(instruction="first plan: ", room=6, temperature=5.0)
-        (answer,) = pipeline.generate(["a"], mode="image", think=told, seed=seed, temperature=0.0, **more)
+        told = ThinkingConfig(instruction="first plan: ", token_budget=6, temperature=5.0)
+        (answer,) = pipeline.generate(["a"], mode="image", think=told, seed=seed, temperature=0.0, guidance=1.0, **more)
         pictures.add((tuple(answer.ids[:-6]), answer[-1].tobytes()))  # type: ignore[union-attr]
     assert len({plan for plan, _ in pictures}) == len({picture for _, picture in pictures}) == 3
 
@@ -104,7 +104,7 @@ def test_thinking_is_refused_where_it_makes_no_sense(pipeline: Pipeline) -> None
         pipeline.generate(["a"], mode="text", think=True)
     with pytest.raises(ValueError, match="does not go with stream"):
         pipeline.generate(["a"], mode="image", think=True, stream=True)
-    for wrong in ({"room": 0}, {"temperature": -1.0}):
+    for wrong in ({"token_budget": 0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match="plan"):
             ThinkingConfig(**wrong)  # type: ignore[arg-type]
 
@@ -130,7 +130,7 @@ def test_a_plan_leaves_room_for_its_picture(pipeline: Pipeline) -> None:
     """However long a plan would like to be; a prompt that leaves none is named before anything is decoded."""
     more = settings(pipeline)
     longest = pipeline.model.config.trunk.max_length
-    wordy = ThinkingConfig(instruction="", room=10 * longest, temperature=5.0)
+    wordy = ThinkingConfig(instruction="", token_budget=10 * longest, temperature=5.0)
     for seed in range(4):
         (answer,) = pipeline.generate(["a" * 40], mode="image", think=wordy, seed=seed, **more)
         assert isinstance(answer[-1], Image.Image) and answer.finish == "end"

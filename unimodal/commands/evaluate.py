@@ -11,6 +11,7 @@ from rich.table import Table
 from unimodal.evaluation.contract import Sampling
 from unimodal.evaluation.run import TASK_SAMPLING, EvaluationConfig
 from unimodal.evaluation.run import run as evaluate
+from unimodal.generation.options import from_arguments
 from unimodal.generation.pipeline import load
 
 
@@ -41,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _sampling(options: argparse.Namespace) -> Sampling | None:
-    """The task's own sampling with what the command line changes."""
-    names = ("temperature", "top_p", "top_k", "guidance", "image_guidance", "steps", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if not given or options.task not in TASK_SAMPLING:
+    """The task's own sampling with what the command line changes; None where it changes nothing."""
+    task = TASK_SAMPLING.get(options.task)
+    if task is None:
         return None
-    return replace(TASK_SAMPLING[options.task], **given)
+    sampling = from_arguments(options, task, **({} if options.seed is None else {"seed": options.seed}))
+    return None if sampling == task else sampling

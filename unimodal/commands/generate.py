@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,24 +16,13 @@ from data_pipelines.documents import ImageSegment
 from unimodal.commands.progress import progress_bar
 from unimodal.generation.events import Ended, Event, ImageDone, ImageRows, TextPiece
 from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Regex
+from unimodal.generation.options import from_arguments
 from unimodal.generation.pipeline import load
 from unimodal.generation.prompts import Answer
 from unimodal.generation.requests import Finish
+from unimodal.generation.settings import DecodeSettings, chosen
 
 PARTIAL = "so-far.png"
-SETTINGS = (
-    "mode",
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "guidance",
-    "image_guidance",
-    "guidance_schedule",
-    "aspect_ratio",
-    "steps",
-    "solver",
-)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--think draws when the plan is there, --stream shows what comes: give one of them")
     if options.stream and options.number != 1:
         raise ValueError(f"--stream shows one answer, --number asks for {options.number}")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in SETTINGS} | {"grammar": _grammar(options)}
+    settings = chosen(from_arguments(options, DecodeSettings(), grammar=_grammar(options)))
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is not a folder: answers cannot go there")
     dtype = getattr(torch, options.dtype) if options.dtype else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,9 @@ from torch import Tensor
 from data_pipelines.documents import Document
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.modality import Mode
+from unimodal.generation.guidance import UNGUIDED
 from unimodal.generation.prompts import Answer, Part, Prompt
+from unimodal.generation.settings import DecodeSettings, Mode, chosen
 
 # Shapes: B images, H height, W width, N codes of one image; images lie in [-1, 1].
 
@@ -104,34 +104,29 @@ class DocumentSource(Protocol):
     def fingerprint(self) -> str: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How answers are drawn; temperature 0 is greedy, top_k 0 and top_p 1 cut nothing, guidance 1 is none.
+@dataclass(frozen=True)
+class Sampling(DecodeSettings):
+    """How the answers of a task are decoded, and the seed of the first."""
 
-    `image_guidance` weighs the prompt's pictures apart from its words; `steps` are those of the flow branch.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    guidance: float = 1.0
-    seed: int = 0
-    image_guidance: float | None = None
-    steps: int | None = None
+    seed: int = field(default=0, kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON and for `generate`."""
-        return dataclasses.asdict(self)
+        """Keyword arguments of `generate`, the mode apart."""
+        return {name: value for name, value in chosen(self).items() if name != "mode"}
 
     def recipe(self) -> dict[str, Any]:
-        """As a results file tells it."""
-        cuts = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        more = {"image_guidance": self.image_guidance, "steps": self.steps}
-        chosen = {name: value for name, value in more.items() if value is not None}
-        return {"sampling": cuts, "guidance": self.guidance, **chosen, "seed": self.seed}
+        """As a results file tells it; settings beyond the usual ones where they were changed."""
+        cuts = {name: getattr(self, name) for name in SAMPLING_KEYS}
+        usual = {*SAMPLING_KEYS, "mode", "max_new_tokens", "guidance", "grammar", "seed"}
+        changed = {name: value for name, value in chosen(self).items() if name not in usual}
+        changed = {name: value for name, value in changed.items() if value != getattr(DecodeSettings, name)}
+        guidance = UNGUIDED if self.mode == "text" else self.guidance
+        return {"sampling": cuts, "guidance": guidance, **changed, "seed": self.seed}
 
 
-GREEDY = Sampling()
+SAMPLING_KEYS = ("temperature", "top_p", "top_k")
+GREEDY = Sampling(mode="text", temperature=0.0)
+DRAWN = Sampling(mode="image")
 
 Reporter = Callable[[str, int], Callable[[int], None]]
 """Called with a description and a total, gives back what is to be told of every n items done."""

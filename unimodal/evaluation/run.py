@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.registry import open_source
-from unimodal.evaluation.contract import GREEDY, AnyToAnyModel, DocumentSource, Reporter, Sampling, TaskResult
+from unimodal.evaluation.contract import DRAWN, GREEDY, AnyToAnyModel, DocumentSource, Reporter, Sampling, TaskResult
 from unimodal.evaluation.judge import STEPS, Judge, cached_judge
 from unimodal.evaluation.results import write_results
 from unimodal.evaluation.tasks import caption, edit, reconstruction, t2i, vqa
+from unimodal.generation.options import to_words
 
 JUDGED_SOURCE = "easy_vqa"
 """The source whose captions a judge of colour and shape can check."""
@@ -89,9 +90,10 @@ def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
     if config.seeds_per_prompt != EvaluationConfig.seeds_per_prompt:
         words += ["--seeds-per-prompt", str(config.seeds_per_prompt)]
     words += ["--choices", *config.choices] if config.choices else []
-    for name, value in (config.sampling.to_dict() if config.sampling else {}).items():
-        if value != getattr(TASK_SAMPLING[config.task], name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+    if config.sampling:
+        own = TASK_SAMPLING[config.task]
+        changed = {name: value for name, value in config.sampling.to_dict().items() if value != getattr(own, name)}
+        words += to_words(changed)
     return shlex.join([*words, "--out", str(out)])
 
 
@@ -156,9 +158,9 @@ TASKS: dict[str, Runner] = {
 TASK_SAMPLING = {
     "vqa": GREEDY,
     "caption": GREEDY,
-    "t2i": t2i.SAMPLED,
+    "t2i": DRAWN,
     "reconstruction": GREEDY,
-    "edit": edit.SAMPLED,
+    "edit": DRAWN,
 }
 
 

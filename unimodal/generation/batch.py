@@ -9,8 +9,6 @@ stands still.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +21,7 @@ from unimodal.generation.modality import ModalityMachine, ModalityState, keep_wh
 from unimodal.generation.painters.base import Painted, Painter
 from unimodal.generation.prefill import NewAnswer, Prefill
 from unimodal.generation.requests import Request
+from unimodal.generation.rows import BatchLimits, Row, RowStatus
 from unimodal.generation.sampling import RowSampling, pick, row_uniforms
 from unimodal.generation.structured import Structured
 from unimodal.model.cache import KVCache, LayerCache
@@ -35,37 +34,6 @@ PER_ANSWER = (
     *("uniforms", "out", "log_probs"),
 )
 """Tensors of a batch with one row for each answer."""
-
-
-@dataclass(kw_only=True)
-class Row:
-    """A row of the cache: its answer, its position relative to the answer's, its slot relative to its position.
-
-    `role` is 0 for the answer's main row, 1 for its null context, 2 for its images' context.
-    """
-
-    answer: int
-    shift: int = 0
-    offset: int = 0
-    role: int = 0
-
-
-class RowStatus(NamedTuple):
-    """What the host learns about one answer."""
-
-    done: bool
-    in_image: bool
-    waits: bool
-    step: int
-    position: int
-    token: int
-
-
-class BatchLimits(NamedTuple):
-    """Cache slots of a row, and new tokens of an answer, that a batch holds."""
-
-    slots: int
-    steps: int
 
 
 class Batch:
@@ -204,6 +172,10 @@ class Batch:
         positions = dict(zip(self.numbers, (status.position for status in statuses), strict=True))
         self._reach = max((positions[row.answer] + row.shift + row.offset for row in self.rows), default=0)
         return statuses
+
+    def prepare_grammars(self) -> None:
+        """Work out what each grammar allows next."""
+        self.structured.prepare(self.state, self.may_draw() if self.structured.active else self.state.done)
 
     # -- the decode path: tensors only
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.batch import BatchLimits
 from unimodal.generation.context import Reading, read_prompt
 from unimodal.generation.forward import Forward
 from unimodal.generation.painters.base import Painter
 from unimodal.generation.requests import Decoded, Request, Update
+from unimodal.generation.rows import BatchLimits
 from unimodal.generation.scheduler import ROWS, Scheduler
 from unimodal.generation.scoring import score
 from unimodal.model.model import UnifiedModel

@@ -8,20 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from unimodal.generation.settings import check_number
+from unimodal.generation.settings import Renorm, Solver, check_setting
 from unimodal.model.branches.flow import shift_times
 
 # Shapes: B images, N latents of each, C channels.
 
-Solver = Literal["euler", "heun"]
-SOLVERS: tuple[Solver, ...] = ("euler", "heun")
-Renorm = Literal["none", "global", "channel", "text_channel"]
-RENORMS: tuple[Renorm, ...] = ("none", "global", "channel", "text_channel")
 Velocity = Callable[[Tensor, float], Tensor]
 
 
@@ -31,7 +26,7 @@ class FlowSamplingConfig:
 
     `steps` of a solver over a grid of times moved towards noise by `shift`; Heun's steps ask the model twice, but for
     the last one. Guidance acts at times above `guidance_from` and up to `guidance_to`. `renorm` keeps guided velocities
-    as long as plain ones, down to `renorm_least` of their own length (BAGEL, arXiv 2505.14683): over a whole image
+    as long as plain ones, down to `renorm_min` of their own length (BAGEL, arXiv 2505.14683): over a whole image
     (`global`), latent by latent (`channel`), or latent by latent in guidance by words alone (`text_channel`).
     """
 
@@ -41,17 +36,11 @@ class FlowSamplingConfig:
     guidance_from: float = 0.0
     guidance_to: float = 1.0
     renorm: Renorm = "none"
-    renorm_least: float = 0.0
+    renorm_min: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("the number of steps", self.steps, 1, 10_000, whole=True)
-        check_number("the shift of times", self.shift, 1e-3, 1000)
-        for name in ("guidance_from", "guidance_to", "renorm_least"):
-            check_number(name, getattr(self, name), 0, 1)
-        if self.solver not in SOLVERS:
-            raise ValueError(f"the solver is one of {', '.join(SOLVERS)}, got {self.solver!r}")
-        if self.renorm not in RENORMS:
-            raise ValueError(f"renorm is one of {', '.join(RENORMS)}, got {self.renorm!r}")
+        for name, value in vars(self).items():
+            check_setting(name, value)
 
     def guided_at(self, time: float) -> bool:
         """Whether guidance acts at this time."""
@@ -93,9 +82,9 @@ def guided_velocity(
     if config.renorm == "none":
         return by_text + by_image
     if config.renorm == "text_channel":
-        return _shortened(by_text, full, (-1,), config.renorm_least) + by_image
+        return _shortened(by_text, full, (-1,), config.renorm_min) + by_image
     over = (-2, -1) if config.renorm == "global" else (-1,)
-    return _shortened(by_text + by_image, full, over, config.renorm_least)
+    return _shortened(by_text + by_image, full, over, config.renorm_min)
 
 
 def _shortened(guided: Tensor, plain: Tensor, over: tuple[int, ...], least: float) -> Tensor:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from unimodal.generation.settings import check_number
+from unimodal.generation.settings import SCHEDULES, Schedule, check_setting
 
 # Shapes: B rows, V vocabulary.
 
-Schedule = Literal["constant", "linear", "cosine"]
-SCHEDULES: tuple[Schedule, ...] = ("constant", "linear", "cosine")
+
+UNGUIDED = 1.0
+"""The scale that gives back the logits under the whole context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +33,15 @@ class GuidanceConfig:
     to the codes drawn (`linear`) or along half a cosine.
     """
 
-    scale: float = 1.0
+    scale: float = UNGUIDED
     image_scale: float | None = None
     schedule: Schedule = "constant"
 
     def __post_init__(self) -> None:
-        check_number("the guidance scale", self.scale, 0, 1000)
+        check_setting("guidance", self.scale)
         if self.image_scale is not None:
-            check_number("the guidance scale of pictures", self.image_scale, 0, 1000)
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"the guidance schedule is one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+            check_setting("image_guidance", self.image_scale)
+        check_setting("guidance_schedule", self.schedule)
 
     @property
     def active(self) -> bool:

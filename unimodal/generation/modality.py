@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +22,6 @@ from tokenizers_vq.token_space import TokenSpace
 
 # Shapes: B rows, V vocabulary, Z image sizes.
 
-Mode = Literal["text", "image", "mixed"]
-MODES: tuple[Mode, ...] = ("text", "image", "mixed")
 ANY_SIZE = -1
 
 

@@ -13,31 +13,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizers_vq.layout import FixedLayout, Size, nearest_size
 from tokenizers_vq.media import LATENTS
 from unimodal.bundle import Bundle
+from unimodal.generation.checks import check_number
 from unimodal.generation.context import Reading
 from unimodal.generation.engine import Engine
 from unimodal.generation.events import Event, Narrator
-from unimodal.generation.flow_sampling import FlowSamplingConfig, Solver
+from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.forward import EagerForward, Forward, compiled_forward
-from unimodal.generation.grammars import AnyGrammar, GrammarCompiler, as_grammar
-from unimodal.generation.guidance import GuidanceConfig, Schedule
-from unimodal.generation.modality import Mode
+from unimodal.generation.grammars import AnyGrammar, CompiledGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.painters.flow import FlowPainter
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
 from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
-from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.resolve import decode_config
 from unimodal.generation.scheduler import ROWS
-from unimodal.generation.settings import check_number
-from unimodal.generation.thinking import ThinkingConfig, think_then_draw
+from unimodal.generation.settings import DecodeSettings, Mode
+from unimodal.generation.thinking import ThinkingConfig, instructed, think_then_draw
 from unimodal.model.inference.prepacked import prepacked
 from unimodal.model.model import UnifiedModel
-
-TEXT_ROOM = 32
-"""Tokens that an answer may have beside one image, if max_new_tokens is not given."""
-STRUCTURED_ROOM = 256
-"""The same for an answer under a grammar."""
 
 
 class Pipeline:
@@ -115,12 +108,12 @@ class Pipeline:
     def generate(
         self,
         prompts: Sequence[Prompt],
-        mode: Mode = "mixed",
-        max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        guidance: float = 1.0,
+        mode: Mode = DecodeSettings.mode,
+        max_new_tokens: int | None = DecodeSettings.max_new_tokens,
+        temperature: float = DecodeSettings.temperature,
+        top_p: float = DecodeSettings.top_p,
+        top_k: int = DecodeSettings.top_k,
+        guidance: float = DecodeSettings.guidance,
         seed: int = 0,
         stream: bool = False,
         *,
@@ -133,9 +126,9 @@ class Pipeline:
 
         A prompt is a string, or a list of strings and PIL images; a list inside that list is an earlier answer of
         the model. `mode` is `text`, `image` (one picture) or `mixed` (the model chooses). Prompt i is sampled with
-        seed + i. `batch_size` answers are made side by side, and `progress` is told how many more are done. The other
-        settings are those of `decode_config`. With `think` a plan in words comes before the picture of mode `image`
-        (generation/thinking.py). With `stream` events come instead, as they happen (generation/events.py).
+        seed + i. `batch_size` answers are made side by side, and `progress` is called with how many more are done. The
+        other settings are those of `decode_config`. With `think` a plan in words comes before the picture of mode
+        `image` (generation/thinking.py). With `stream` events come instead, as they happen (generation/events.py).
         Raises ValueError for settings that make no sense.
         """
         if not isinstance(prompts, list | tuple):
@@ -145,7 +138,11 @@ class Pipeline:
             if stream:
                 raise ValueError("a picture that was thought about comes as a whole: think does not go with stream")
             thinking = ThinkingConfig() if think is True else think
-            return think_then_draw(self, prompts, config, thinking, seed=seed, batch_size=batch_size, progress=progress)
+            plan = replace(self.decode_config("text", thinking.token_budget, thinking.temperature), until_image=True)
+            requests = self.requests(instructed(prompts, thinking), plan, seed)
+            return self.finished(
+                think_then_draw(self.engine, requests, config, batch_size=batch_size, progress=progress)
+            )
         requests = self.requests(prompts, config, seed)
         return self.events(requests, batch_size) if stream else self.answers(requests, batch_size, progress)
 
@@ -188,67 +185,22 @@ class Pipeline:
             if update.decoded is not None:
                 yield from narrators[update.request].end(update.decoded.finish)
 
-    def decode_config(
-        self,
-        mode: Mode = "mixed",
-        max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        guidance: float = 1.0,
-        *,
-        image_guidance: float | None = None,
-        guidance_schedule: Schedule = "constant",
-        aspect_ratio: float | None = None,
-        grammar: AnyGrammar | None = None,
-        constrained: bool = True,
-        steps: int | None = None,
-        solver: Solver | None = None,
-        flow: FlowSamplingConfig | None = None,
-    ) -> DecodeConfig:
-        """How to decode, from what users say.
+    def decode_config(self, *settings: Any, flow: FlowSamplingConfig | None = None, **named: Any) -> DecodeConfig:
+        """How this model decodes under what a user says: the fields of DecodeSettings (generation/settings.py).
 
-        `guidance` weighs a prompt against none inside images, `image_guidance` its pictures apart from its words;
-        `guidance_schedule` lets both grow over an image. `aspect_ratio`, width by height, asks a model with several
-        image sizes for one of them. `grammar` rules the text: a JSON schema, a list of answers, Lark as a string, or a
-        class of generation/grammars.py. `constrained=False` shows what
-        the model does without any rules. `steps`, `solver` and the rest of `flow` say how a model with the flow branch
-        draws. Raises ValueError for what makes no sense or what this model cannot do.
+        `flow` stands for those fields of it that are not named. Raises ValueError for what makes no sense or what this
+        model cannot do.
         """
-        drawing = _given(steps=steps, solver=solver)
-        if (drawing or flow is not None) and LATENTS not in self.model.branches:
-            raise ValueError("steps, solver and flow are settings of the flow branch, and this model has none")
-        if mode != "text" and self.image_tokenizer is None:
-            raise ValueError(f"mode {mode!r} draws, but this model has no image tokenizer: use mode 'text'")
-        room = self.token_space.layout.span + (
-            1 if mode == "image" else TEXT_ROOM if grammar is None else STRUCTURED_ROOM
-        )
-        rules = None if grammar is None else self.grammars.compile(as_grammar(grammar))
-        if rules is not None and rules.draws and mode == "text":
-            raise ValueError("this grammar wants pictures: they need mode 'mixed', not 'text'")
-        return DecodeConfig(
-            mode=mode,
-            max_new_tokens=room if max_new_tokens is None else max_new_tokens,
-            sampling=SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k),
-            guidance=GuidanceConfig(scale=guidance, image_scale=image_guidance, schedule=guidance_schedule),
-            image_size=None if aspect_ratio is None else self._size(aspect_ratio),
-            grammar=rules,
-            constrained=constrained,
-            flow=replace(flow or FlowSamplingConfig(), **drawing),
-        )
+        drawing = {} if flow is None else vars(flow)
+        return decode_config(DecodeSettings(*settings, **{**drawing, **_given(**named)}), self.bundle, self._compiled)
+
+    def _compiled(self, grammar: AnyGrammar) -> CompiledGrammar:
+        return self.grammars.compile(as_grammar(grammar))
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
         """Compiles grammars for this model's text tokenizer."""
         return GrammarCompiler(self.text_tokenizer, self.token_space)
-
-    def _size(self, ratio: float) -> Size:
-        layout = self.token_space.layout
-        if isinstance(layout, FixedLayout):
-            raise ValueError(f"this model draws {layout.rows}x{layout.columns} codes and no other size")
-        if not 0 < ratio < math.inf:
-            raise ValueError(f"an aspect ratio is width by height and above 0, got {ratio}")
-        return nearest_size(layout, 1, ratio)
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids (B, T) int64 -> logits (B, T, V) float32."""

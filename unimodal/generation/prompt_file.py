@@ -1,13 +1,12 @@
 """Prompt files: JSON lines in, JSON lines and pictures out; a run that was killed goes on where it was.
 
 A line is an object with `prompt`: a string, or a list of strings, `{"image": FILE}` (beside the prompt file) and
-`{"answer": [...]}` for an earlier answer of the model. It may set `id`, `seed`, what `Pipeline.decode_config` takes,
-and a grammar as `json_schema`, `choices`, `regex` or `lark`.
+`{"answer": [...]}` for an earlier answer of the model. It may set `id`, `seed`, the options of DecodeSettings, and a
+grammar as `json_schema`, `choices`, `regex` or `lark`.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,9 @@ from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Lark, Reg
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import Answer
 from unimodal.generation.requests import Request
+from unimodal.generation.settings import OPTIONS, DecodeSettings, chosen
 
 GRAMMARS: dict[str, type[Any]] = {"json_schema": JSONSchema, "choices": Choices, "regex": Regex, "lark": Lark}
-SETTINGS = frozenset(inspect.signature(Pipeline.decode_config).parameters) - {"self", "grammar", "flow"}
 ANSWERS = "answers.jsonl"
 
 
@@ -34,7 +33,7 @@ class PromptLine:
 
     id: str
     prompt: str | list[Any]
-    settings: Mapping[str, Any]
+    settings: DecodeSettings
     seed: int
     folder: Path
     where: str
@@ -43,7 +42,7 @@ class PromptLine:
         """The request that it makes. Raises ValueError, with file and line, for what this model cannot do."""
         try:
             parts = self.prompt if isinstance(self.prompt, str) else [self._part(part) for part in self.prompt]
-            config = pipeline.decode_config(**self.settings)
+            config = pipeline.decode_config(**chosen(self.settings))
             request = pipeline.requests([parts], config, self.seed)[0]
             pipeline.engine.check(request)
         except (ValueError, TypeError, DamagedSample) as error:
@@ -97,15 +96,18 @@ def _line(text: bytes, where: str, index: int, folder: Path, defaults: Mapping[s
     name, seed = str(row.get("id", f"{index:06d}")), row.get("seed", index)
     if not re.fullmatch(r"(?!\.)[\w.\-]{1,100}", name, flags=re.ASCII):
         raise ValueError(f"{where}: an id names files: 1 to 100 letters, digits, '_', '-' and '.', got {name[:60]!r}")
-    settings = {**defaults, **_settings(own, where)}
+    try:
+        settings = DecodeSettings(**{**defaults, **_settings(own, where)})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     return PromptLine(id=name, prompt=prompt, settings=settings, seed=seed, folder=folder, where=where)
 
 
 def _settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What was set, checked by name. Raises ValueError that begins with `where`."""
-    unknown = set(given) - SETTINGS - set(GRAMMARS)
+    unknown = set(given) - set(OPTIONS) - set(GRAMMARS)
     if unknown:
-        offered = ", ".join(sorted(SETTINGS | set(GRAMMARS)))
+        offered = ", ".join(sorted({*OPTIONS, *GRAMMARS}))
         raise ValueError(f"{where}: no setting is called {sorted(unknown)[0]!r}; there are {offered}")
     try:
         return with_grammar(given)

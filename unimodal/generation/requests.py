@@ -11,11 +11,12 @@ from torch import Tensor
 
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.checks import check_number
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.guidance import GuidanceConfig
-from unimodal.generation.modality import MODES, OUTSIDE, Kind, Mode
+from unimodal.generation.modality import OUTSIDE, Kind
 from unimodal.generation.sampling import SamplingConfig
-from unimodal.generation.settings import check_number
+from unimodal.generation.settings import Mode, check_setting
 
 Finish = Literal["end", "length", "no room for an image"]
 """Why an answer ended: by itself, because its room was used up, or because an image was due that did not fit."""
@@ -62,11 +63,8 @@ class DecodeConfig:
     until_image: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"the mode is one of {', '.join(MODES)}, got {self.mode!r}")
-        check_number("max_new_tokens", self.max_new_tokens, 1, 2**31, whole=True)
-        if not isinstance(self.constrained, bool):
-            raise ValueError(f"constrained is true or false, got {self.constrained!r}")
+        for name in ("mode", "max_new_tokens", "constrained"):
+            check_setting(name, getattr(self, name))
         if self.grammar is not None and (self.mode == "image" or not self.constrained):
             raise ValueError("a grammar rules text: it goes with mode 'text' or 'mixed' and with constrained decoding")
         if self.until_image and (self.mode != "text" or not self.constrained or self.grammar is not None):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unimodal.generation.settings import check_number
+from unimodal.generation.settings import check_setting
 
 # Shapes: B rows, V vocabulary.
 
@@ -26,11 +26,10 @@ class SamplingConfig:
     top_k: int = 0
 
     def __post_init__(self) -> None:
-        check_number("the temperature", self.temperature, 0, 10_000)
+        for name in ("temperature", "top_p", "top_k"):
+            check_setting(name, getattr(self, name))
         if 0 < self.temperature < COLDEST:
             raise ValueError(f"a temperature is 0 or at least {COLDEST:g}, got {self.temperature}")
-        check_number("top_p", self.top_p, 1e-6, 1)
-        check_number("top_k", self.top_k, 0, 2**31, whole=True)
 
 
 class RowSampling(NamedTuple):

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.batch import Batch, BatchLimits, RowStatus
+from unimodal.generation.batch import Batch
+from unimodal.generation.checks import check_number
 from unimodal.generation.context import Piece, Reading, read_prompt
 from unimodal.generation.forward import Forward
 from unimodal.generation.painters.base import Painter
@@ -25,7 +26,7 @@ from unimodal.generation.painters.due import DueImages
 from unimodal.generation.prefill import NewAnswer
 from unimodal.generation.prefixes import Planned, plan
 from unimodal.generation.requests import Decoded, Finish, Request, Update
-from unimodal.generation.settings import check_number
+from unimodal.generation.rows import BatchLimits, RowStatus
 from unimodal.model.model import UnifiedModel
 
 ROWS = 64
@@ -103,7 +104,7 @@ class Scheduler:
         if not len(self.batch):
             return []
         for _ in range(1 if self.batch.structured.active else self.sync_every):
-            self.batch.structured.prepare(self.batch)
+            self.batch.prepare_grammars()
             self.batch.step()
         statuses = self.batch.sync()
         self.batch.structured.follow(statuses)

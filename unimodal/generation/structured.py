@@ -7,16 +7,14 @@ During an image the grammar rests: it consumes boi and eoi, and never a code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.modality import ModalityState
 from unimodal.generation.requests import Matcher, TextGrammar
-
-if TYPE_CHECKING:
-    from unimodal.generation.batch import Batch, RowStatus
+from unimodal.generation.rows import RowStatus
 
 # Shapes: P answers, T text ids.
 
@@ -53,20 +51,19 @@ class Structured:
         """Whether the grammar asked an answer for an image that does not fit."""
         return self.stuck_rows[index]
 
-    def prepare(self, batch: Batch) -> None:
-        """Work out what each grammar allows next."""
+    def prepare(self, state: ModalityState, may_draw: Tensor) -> None:
+        """Work out what each grammar allows next. `may_draw` (P,) says whether an image would fit."""
         if not self.active:
             self.bias = None
             return
-        state = batch.state
-        may_begin = batch.may_draw().tolist()
+        may_begin = may_draw.tolist()
         resting = (state.in_image | state.done).tolist()
         bias = torch.zeros(len(self.matchers), self.space.text_size)
         for index, matcher in enumerate(self.matchers):
             if matcher is not None and not resting[index]:
                 mask, self.stuck_rows[index] = text_mask(self.space, matcher, may_begin=may_begin[index])
                 bias[index].masked_fill_(~mask, float("-inf"))
-        self.bias = bias.to(batch.device)
+        self.bias = bias.to(may_draw.device)
 
     def follow(self, statuses: Sequence[RowStatus]) -> None:
         """Advance the grammars by the tokens that were sampled since the last time."""

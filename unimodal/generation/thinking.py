@@ -10,78 +10,78 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from data_pipelines.documents import THINKING
-from unimodal.generation.prompts import Answer, Prompt, listed
+from unimodal.generation.checks import check_number
+from unimodal.generation.engine import Engine
+from unimodal.generation.prompts import Prompt, listed
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
-from unimodal.generation.settings import check_number
-
-if TYPE_CHECKING:
-    from unimodal.generation.pipeline import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThinkingConfig:
-    """`instruction` stands before the prompt; a plan has at most `room` tokens, drawn at `temperature` (BAGEL: 0.3)."""
+    """`instruction` stands before the prompt; a plan has `token_budget` tokens, at `temperature` (BAGEL: 0.3)."""
 
     instruction: str = THINKING
-    room: int = 64
+    token_budget: int = 64
     temperature: float = 0.3
 
     def __post_init__(self) -> None:
-        check_number("the room of a plan", self.room, 1, 2**31, whole=True)
+        check_number("the token budget of a plan", self.token_budget, 1, 2**31, whole=True)
         check_number("the temperature of a plan", self.temperature, 0, 1000)
 
 
+def instructed(prompts: Sequence[Prompt], config: ThinkingConfig) -> list[Prompt]:
+    """Prompts that ask for a plan: the instruction and the words that follow are one string, as in training."""
+    return [_instructed(prompt, config.instruction) for prompt in prompts]
+
+
 def think_then_draw(
-    pipeline: Pipeline,
-    prompts: Sequence[Prompt],
+    engine: Engine,
+    requests: Sequence[Request],
     config: DecodeConfig,
-    thinking: ThinkingConfig,
     *,
-    seed: int = 0,
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> list[Answer]:
-    """Answers of a plan and one picture; `config` is that of the picture. Raises ValueError for another mode."""
+) -> list[Decoded]:
+    """Answers of a plan and one image. `requests` are for the plans, `config` is for the images.
+
+    Raises ValueError for a config of another mode, and for a prompt that leaves no tokens for plan and image.
+    """
     if config.mode != "image":
         raise ValueError(f"thinking ends in a picture: it goes with mode 'image', not {config.mode!r}")
-    words = replace(pipeline.decode_config("text", thinking.room, thinking.temperature), until_image=True)
-    told = [_instructed(prompt, thinking.instruction) for prompt in prompts]
-    requests = [_with_room(pipeline, request) for request in pipeline.requests(told, words, seed)]
-    plans = pipeline.engine.decode(requests, rows=batch_size)
+    requests = [_with_token_budget(engine, request) for request in requests]
+    plans = engine.decode(requests, rows=batch_size)
     drawing = [_with_plan(request, plan, config) for request, plan in zip(requests, plans, strict=True)]
-    drawn = pipeline.engine.decode(drawing, rows=batch_size, progress=progress)
-    return pipeline.finished([_joined(plan, picture) for plan, picture in zip(plans, drawn, strict=True)])
+    drawn = engine.decode(drawing, rows=batch_size, progress=progress)
+    return [_joined(plan, image) for plan, image in zip(plans, drawn, strict=True)]
 
 
 def _instructed(prompt: Prompt, instruction: str) -> Prompt:
-    """One string with the words that follow, as in training."""
     first, *rest = [prompt] if isinstance(prompt, str) else listed(prompt)
     return [instruction + first, *rest] if isinstance(first, str) else [instruction, first, *rest]
 
 
-def _with_room(pipeline: Pipeline, request: Request) -> Request:
-    """A plan that leaves room for the picture. Raises ValueError where there is none for a word of it."""
-    room = min(request.config.max_new_tokens, pipeline.engine.tokens_before_image(request))
-    if room < 1:
+def _with_token_budget(engine: Engine, request: Request) -> Request:
+    """A plan that leaves tokens for the image. Raises ValueError where there are none for a word of it."""
+    budget = min(request.config.max_new_tokens, engine.tokens_before_image(request))
+    if budget < 1:
         raise ValueError(
             f"a prompt of {len(request.prompt)} tokens leaves no room for a plan and a picture in a context of "
-            f"{pipeline.model.config.trunk.max_length}"
+            f"{engine.model.config.trunk.max_length}"
         )
-    return replace(request, config=replace(request.config, max_new_tokens=room))
+    return replace(request, config=replace(request.config, max_new_tokens=budget))
 
 
-def _said(plan: Decoded) -> int:
+def _plan_length(plan: Decoded) -> int:
     """Tokens of a plan without its end, eos or boi."""
     return len(plan.ids) - (plan.finish == "end")
 
 
 def _with_plan(request: Request, plan: Decoded, config: DecodeConfig) -> Request:
-    return replace(request, prompt=[*request.prompt, *plan.ids[: _said(plan)]], config=config)
+    return replace(request, prompt=[*request.prompt, *plan.ids[: _plan_length(plan)]], config=config)
 
 
-def _joined(plan: Decoded, picture: Decoded) -> Decoded:
-    said = _said(plan)
-    return replace(picture, ids=plan.ids[:said] + picture.ids, log_probs=plan.log_probs[:said] + picture.log_probs)
+def _joined(plan: Decoded, image: Decoded) -> Decoded:
+    length = _plan_length(plan)
+    return replace(image, ids=plan.ids[:length] + image.ids, log_probs=plan.log_probs[:length] + image.log_probs)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers_vq.media import LATENTS, PATCHES, MediaSpec, PatchSpec
 from unimodal.interop.architectures.siglip import siglip_config
-from unimodal.model.config import FlowConfig, VisionConfig
+from unimodal.model.config import FlowConfig, ModelConfig, VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +75,19 @@ class VisionBranchConfig:
             hidden_dim=self.hidden_dim,
             pos_embed_period=self.pos_embed_period,
         )
+
+
+def check_media(config: ModelConfig, media: Mapping[str, MediaSpec]) -> None:
+    """Raises ValueError where the data gives other media than the branches of a model take."""
+    wanted = {name for name, branch in ((LATENTS, config.flow), (PATCHES, config.vision)) if branch}
+    if wanted != set(media):
+        raise ValueError(
+            f"the model has branches for {' and '.join(sorted(wanted)) or 'no media'}, the data's templates give "
+            f"{' and '.join(sorted(media)) or 'none'}: model.flow goes with data.templates.drawn latents, and "
+            "model.vision with data.templates.seen patches"
+        )
+    flow, vision = config.flow, config.vision
+    if flow and (flow.latent_dim != media[LATENTS].width or flow.autoencoder not in ("", media[LATENTS].source)):
+        raise ValueError("the bundle draws latents of another autoencoder than the data's: tokenize with the bundle's")
+    if vision and vision.patches.width != media[PATCHES].width:
+        raise ValueError(f"the bundle takes patches of {vision.patches.size} pixels, the data has others")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from data_pipelines.batch import MIN_WEIGHT, PackedBatch
 from data_pipelines.spec import DataSpec, data_spec
-from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch_media import media_tokens
 from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
@@ -21,7 +20,7 @@ from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.inference.compiling import compile_blocks, sizes_vary
 from unimodal.model.masks import training_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig
+from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_media
 from unimodal.training.objectives.base import Objective, Terms, total
 from unimodal.training.objectives.flow_matching import FlowMatching
 from unimodal.training.objectives.next_token import NextToken, counted_tokens
@@ -81,15 +80,10 @@ class TransformerModule(L.LightningModule):
         trunk = self.trunk or (source.trunk if source else TransformerConfig())
         flow = self.flow.to_model_config(spec.media) if self.flow else source and source.flow
         vision = self.vision.to_model_config(spec.media, self.start.vision) if self.vision else source and source.vision
-        wanted = {name for name, branch in ((LATENTS, flow), (PATCHES, vision)) if branch}
-        if wanted != set(spec.media):
-            raise ValueError(
-                f"the model has branches for {' and '.join(sorted(wanted)) or 'no media'}, the data's templates give "
-                f"{' and '.join(sorted(spec.media)) or 'none'}: model.flow goes with data.templates.drawn latents, and "
-                "model.vision with data.templates.seen patches"
-            )
         trunk = replace(trunk, mixture=self.flow.mixture) if self.flow else trunk
-        return ModelConfig(vocab_size=spec.space.vocab_size, trunk=trunk, flow=flow, vision=vision)
+        config = ModelConfig(vocab_size=spec.space.vocab_size, trunk=trunk, flow=flow, vision=vision)
+        check_media(config, spec.media)
+        return config
 
     @property
     def spec(self) -> DataSpec:
@@ -224,8 +218,12 @@ class TransformerModule(L.LightningModule):
         upgrade_checkpoint(checkpoint, self.model)
         saved = TokenSpace.from_dict(checkpoint["token_space"])
         saved.check_same(self.space, "the checkpoint", "the data")
-        for name, source in checkpoint["media"].items():
-            if name not in self.spec.media or self.spec.media[name].source != source:
+        found, own = checkpoint["media"], {name: spec.source for name, spec in self.spec.media.items()}
+        if found.keys() != own.keys():
+            trained, given = (" and ".join(sorted(names)) or "no media" for names in (found, own))
+            raise ValueError(f"the checkpoint was trained on {trained}, the data's templates give {given}")
+        for name, source in found.items():
+            if own[name] != source:
                 raise ValueError(f"the checkpoint was trained on {name} of another autoencoder than the data's")
         self._random_state = checkpoint["random_state"]
 

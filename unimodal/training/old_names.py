@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from data_pipelines.old_names import upgrade_config as upgrade_data_config
-from tokenizers_vq.media import LATENTS
+from tokenizers_vq.media import LATENTS, PATCHES
 from unimodal.model.model import UnifiedModel
 from unimodal.model.old_names import state_name
 from unimodal.training.optimizers.roles import parameters_by_role
@@ -87,14 +87,22 @@ def upgrade_module(arguments: Mapping[str, Any]) -> dict[str, Any]:
             _put(upgraded, MOVED.get(path, path), value)
     if objectives and "objectives" not in upgraded:
         objectives.setdefault(NEXT_TOKEN, {})
-        if "flow" in upgraded:
+        if upgraded.get("flow") is not None:
             objectives.setdefault(FLOW_MATCHING, {})
         kinds = [kind for kind in (NEXT_TOKEN, FLOW_MATCHING) if kind in objectives]
         upgraded["objectives"] = [{"class_path": kind, "init_args": objectives[kind]} for kind in kinds]
-    optimizer = upgraded.get("optimizer")
-    if isinstance(optimizer, Mapping) and optimizer.get("class_path") in CLASSES:
-        upgraded["optimizer"] = {**optimizer, "class_path": CLASSES[optimizer["class_path"]]}
+    if (start := upgraded.get("start") or {}).get("bundle") and start.get("codebook"):
+        del start["codebook"]  # the bundle was loaded last
+    if "optimizer" in upgraded:
+        upgraded["optimizer"] = _upgrade_classes(upgraded["optimizer"])
     return upgraded
+
+
+def _upgrade_classes(value: Any) -> Any:
+    """The same with today's paths of classes, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _upgrade_classes(inner) for name, inner in value.items()}
+    return CLASSES.get(value, value) if isinstance(value, str) else value
 
 
 def _leaves(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -116,11 +124,15 @@ def _put(target: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(target.get(parent), dict):
             target[parent] = {}
         target = target[parent]
-    target[name] = value
+    known = target.get(name)
+    target[name] = {**known, **value} if isinstance(known, dict) and isinstance(value, Mapping) else value
 
 
 def upgrade_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line of `train.py` whose `--model.…` options have old names -> today's."""
+    """A command line of `train.py` whose `--model.…` options have old names -> today's.
+
+    Raises ValueError for an option that is now an entry of a list, which cannot be set alone.
+    """
     return [_upgrade_option(argument) for argument in arguments]
 
 
@@ -128,7 +140,12 @@ def _upgrade_option(argument: str) -> str:
     for prefix in ("--model.init_args.", "--model."):
         if argument.startswith(prefix):
             path, equals, value = argument.removeprefix(prefix).partition("=")
-            return f"--model.{MOVED[path]}{equals}{value}" if path in MOVED else argument
+            if path in OBJECTIVE_FIELDS:
+                kind, name = OBJECTIVE_FIELDS[path]
+                raise ValueError(f"{prefix}{path} is now {name} of {kind.rpartition('.')[2]} in --model.objectives")
+            if path in FREEZE_FIELDS:
+                raise ValueError(f"{prefix}{path} is now --model.start.freeze=[{','.join(FREEZE_FIELDS[path])}]")
+            return f"--model.{MOVED.get(path, path)}{equals}{CLASSES.get(value, value)}"
     return argument
 
 
@@ -139,15 +156,18 @@ def upgrade_checkpoint(checkpoint: dict[str, Any], model: UnifiedModel) -> None:
     if not names:
         return
     shapes = {name: checkpoint["state_dict"][old + name].ndim for name in names}
-    checkpoint["state_dict"] = {
-        f"model.{state_name(name.removeprefix(old))}": value for name, value in checkpoint["state_dict"].items()
-    }
+    for weights in ("state_dict", "current_model_state"):  # the second is of a run with averaged weights
+        if weights in checkpoint:
+            values = checkpoint[weights].items()
+            checkpoint[weights] = {f"model.{state_name(name.removeprefix(old))}": value for name, value in values}
     known = {state_name(name): number for number, name in enumerate(_old_order(names, shapes))}
     checkpoint["optimizer_states"] = [
         _reordered(state, known, model) for state in checkpoint.get("optimizer_states", [])
     ]
     autoencoder = checkpoint.pop("autoencoder", None)
     checkpoint["media"] = {LATENTS: autoencoder["hash"]} if autoencoder else {}
+    if any(name.startswith("vision.") for name in names):
+        checkpoint["media"][PATCHES] = ""
 
 
 def _old_order(names: Sequence[str], dimensions: Mapping[str, int]) -> list[str]:

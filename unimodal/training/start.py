@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.interop.architectures.siglip import load_siglip
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.checkpoint import open_model, read_config
-from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.config import ModelConfig
 from unimodal.model.mixture import from_dense
 from unimodal.model.model import VELOCITY, UnifiedModel
 from unimodal.training.codebook_init import CodebookInitConfig, init_from_codebook, open_beside
 
 NEW_WITH_A_BRANCH = (f"branches.{LATENTS}.", f"branches.{PATCHES}.", f"heads.{VELOCITY}.")
 MAY_DIFFER = ("mixture", "dropout", "max_length")
-"""Fields of a trunk that may differ from those of the bundle that a run starts from."""
+"""Fields that may differ from those of the bundle that a run starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def load_bundle(model: UnifiedModel, folder: Path, space: TokenSpace) -> set[str
     """Load a bundle's weights; the names of the parameters that were set. A branch that it lacks keeps its own."""
     source, found = open_model(folder)
     found.check_same(space, str(folder), "the data")
-    _check_same_trunk(source.config.trunk, model.config.trunk, folder)
+    _check_same(source.config, model.config, folder)
     state = source.state_dict()
     if model.config.trunk.mixture and not source.config.trunk.mixture:
         state = from_dense(state)
@@ -79,13 +79,17 @@ def load_bundle(model: UnifiedModel, folder: Path, space: TokenSpace) -> set[str
     return set(state) & set(model.state_dict())
 
 
-def _check_same_trunk(found: TransformerConfig, own: TransformerConfig, folder: Path) -> None:
-    if found.mixture and not own.mixture:
+def _check_same(found: ModelConfig, own: ModelConfig, folder: Path) -> None:
+    """Weights may fit where the functions differ, so the configs are compared, those of branches too."""
+    if found.trunk.mixture and not own.trunk.mixture:
         raise ValueError(f"{folder} is a mixture of transformers, and this run trains a dense model: set model.flow")
-    neutral = {name: getattr(own, name) for name in MAY_DIFFER}
-    for name, value in vars(replace(found, **neutral)).items():
-        if value != getattr(own, name):
-            raise ValueError(f"{folder}: its {name} is {value}, this run's {getattr(own, name)}: they must be the same")
+    for theirs, ours in ((found.trunk, own.trunk), (found.flow, own.flow), (found.vision, own.vision)):
+        fields = vars(theirs) if theirs and ours else {}
+        for name, value in fields.items():
+            if name not in MAY_DIFFER and value != getattr(ours, name):
+                raise ValueError(
+                    f"{folder}: its {name} is {value}, this run's {getattr(ours, name)}: they must be the same"
+                )
 
 
 def _load_vision(model: UnifiedModel, folder: Path) -> set[str]:

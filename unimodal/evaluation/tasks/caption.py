@@ -29,7 +29,6 @@ def evaluate(
     sampling: Sampling = GREEDY,
     limit: int | None = None,
     batch_size: int = 256,
-    max_new_tokens: int = MAX_NEW_TOKENS,
     reporter: Reporter = silent,
 ) -> TaskResult:
     """Caption every captioned picture among the first `limit`. Raises ValueError when the source has no captions."""
@@ -38,13 +37,12 @@ def evaluate(
     samples = [sample for sample in read_samples(source, model, limit=limit) if sample.captions]
     if not samples:
         raise ValueError("the source has no captions: caption has nothing to compare with")
+    max_new_tokens = sampling.max_new_tokens or MAX_NEW_TOKENS
     outputs = model.generate(
         [[sample.image] for sample in samples],
         "text",
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
         progress=reporter("captions", len(samples)),
-        **sampling.to_dict(),
+        **sampling.to_dict() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size},
     )
     captions = ["".join(part for part in parts if isinstance(part, str)).strip() for parts in outputs]
     references = [sample.captions for sample in samples]

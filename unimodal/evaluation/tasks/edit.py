@@ -15,6 +15,7 @@ from torch import Tensor
 from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.images import stackable, to_image, to_tensor
 from unimodal.evaluation.contract import (
+    DRAWN,
     AnyToAnyModel,
     DocumentSource,
     Example,
@@ -28,7 +29,6 @@ from unimodal.evaluation.drawing import redrawn
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 from unimodal.evaluation.metrics.images import masked_psnr
 
-SAMPLED = Sampling(temperature=1.0, guidance=2.0)
 NUM_EXAMPLES = 24
 
 # Shapes: H height, W width; images lie in [-1, 1].
@@ -54,7 +54,7 @@ def evaluate(
     source: DocumentSource,
     *,
     judge: Judge,
-    sampling: Sampling = SAMPLED,
+    sampling: Sampling = DRAWN,
     limit: int | None = None,
     batch_size: int = 128,
     reporter: Reporter = silent,

@@ -13,6 +13,7 @@ from PIL import Image
 from data_pipelines.documents import TextSegment
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES, caption
 from unimodal.evaluation.contract import (
+    DRAWN,
     AnyToAnyModel,
     DocumentSource,
     Example,
@@ -26,7 +27,6 @@ from unimodal.evaluation.contract import (
 from unimodal.evaluation.drawing import image_span_check
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 
-SAMPLED = Sampling(temperature=1.0, guidance=2.0)
 PICTURES_SHOWN_PER_PROMPT = 4
 CAPTIONS_DRAWN = 32
 
@@ -36,7 +36,7 @@ def evaluate(
     source: DocumentSource,
     *,
     judge: Judge | None,
-    sampling: Sampling = SAMPLED,
+    sampling: Sampling = DRAWN,
     limit: int | None = None,
     batch_size: int = 128,
     seeds_per_prompt: int = 16,
@@ -110,9 +110,9 @@ def _malformed(
     model: AnyToAnyModel, prompts: list[str], settings: dict[str, Any], pictures: Sequence[Image.Image | None]
 ) -> dict[str, float]:
     """Shares of malformed image spans: with the state machine, over drawings and checks; without it, over checks."""
-    spans, bad = image_span_check(model, prompts, constrained=True, **settings)
+    spans, bad = image_span_check(model, prompts, **settings | {"constrained": True})
     spans, bad = spans + len(pictures), bad + sum(picture is None for picture in pictures)
-    free_spans, free_bad = image_span_check(model, prompts, constrained=False, **settings)
+    free_spans, free_bad = image_span_check(model, prompts, **settings | {"constrained": False})
     return {"malformed": bad / spans, "malformed_free": free_bad / max(free_spans, 1)}
 
 

@@ -46,7 +46,6 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 256,
     answer_types: Mapping[str, frozenset[str]] | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
     choices: Sequence[str] | None = None,
     reporter: Reporter = silent,
 ) -> TaskResult:
@@ -62,6 +61,7 @@ def evaluate(
     items = [(sample, question) for sample in read_samples(source, model, limit=limit) for question in sample.questions]
     if not items:
         raise ValueError("the source has no questions with answers: vqa has nothing to ask")
+    max_new_tokens = sampling.max_new_tokens or MAX_NEW_TOKENS
     settings = sampling.to_dict() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     settings |= {"grammar": Choices(choices)} if choices is not None else {}
     prompts = [[sample.image, question.text] for sample, question in items]

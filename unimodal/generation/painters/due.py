@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unimodal.generation.batch import Batch, RowStatus
+from unimodal.generation.batch import Batch
 from unimodal.generation.context import guidance_contexts
 from unimodal.generation.painters.base import DueContexts, ImageDue
 from unimodal.generation.reading import read
+from unimodal.generation.rows import RowStatus
 
 
 class DueImages:

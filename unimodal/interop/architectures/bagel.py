@@ -197,8 +197,8 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
     if not (plain and same_positions and trunk.mixture and trunk.qkv_bias and same_norm):
         raise ValueError(
             "BAGEL has a mixture with a flow branch, biases of queries, keys and values, an RMS QK-norm with the eps "
-            f"of its other norms, positions of periods up to {MAX_PERIOD:g} without axial RoPE, unscaled rotary positions, "
-            f"heads of dim / num_heads channels and an untied head; this is {config}"
+            f"of its other norms, positions of periods up to {MAX_PERIOD:g} without axial RoPE, unscaled rotary "
+            f"positions, heads of dim / num_heads channels and an untied head; this is {config}"
         )
     table, branch = bagel_names(trunk), _flow_branch(model)
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}

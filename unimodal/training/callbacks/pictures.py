@@ -101,7 +101,7 @@ class Samples(L.Callback):
         captions = [_text(pipeline, document, "caption") for document in documents]
         captions = [caption for caption in captions if caption]
         if captions and pipeline.image_tokenizer is not None:
-            drawn = pipeline.generate(captions, mode="image", guidance=2.0)
+            drawn = pipeline.generate(captions, mode="image")
             pictures = [part for answer in drawn for part in answer if isinstance(part, Image.Image)]
             save_picture(trainer, "drawn", picture_grid([pictures]))
         self._write_answers(trainer, pipeline, documents, captions, spec)
