@@ -14,7 +14,7 @@ from torch import Tensor
 import unimodal
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
 from data_pipelines.spec import DataSpec
-from tests.oracles.tiny import tiny_picture_folder, tiny_shards
+from tests.oracles.tiny import tiny_picture_folder, tiny_pipeline, tiny_shards
 from tests.oracles.tiny_training import ROOT, logged
 from tokenizers_vq.autoencoder_module import AutoencoderModule
 from tokenizers_vq.layout import FixedLayout
@@ -110,15 +110,18 @@ def of(folder: str) -> list[Path]:
 def test_a_config_of_a_run_trains_its_whole_model_for_two_steps(path: Path, shards: Path, tmp_path: Path) -> None:
     """At its full size and on rows of its length, but few of them; uncompiled, which takes less time here."""
     few = [f"--data.init_args.shards=[{shards}]", "--data.init_args.stream.rows=2", "--model.init_args.compile=false"]
+    wanted = yaml.safe_load(path.read_text())
+    if "bundle" in wanted["model"]["init_args"].get("start", {}):
+        tiny_pipeline(max_length=wanted["data"]["init_args"]["stream"]["length"]).save(tmp_path / "start")
+        few.append(f"--model.init_args.start.bundle={tmp_path / 'start'}")
     cli = run(["fit", f"--config={path}", *SHORT, *few, f"--trainer.default_root_dir={tmp_path}"])
     losses = [float(loss) for loss in logged(tmp_path, "train/loss").values()]
     assert cli.trainer.global_step == 2 and all(0 < loss < 20 for loss in losses)
     parameters = dict(cli.model.named_parameters())
     assert [name for name, parameter in parameters.items() if not parameter.isfinite().all()] == []
-    wanted = yaml.safe_load(path.read_text())
     config = unimodal.load(tmp_path / "model").model.config
     assert config.trunk.max_length >= wanted["data"]["init_args"]["stream"]["length"]
-    templates = wanted["data"]["init_args"]["templates"]
+    templates = wanted["data"]["init_args"].get("templates", {})
     branches = (templates.get("drawn") == "latents", templates.get("seen") == "patches")
     assert (config.flow is not None, config.vision is not None) == branches
 

@@ -14,8 +14,8 @@ from tests.oracles.foreign import LLAMA3_ROPE, foreign_model, foreign_tokenizer,
 from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_image_tokenizer, tiny_picture_folder
 from tests.oracles.tiny_training import finish, logged, start_training
+from tokenizers_vq.bundle_files import IMAGE_TOKENIZER, TEXT_TOKENIZER
 from unimodal.cli import main
-from unimodal.generation.pipeline import IMAGE_TOKENIZER, TEXT_TOKENIZER
 from unimodal.interop.registry import ARCHITECTURES
 
 STEPS = 20
