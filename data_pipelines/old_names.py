@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenizers_vq.media import LATENTS, PATCHES
+from tokenizers_vq.renaming import renamed
 
 MANIFEST_KEYS = {"left_out": "skipped"}
 """Also of the parts of an interrupted job."""
@@ -18,11 +19,6 @@ MEMBERS = {"pixels": PATCHES}
 """`KEY.pixels.npy` held whole images, which are cut into patches when they are read."""
 TEMPLATE_KEYS = {"vit_patch": "patch_size"}
 DATA_KEYS = {"most_patches": "max_patches"}
-
-
-def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The same values under their present names."""
-    return {names.get(name, name): value for name, value in values.items()}
 
 
 def upgrade_manifest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +55,11 @@ def upgrade_templates(values: Mapping[str, Any]) -> dict[str, Any]:
     return upgraded | ({"seen": PATCHES, "patch_size": patch_size} if patch_size else {})
 
 
-def upgrade_config(values: Any) -> Any:
+def upgrade_data_config(values: Any) -> Any:
     """A whole config of `train.py`, under a command's name or not; what is not a config is given back as it is."""
     if not isinstance(values, Mapping):
         return values
-    upgraded = {name: upgrade_config(value) if name in SUBCOMMANDS else value for name, value in values.items()}
+    upgraded = {name: upgrade_data_config(value) if name in SUBCOMMANDS else value for name, value in values.items()}
     if isinstance(upgraded.get("data"), Mapping):
         upgraded["data"] = _upgrade_data(upgraded["data"])
     return upgraded

@@ -19,7 +19,7 @@ EVALUATED = tuple(name for name in OPTIONS if name not in ("mode", "constrained"
 """Settings of `unimodal evaluate`; a task has its own mode, and draws with rules and without."""
 
 
-class OneLineParser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A mistake is answered with one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
@@ -188,8 +188,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = OneLineParser(prog="unimodal", description="Any-to-any image and text models on discrete tokens.")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
+    parser = CommandParser(prog="unimodal", description="Any-to-any image and text models on discrete tokens.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=CommandParser)
     for name, (summary, add_arguments, handler) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         add_arguments(command)

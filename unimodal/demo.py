@@ -23,9 +23,9 @@ from unimodal.report import write_report
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
-Branch = Literal["discrete", "flow"]
-BRANCHES: tuple[Branch, ...] = ("discrete", "flow")
-DOCUMENTS: dict[Branch, dict[str, int]] = {
+DemoBranch = Literal["discrete", "flow"]
+BRANCHES: tuple[DemoBranch, ...] = ("discrete", "flow")
+DOCUMENTS: dict[DemoBranch, dict[str, int]] = {
     "discrete": {"dialogues": 400},
     "flow": {"dialogues": 100, "edits": 400, "shape_questions": 4},
 }
@@ -36,7 +36,7 @@ TASKS = {
     "discrete": ("vqa", "caption", "t2i", "reconstruction"),
     "flow": ("vqa", "caption", "t2i", "edit", "reconstruction"),
 }
-GUIDANCE: dict[Branch, tuple[str, ...]] = {"discrete": (), "flow": ("--guidance", "3")}
+GUIDANCE: dict[DemoBranch, tuple[str, ...]] = {"discrete": (), "flow": ("--guidance", "3")}
 """Of drawings that are scored: the task's own 2, or the 3 that shapes of the flow branch gain from."""
 Program = Callable[[Sequence[str]], object]
 """Runs arguments; gives an exit code, None or 0 when all went well."""
@@ -67,7 +67,7 @@ class Step:
         return shlex.join([*prefix, *self.arguments])
 
 
-def plan(out: Path, *, quick: bool = False, branch: Branch = "discrete") -> list[Step]:
+def demo_plan(out: Path, *, quick: bool = False, branch: DemoBranch = "discrete") -> list[Step]:
     """The commands of the tour, in order; `quick` does a few steps and items of each.
 
     Raises ValueError for a branch that there is not.
@@ -89,14 +89,14 @@ def plan(out: Path, *, quick: bool = False, branch: Branch = "discrete") -> list
     return steps
 
 
-def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, branch: Branch = "discrete") -> Path:
+def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, branch: DemoBranch = "discrete") -> Path:
     """Run the tour into `out` and return the report page.
 
     `programs` runs the arguments of `train.py` and of `unimodal` in this process and gives their exit codes.
     Raises ValueError where a step fails.
     """
     console = Console()
-    steps = plan(out, quick=quick, branch=branch)
+    steps = demo_plan(out, quick=quick, branch=branch)
     _clear(out)
     timings: list[dict[str, object]] = []
 

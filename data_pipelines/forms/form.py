@@ -51,7 +51,7 @@ REMEDIES = {LATENTS: "tokenize with --autoencoder", PATCHES: "tokenize with --pa
 """How shards come to hold each kind of media."""
 
 
-def media_of(picture: TokenSegment, name: str) -> np.ndarray:
+def media_values(picture: TokenSegment, name: str) -> np.ndarray:
     """The media of a picture, (R, K, C). Raises ValueError, with the remedy, where the shards hold none."""
     if name not in picture.media:
         raise ValueError(f"templates need {name}, and these shards hold none: {REMEDIES[name]}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from data_pipelines.forms.form import ShownForm, media_of
+from data_pipelines.forms.form import ShownForm, media_values
 from data_pipelines.outline import Run, RunMedia, media_run
 from data_pipelines.shards.format import TokenSegment
 from tokenizers_vq.media import LATENTS
@@ -36,7 +36,7 @@ class LatentTemplateConfig:
 
 def latent_run(picture: TokenSegment, state: Literal["clean", "noised"], space: TokenSpace, weight: float) -> Run:
     """The run of a picture's latents; `weight` is that of boi. Raises ValueError where the shards hold none."""
-    return media_run(RunMedia(LATENTS, media_of(picture, LATENTS), state), space, weight)
+    return media_run(RunMedia(LATENTS, media_values(picture, LATENTS), state), space, weight)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from data_pipelines.forms.codes import CodesForm
-from data_pipelines.forms.form import ShownForm, media_of
+from data_pipelines.forms.form import ShownForm, media_values
 from data_pipelines.outline import Run, RunMedia, media_run
 from data_pipelines.shards.format import TokenSegment
 from tokenizers_vq.media import PATCHES
@@ -21,7 +21,7 @@ class PatchesForm:
 
     def shown(self, picture: TokenSegment, weight: float, *, followed: bool) -> tuple[Run, ...]:
         del weight, followed
-        return (media_run(RunMedia(PATCHES, media_of(picture, PATCHES), "clean"), self.space, 0.0),)
+        return (media_run(RunMedia(PATCHES, media_values(picture, PATCHES), "clean"), self.space, 0.0),)
 
     def drawn(self, picture: TokenSegment, weight: float, *, followed: bool) -> tuple[Run, ...]:
         return CodesForm(self.space).drawn(picture, weight, followed=followed)

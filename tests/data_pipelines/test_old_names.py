@@ -17,7 +17,7 @@ import yaml
 from data_pipelines import old_names
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.images import cut_patches
-from data_pipelines.old_names import upgrade_config, upgrade_manifest, upgrade_templates
+from data_pipelines.old_names import upgrade_data_config, upgrade_manifest, upgrade_templates
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.format import DamagedShard, Manifest
 from data_pipelines.shards.parts import JobParts
@@ -201,9 +201,9 @@ def test_every_old_name_of_a_config_has_a_present_one() -> None:
         arguments = signature(RawDataModule.__init__).parameters
         assert old not in arguments and new in arguments
         config = {"data": {"class_path": "RawDataModule", "init_args": {old: 9}}}
-        assert upgrade_config({"fit": config})["fit"]["data"]["init_args"] == {new: 9}
+        assert upgrade_data_config({"fit": config})["fit"]["data"]["init_args"] == {new: 9}
     for other in (None, "a: text", {"data": None}, {"data": {"class_path": "x"}}, {"model": {"latents": {}}}):
-        assert upgrade_config(other) == other
+        assert upgrade_data_config(other) == other
 
 
 def test_a_run_is_configured_by_a_yaml_of_an_earlier_version(tmp_path: Path) -> None:

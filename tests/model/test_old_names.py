@@ -22,7 +22,7 @@ from unimodal.model.old_names import (
     STATE_NAMES,
     VISION_NAMES,
     state_name,
-    upgrade_config,
+    upgrade_model_config,
     upgrade_state,
 )
 
@@ -163,7 +163,7 @@ def test_every_old_field_is_read_and_none_of_them_is_todays() -> None:
     assert set(FLOW_NAMES) <= set(OLD_FLOW) and set(VISION_NAMES) | set(PATCH_NAMES) <= set(OLD_VISION)
     flow, vision = FLOW_NAMES.keys() & vars(FLOW).keys(), VISION_NAMES.keys() & vars(VISION).keys()
     assert flow == vision == set()
-    config = upgrade_config(old_config(tiny_model(SPACE.vocab_size, **KINDS["all"])))
+    config = upgrade_model_config(old_config(tiny_model(SPACE.vocab_size, **KINDS["all"])))
     assert config["flow"] == vars(FLOW) and config["vision"] == {**vars(VISION), "patches": vars(VISION.patches)}
     assert config["trunk"]["rope"] == {"theta": 500.0}
 
@@ -172,9 +172,9 @@ def test_every_old_field_is_read_and_none_of_them_is_todays() -> None:
 def test_todays_names_stay_and_a_second_upgrade_changes_nothing(changes: dict[str, Any]) -> None:
     model = tiny_model(SPACE.vocab_size, **changes)
     state, config = model.state_dict(), model.config.to_dict()
-    assert list(upgrade_state(state)) == list(state) and upgrade_config(config) == config
-    once = upgrade_config(old_config(model))
-    assert upgrade_config(once) == once
+    assert list(upgrade_state(state)) == list(state) and upgrade_model_config(config) == config
+    once = upgrade_model_config(old_config(model))
+    assert upgrade_model_config(once) == once
     assert list(upgrade_state({old_name(name): value for name, value in state.items()})) == list(state)
 
 

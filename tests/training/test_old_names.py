@@ -26,7 +26,7 @@ from unimodal.training.module import TransformerModule
 from unimodal.training.objectives.base import Objective
 from unimodal.training.objectives.flow_matching import FlowMatching
 from unimodal.training.objectives.next_token import NextToken
-from unimodal.training.old_names import upgrade_arguments, upgrade_config, upgrade_module
+from unimodal.training.old_names import upgrade_arguments, upgrade_module, upgrade_run_config
 from unimodal.training.start import StartConfig
 
 NEXT_TOKEN = {"class_path": old_names.NEXT_TOKEN, "init_args": {"z_weight": 0.1}}
@@ -86,7 +86,7 @@ def built(objective: dict[str, Any]) -> Objective:
 def test_a_run_config_of_the_earlier_version_becomes_that_of_today(name: str) -> None:
     old = old_run(name)
     before = copy.deepcopy(old)
-    upgraded, today = upgrade_config(old), copy.deepcopy(TODAY[name])
+    upgraded, today = upgrade_run_config(old), copy.deepcopy(TODAY[name])
     assert old == before and upgraded != old
     ours, theirs = (each["model"]["init_args"] for each in (upgraded, today))
     found, expected = ([built(each) for each in part.pop("objectives", [])] for part in (ours, theirs))
@@ -94,14 +94,14 @@ def test_a_run_config_of_the_earlier_version_becomes_that_of_today(name: str) ->
     if name == "easy_vqa_vit":
         assert upgraded["data"]["init_args"]["templates"].pop("patch_size") == 8
     assert upgraded == today
-    assert upgrade_config({"fit": old_run(name)}) == {"fit": upgrade_config(old_run(name))}
+    assert upgrade_run_config({"fit": old_run(name)}) == {"fit": upgrade_run_config(old_run(name))}
 
 
 @pytest.mark.parametrize("name", list(OLD_RUNS))
 def test_upgrading_twice_is_upgrading_once_and_todays_configs_stay(name: str) -> None:
-    once = upgrade_config(old_run(name))
-    assert upgrade_config(once) == once
-    assert upgrade_config(TODAY[name]) == TODAY[name]
+    once = upgrade_run_config(old_run(name))
+    assert upgrade_run_config(once) == once
+    assert upgrade_run_config(TODAY[name]) == TODAY[name]
 
 
 def test_what_is_no_config_of_this_module_stays() -> None:
@@ -113,7 +113,7 @@ def test_what_is_no_config_of_this_module_stays() -> None:
         {"model": None},
         {"model": {"class_path": "Answerer", "init_args": {"dim": 3}}},
     ):
-        assert upgrade_config(other) == other
+        assert upgrade_run_config(other) == other
 
 
 @pytest.mark.parametrize(("old", "new"), old_names.MOVED.items())

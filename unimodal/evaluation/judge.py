@@ -30,7 +30,7 @@ IMAGE_SIZE = 64
 BATCH_SIZE = 64
 STEPS = 350
 PEAK_LEARNING_RATE = 4e-3
-FILE_NAME = "judge.safetensors"
+JUDGE_FILE = "judge.safetensors"
 JUDGE_VERSION = 1
 """Raised when network or recipe change, so that a cached judge of the old kind is trained anew."""
 
@@ -93,7 +93,7 @@ class Judge:
     def save(self, folder: Path) -> Path:
         """Write `judge.safetensors` with its seed and data inside; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE_NAME
+        path = folder / JUDGE_FILE
         metadata = {"version": JUDGE_VERSION, "seed": self.seed, "data_sha256": self.data_sha256}
         temporary = path.with_suffix(".tmp")
         state = {name: value.contiguous() for name, value in self.network.state_dict().items()}
@@ -104,7 +104,7 @@ class Judge:
     @classmethod
     def load(cls, folder: Path) -> Judge:
         """The inverse of `save`. Raises ValueError when the file is not a judge of this version."""
-        path = folder / FILE_NAME
+        path = folder / JUDGE_FILE
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {}).get("judge", "{}"))
@@ -172,7 +172,7 @@ def train_judge(seed: int = 0, progress: Callable[[int], None] | None = None, *,
     network.train()
     for _ in range(steps):
         chosen = torch.randint(len(images), (BATCH_SIZE,), generator=generator)
-        batch = augment(to_unit(images[chosen]), generator).contiguous(memory_format=torch.channels_last)
+        batch = augment_pixels(to_unit(images[chosen]), generator).contiguous(memory_format=torch.channels_last)
         colours, shapes = network(batch)
         loss = functional.cross_entropy(colours, labels[chosen, 0]) + functional.cross_entropy(
             shapes, labels[chosen, 1]
@@ -186,7 +186,7 @@ def train_judge(seed: int = 0, progress: Callable[[int], None] | None = None, *,
     return Judge(network=network.eval(), seed=seed, data_sha256=fingerprint)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
     """(B, 3, S, S) -> mirrored half of the time (labels stay true), then degraded."""
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
     return degrade(torch.where(mirrored, images.flip(3), images), generator)

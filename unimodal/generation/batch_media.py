@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from data_pipelines.batch import PackedBatch
 from data_pipelines.media_batch import PackedMedia
 from unimodal.model.branches.base import MediaTokens
-
-
-def media_of(batch: PackedBatch) -> dict[str, MediaTokens]:
-    """By the name of the branch that takes them, all of them clean."""
-    return {name: media_tokens(packed) for name, packed in batch.media.items()}
 
 
 def media_tokens(packed: PackedMedia) -> MediaTokens:

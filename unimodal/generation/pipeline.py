@@ -80,7 +80,7 @@ class Pipeline:
 
     def _read(self, latents: Tensor) -> tuple[Tensor, list[list[int]]]:
         """Latents that were drawn (B, R, K, C) -> pictures (B, 3, H, W), and the ids of each."""
-        assert self.autoencoder is not None and self.image_tokenizer is not None
+        assert self.autoencoder and self.image_tokenizer
         pictures = self.autoencoder.decode(latents.permute(0, 3, 1, 2))
         codes = self.token_space.to_image_ids(self.image_tokenizer.encode(pictures)).tolist()
         return pictures, [self.token_space.image_body(ids, self.token_space.layout.sizes[0]) for ids in codes]

@@ -25,14 +25,14 @@ def read(model: UnifiedModel, cache: KVCache, pieces: Sequence[Piece], pad: int)
     slots = (firsts + torch.arange(width)).clamp_max(cache.slots - 1)
     cache.reserve(min(max(piece.slot for piece in pieces) + width, cache.slots))
     device, mask = model.device, None
-    media = media_of(pieces, width, model)
+    media = piece_media(pieces, width, model)
     if media:
         limits = torch.maximum(_padded([piece.limits for piece in pieces], width, 0), slots)
         mask = (torch.arange(cache.used) <= limits[..., None]).unsqueeze(1).to(device)
     return model(tokens.to(device), positions.to(device), mask, cache, media=media, slots=slots.to(device))
 
 
-def media_of(pieces: Sequence[Piece], width: int, model: UnifiedModel) -> MediaBatch:
+def piece_media(pieces: Sequence[Piece], width: int, model: UnifiedModel) -> MediaBatch:
     """The media of pieces, rows of `width` tokens, for the branches of a model."""
     found: dict[str, list[tuple[int, np.ndarray]]] = {}
     for row, piece in enumerate(pieces):

@@ -15,7 +15,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.context import Context, Reading, guidance_contexts, read_prompt
 from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guided_logits
 from unimodal.generation.modality import ModalityMachine, ModalityState
-from unimodal.generation.reading import media_of
+from unimodal.generation.reading import piece_media
 from unimodal.generation.requests import Request, check_ids
 from unimodal.generation.sampling import RowSampling, log_probabilities
 from unimodal.generation.structured import text_mask
@@ -79,7 +79,7 @@ def _after(model: UnifiedModel, before: Context, answer: Sequence[int]) -> Tenso
     if piece.media:
         limits = torch.tensor([piece.limits], device=model.device)
         mask = (torch.arange(len(piece), device=model.device) <= limits[..., None]).unsqueeze(1)
-    features = model(ids, positions, mask, media=media_of([piece], len(piece), model))
+    features = model(ids, positions, mask, media=piece_media([piece], len(piece), model))
     return model.token_head(features[0, len(before) - 1 :]).float()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import ModelConfig
 from unimodal.model.model import TOKENS, UnifiedModel
-from unimodal.model.old_names import upgrade_config, upgrade_state
+from unimodal.model.old_names import upgrade_model_config, upgrade_state
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 HEAD, EMBEDDING = f"heads.{TOKENS}.weight", "trunk.embedding.weight"
@@ -35,7 +35,7 @@ def save_model(model: UnifiedModel, space: TokenSpace, folder: Path) -> None:
 def read_config(folder: Path) -> ModelConfig:
     """The architecture of a model on disk. Raises ValueError with the reason where there is none."""
     try:
-        return ModelConfig.from_dict(upgrade_config(json.loads((folder / CONFIG_FILE).read_text())))
+        return ModelConfig.from_dict(upgrade_model_config(json.loads((folder / CONFIG_FILE).read_text())))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} does not hold a model: {' '.join(str(error).split())[:300]}") from error
 

@@ -7,7 +7,7 @@ same function, whichever tokens are latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -139,10 +139,3 @@ def is_understanding(name: str) -> bool:
     """Whether a parameter belongs to understanding: its expert, embedding, token head and ViT."""
     shared = ("trunk.embedding.", "heads.tokens.", "branches.patches.")
     return f".{UNDERSTANDING}." in name or name.startswith(shared)
-
-
-def freeze(model: nn.Module, chosen: Callable[[str], bool]) -> None:
-    """Chosen parameters take no gradient any more."""
-    for name, parameter in model.named_parameters():
-        if chosen(name):
-            parameter.requires_grad_(False)

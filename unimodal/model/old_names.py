@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from tokenizers_vq.renaming import renamed
+
 Value = TypeVar("Value")
 
 STATE_NAMES: tuple[tuple[str, str], ...] = (
@@ -41,7 +43,7 @@ def state_name(name: str) -> str:
     return name
 
 
-def upgrade_config(values: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_model_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """A model's config in the old form, or in today's, -> in today's. Raises ValueError for what is no object."""
     if not isinstance(values, Mapping):
         raise ValueError(f"not a model config: it is an object with fields, got {str(values)[:80]!r}")
@@ -63,8 +65,3 @@ def _vision(values: Mapping[str, Any]) -> dict[str, Any]:
     patches = {new: values[old] for old, new in PATCH_NAMES.items() if old in values}
     rest = {name: value for name, value in values.items() if name not in PATCH_NAMES}
     return {"patches": patches, **renamed(rest, VISION_NAMES)}
-
-
-def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Keys by a table of names; others stay."""
-    return {names.get(name, name): value for name, value in values.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-Points = Sequence[tuple[float, float]]
+Curve = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 34
@@ -33,7 +33,7 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
 
-def line_chart(title: str, series: Mapping[str, Points]) -> str:
+def line_chart(title: str, series: Mapping[str, Curve]) -> str:
     """A figure with one line for each name; long series are averaged over neighbouring steps.
 
     Raises ValueError when no series has a point.
@@ -59,7 +59,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
     )
 
 
-def thin_out(points: Points, limit: int = MAX_POINTS) -> Points:
+def thin_out(points: Curve, limit: int = MAX_POINTS) -> Curve:
     """At most `limit` points, each the mean of a run of neighbours; the last one is kept as it is."""
     if len(points) <= limit:
         return points
@@ -93,7 +93,7 @@ def _padded(low: float, high: float, log: bool) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _line(index: int, points: Points, across: Scale, up: Scale) -> str:
+def _line(index: int, points: Curve, across: Scale, up: Scale) -> str:
     path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
     last_x, last_y = points[-1]
     dot = f'<circle class="dot s{index}" cx="{across(last_x):.1f}" cy="{up(last_y):.1f}" r="3"/>'

@@ -9,7 +9,7 @@ from unimodal.report import sections
 from unimodal.report.run_files import RunFiles, read_run
 from unimodal.report.style import CSS
 
-FILE_NAME = "report.html"
+PAGE_FILE = "report.html"
 INTRODUCTION = (
     "One transformer reads and writes text and images as one sequence of tokens: it answers questions about images, "
     "describes them, and draws them from text. Everything below was made by this run; nothing was picked by hand."
@@ -34,10 +34,10 @@ def write_report(run_dir: Path) -> Path:
 
     What is missing or unreadable is skipped, and the page says so. Raises ValueError when `run_dir` is not there.
     """
-    return write_page(run_dir / FILE_NAME, render(read_run(run_dir)))
+    return write_page(run_dir / PAGE_FILE, render_page(read_run(run_dir)))
 
 
-def render(files: RunFiles) -> str:
+def render_page(files: RunFiles) -> str:
     """The whole document as text."""
     body = "".join(part(files) for part in PARTS)
     return frame("What the model does", INTRODUCTION, sections.headlines(files) + body)

@@ -49,7 +49,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 EDIT_IMAGES = ("shown", "drawn", "known")
-Example = Mapping[str, Any]
+ReportExample = Mapping[str, Any]
 
 
 def headlines(files: RunFiles) -> str:
@@ -108,7 +108,7 @@ def drawings(files: RunFiles) -> str:
     """Drawn pictures: a colour by shape grid where the prompts are of that kind, else beside their prompts."""
     body = ""
     for result in files.of_task("t2i"):
-        by_prompt: dict[str, list[Example]] = {}
+        by_prompt: dict[str, list[ReportExample]] = {}
         for example in result.examples:
             by_prompt.setdefault(str(example.get("prompt", "")), []).append(example)
         grid = {caption(colour, shape) for colour, shape in product(COLOURS, SHAPES)}
@@ -217,16 +217,16 @@ def _cards(cards: list[str]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
-def _image(result: Result, example: Example, name: str) -> str:
+def _image(result: Result, example: ReportExample, name: str) -> str:
     return image(result.folder, example.get("images", {}).get(name, name), name)
 
 
-def _reference(example: Example) -> str:
+def _reference(example: ReportExample) -> str:
     """The right answer, where the model's is wrong."""
     return "" if example.get("right") else f"<br><small>expected: {escape(str(example.get('reference', '')))}</small>"
 
 
-def _grid(result: Result, by_prompt: Mapping[str, list[Example]]) -> str:
+def _grid(result: Result, by_prompt: Mapping[str, list[ReportExample]]) -> str:
     rows = []
     for colour in COLOURS:
         cells = "".join(f"<td>{_thumbs(result, by_prompt.get(caption(colour, shape), []))}</td>" for shape in SHAPES)
@@ -234,7 +234,7 @@ def _grid(result: Result, by_prompt: Mapping[str, list[Example]]) -> str:
     return f'<div class="drawn">{table(("", *SHAPES), rows)}</div>'
 
 
-def _thumbs(result: Result, examples: list[Example]) -> str:
+def _thumbs(result: Result, examples: list[ReportExample]) -> str:
     thumbs = "".join(
         f'<span class="thumb{" wrong" if example.get("right") is False else ""}" '
         f'title="judge: {escape(str(example.get("answer", "")))}">'
@@ -244,7 +244,7 @@ def _thumbs(result: Result, examples: list[Example]) -> str:
     return f'<div class="thumbs">{thumbs}</div>'
 
 
-def _drawn_cards(result: Result, by_prompt: Mapping[str, list[Example]]) -> str:
+def _drawn_cards(result: Result, by_prompt: Mapping[str, list[ReportExample]]) -> str:
     return _cards(
         [
             f'<div class="card">{_image(result, example, "drawn")}{escape(prompt)} {mark(example.get("right"))}</div>'

@@ -77,7 +77,7 @@ class VisionBranchConfig:
         )
 
 
-def check_media(config: ModelConfig, media: Mapping[str, MediaSpec]) -> None:
+def check_branches(config: ModelConfig, media: Mapping[str, MediaSpec]) -> None:
     """Raises ValueError where the data gives other media than the branches of a model take."""
     wanted = {name for name, branch in ((LATENTS, config.flow), (PATCHES, config.vision)) if branch}
     if wanted != set(media):

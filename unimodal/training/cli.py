@@ -32,7 +32,7 @@ from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import flow_matching as _flow_matching
 from unimodal.training.objectives import next_token as _next_token
-from unimodal.training.old_names import upgrade_arguments, upgrade_config
+from unimodal.training.old_names import upgrade_arguments, upgrade_run_config
 from unimodal.training.precision import trainer_precision
 
 KNOWN_CLASSES = (
@@ -74,7 +74,7 @@ class OneLineParser(LightningArgumentParser):
             values = yaml.safe_load(content)
         except yaml.YAMLError:
             return super().parse_string(content, *arguments, **settings)
-        upgraded = upgrade_config(values)
+        upgraded = upgrade_run_config(values)
         content = content if upgraded == values else yaml.safe_dump(upgraded, sort_keys=False)
         return super().parse_string(content, *arguments, **settings)
 

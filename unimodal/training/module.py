@@ -20,7 +20,7 @@ from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.inference.compiling import compile_blocks, sizes_vary
 from unimodal.model.masks import training_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_media
+from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
 from unimodal.training.objectives.base import Objective, Terms, total
 from unimodal.training.objectives.flow_matching import FlowMatching
 from unimodal.training.objectives.next_token import NextToken, counted_tokens
@@ -82,7 +82,7 @@ class TransformerModule(L.LightningModule):
         vision = self.vision.to_model_config(spec.media, self.start.vision) if self.vision else source and source.vision
         trunk = replace(trunk, mixture=self.flow.mixture) if self.flow else trunk
         config = ModelConfig(vocab_size=spec.space.vocab_size, trunk=trunk, flow=flow, vision=vision)
-        check_media(config, spec.media)
+        check_branches(config, spec.media)
         return config
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from data_pipelines.old_names import upgrade_config as upgrade_data_config
+from data_pipelines.old_names import upgrade_data_config
 from tokenizers_vq.media import LATENTS, PATCHES
 from unimodal.model.model import UnifiedModel
 from unimodal.model.old_names import state_name
@@ -61,11 +61,11 @@ MODULES = ("TransformerModule", "unimodal.training.module.TransformerModule")
 COMMANDS = ("fit", "validate", "test", "predict")
 
 
-def upgrade_config(values: Any) -> Any:
+def upgrade_run_config(values: Any) -> Any:
     """A whole config of `train.py`, under a command's name or not; anything else is given back as it is."""
     if not isinstance(values, Mapping):
         return values
-    upgraded = {name: upgrade_config(value) if name in COMMANDS else value for name, value in values.items()}
+    upgraded = {name: upgrade_run_config(value) if name in COMMANDS else value for name, value in values.items()}
     model = upgraded.get("model")
     if isinstance(model, Mapping) and model.get("class_path") in MODULES:
         upgraded["model"] = {**model, "init_args": upgrade_module(model.get("init_args") or {})}

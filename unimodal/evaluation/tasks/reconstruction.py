@@ -48,6 +48,7 @@ def evaluate(
     scores = ReconstructionScores(codebook_size=codec.codebook_size)
     drawn = ReconstructionScores(codebook_size=codec.codebook_size)
     examples: list[Example] = []
+    draws_latents = model.autoencoder is not None
     progress = reporter("pictures", len(pictures))
     for group in stackable(pictures, batch_size):
         batch = torch.stack([pictures[index] for index in group])
@@ -56,12 +57,12 @@ def evaluate(
             codes = codec.encode(batch)
             decoded = codec.decode(codes, size).float().clamp(-1, 1)
         scores.update(batch, decoded, codes)
-        if model.autoencoder is not None:
+        if draws_latents:
             drawn.update(batch, redrawn(model, batch), codes)
         for original, copy in list(zip(batch, decoded, strict=True))[: NUM_EXAMPLES - len(examples)]:
             examples.append(Example(images={"original": to_image(original), "reconstruction": to_image(copy)}))
         progress(len(batch))
-    best = (scores if model.autoencoder is None else drawn).metrics()
+    best = (drawn if draws_latents else scores).metrics()
     return TaskResult(
         task="reconstruction",
         metrics=scores.metrics() | {f"drawn_{name}": best[name] for name in ("psnr", "ssim")},

@@ -66,7 +66,7 @@ class FlowPainter:
     def _draw(self, due: Sequence[ImageDue], contexts: DueContexts, config: FlowSamplingConfig) -> Tensor:
         """(B, R, K, C), each drawn from its own noise."""
         flow, device = self.model.config.flow, self.model.device
-        assert flow is not None
+        assert flow
         noise = torch.stack([torch.randn(self.count, flow.latent_dim, generator=one.noise) for one in due]).to(device)
         scales = RowGuidance.of([one.request.config.guidance for one in due], device)
         sizes = [len(due), len(contexts.guided), len(contexts.by_image)]

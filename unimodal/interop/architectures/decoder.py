@@ -12,7 +12,11 @@ from unimodal.interop.architectures.rope import our_rope, rope_refusals, their_r
 from unimodal.model.checkpoint import EMBEDDING, HEAD
 from unimodal.model.config import ModelConfig, NormPlacement, QKNormConfig, TransformerConfig
 
-OUTSIDE = {EMBEDDING: "model.embed_tokens.weight", "trunk.norm.weight": "model.norm.weight", HEAD: "lm_head.weight"}
+OUTSIDE_LAYERS = {
+    EMBEDDING: "model.embed_tokens.weight",
+    "trunk.norm.weight": "model.norm.weight",
+    HEAD: "lm_head.weight",
+}
 """Ours -> theirs, of what stands outside the layers."""
 DECODER_LAYER = {
     "attention.qkv.q_proj.weight": "self_attn.q_proj.weight",
@@ -36,7 +40,7 @@ def decoder_names(trunk: TransformerConfig) -> dict[str, str]:
         for index in range(trunk.num_layers)
         for ours, theirs in layer.items()
     }
-    return {**OUTSIDE, **layers}
+    return {**OUTSIDE_LAYERS, **layers}
 
 
 def _attention_names(trunk: TransformerConfig) -> dict[str, str]:
