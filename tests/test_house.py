@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,41 @@ def test_no_file_is_named_after_nothing_and_none_is_overlong() -> None:
     assert [path for path in PYTHON if path.name in NAMES_WITHOUT_AN_IDEA] == []
     lengths = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {path: length for path, length in lengths.items() if length > LONGEST_MODULE} == {}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers count as well; those inside functions do not."""
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+    graph = {name: imported_modules(ROOT / path, names.keys()) - {name} for name, path in names.items()}
+    assert sum(map(len, graph.values())) > 500
+    assert circles(graph) == []
+
+
+def imported_modules(path: Path, known: Collection[str]) -> set[str]:
+    """The modules of ours that a file imports when it is imported or type-checked."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner if inner & set(known) else {node.module}
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes += ast.iter_child_nodes(node)
+    return {name for name in found if name in known}
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """What is left when modules at either end of all paths are taken away again and again."""
+    left = {name: set(imports) for name, imports in graph.items()}
+    while True:
+        imported = set().union(*left.values())
+        gone = {name for name, imports in left.items() if not imports or name not in imported}
+        if not gone:
+            return sorted(left)
+        left = {name: imports - gone for name, imports in left.items() if name not in gone}
 
 
 def test_nothing_is_left_to_do_and_no_test_is_left_out() -> None:
