@@ -28,7 +28,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
 from unimodal.generation.engine import Engine
 from unimodal.generation.forward import compiled_forward
-from unimodal.generation.guidance import GuidanceConfig, null_context
+from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.interop.export import to_transformers
 from unimodal.model.config import ModelConfig, TransformerConfig
@@ -105,7 +105,9 @@ def theirs(model: Model, prompts: Sequence[Sequence[int]], new: int, *, image: b
     extra: JSON = {}
     if image:
         ids = torch.cat([ids, torch.full((len(ids), 1), SPACE.specials.boi)], dim=1)
-        null = torch.tensor([[*null_context(SPACE), SPACE.specials.boi]] * len(ids))
+        null = torch.tensor(
+            [[SPACE.specials.bos, SPACE.specials.null, SPACE.specials.sep, SPACE.specials.boi]] * len(ids)
+        )
         extra = {"guidance_scale": GUIDANCE, "negative_prompt_ids": null}
         extra["negative_prompt_attention_mask"] = torch.ones_like(null)
         extra["logits_processor"] = LogitsProcessorList([OnlyCodes()])

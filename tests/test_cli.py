@@ -105,7 +105,6 @@ WRONG_USES = [
     ("generate --model {flow} --prompt a --out {new} --steps 0", "number of steps"),
     ("generate --model {flow} --prompt a --out {new} --solver rk4", "euler, heun"),
     ("generate --model {flow} --prompt a --out {new} --aspect-ratio 2", "no other size"),
-    ("generate --model {flow} --prompt a --out {new} --choices a", "goes with mode 'text'"),
     ("generate --model {lost} --prompt a --out {new}", "no autoencoder folder"),
     (TOKENIZE + " --autoencoder {absent}", "absent"),
     (TOKENIZE + " --most-patches 9", "goes with --patch"),
@@ -342,7 +341,7 @@ def test_a_folder_of_pictures_goes_through_tokenize_training_inspect_and_generat
     assert main(["inspect", str(shards)]) == 0
     assert main(tokens) == 2 and "already holds shards" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    model = "--model=TransformerModule --model.trunk={dim:16,num_layers:1,hidden_dim:16} --model.compile=false"
+    model = "--model=TransformerModule --model.dim=16 --model.num_layers=1 --model.hidden_dim=16 --model.compile=false"
     data = f"--data=TokenDataModule --data.shards=[{shards}] --data.stream.length=64 --data.stream.rows=2"
     trainer = f"--trainer.max_steps=2 --trainer.accelerator=cpu --trainer.default_root_dir={run} --samples.every=2"
     train(["fit", *model.split(), *data.split(), *trainer.split(), "--data.validation_share=0.3"])

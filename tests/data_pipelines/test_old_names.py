@@ -216,8 +216,8 @@ def test_a_run_is_configured_by_a_yaml_of_an_earlier_version(tmp_path: Path) -> 
         }
     }
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
-    options: dict[str, Any] = {"model__flow": "{weight: 0.5}", "trainer__max_steps": 1}
-    options["model__vision"] = "{width: 16, num_layers: 1, num_heads: 2, hidden_dim: 24}"
+    options: dict[str, Any] = {"model__flow": "{}", "trainer__max_steps": 1}
+    options["model__vision"] = "{dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 24}"
     subcommand, *arguments = fit_arguments(shards, tmp_path / "run", **options)
     cli = run([subcommand, f"--config={tmp_path / 'old.yaml'}", *arguments])
     templates = cli.datamodule.templates

@@ -251,9 +251,7 @@ def test_the_runner_makes_the_same_edits_and_writes_the_results(
     assert asked == [cast("Any", document.segments[1]).text for document in known]
     assert runner == [tmp_path / "judge"]
     assert content["recipe"]["judge"]["seed"] == 0 and content["recipe"]["seed"] == 4
-    assert content["command"].endswith(
-        "--limit 30 --temperature 0.5 --guidance 1.0 --seed 4 --out " + str(tmp_path / "edit.json")
-    )
+    assert content["command"].endswith("--limit 30 --temperature 0.5 --seed 4 --out " + str(tmp_path / "edit.json"))
     assert {"shown", "drawn", "known"} == set(content["examples"][0]["images"])
 
 

@@ -72,7 +72,7 @@ def test_a_character_of_many_tokens_comes_whole(pipeline: Pipeline, text: str) -
     narrator = Narrator(pipeline.coder, 0)
     pieces: list[str] = []
     for token in ids:
-        pieces += [event.text for event in narrator.hear([token]) if isinstance(event, TextPiece)]
+        pieces += [event.text for event in narrator.push([token]) if isinstance(event, TextPiece)]
     assert BROKEN not in "".join(pieces) or BROKEN in text
     pieces += [event.text for event in narrator.end("end") if isinstance(event, TextPiece)]
     assert "".join(pieces) == text
@@ -80,6 +80,6 @@ def test_a_character_of_many_tokens_comes_whole(pipeline: Pipeline, text: str) -
 
 def test_a_character_that_is_never_finished_is_told_at_the_end(pipeline: Pipeline) -> None:
     narrator = Narrator(pipeline.coder, 0)
-    assert not list(narrator.hear(pipeline.text_tokenizer.encode("🙂")[:2]))
+    assert not list(narrator.push(pipeline.text_tokenizer.encode("🙂")[:2]))
     [piece, end] = narrator.end("length")
     assert isinstance(piece, TextPiece) and piece.text.startswith(BROKEN) and end == Ended(0, "length")

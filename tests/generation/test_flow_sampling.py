@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unimodal.generation.flow_sampling import RENORMS, FlowSamplingConfig, guided_velocity, integrate, time_grid
+from unimodal.generation.flow_sampling import FlowSamplingConfig, guided_velocity, integrate, time_grid
+from unimodal.generation.settings import RENORMS
 
 MEAN, STD = torch.tensor([1.5, -0.5]).double(), torch.tensor([0.6, 1.4]).double()
 

@@ -12,7 +12,8 @@ from tests.oracles.slow_generation import legal_tokens
 from tests.oracles.tiny import tiny_space
 from tokenizers_vq.layout import GridLayout, Size
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.modality import MODES, OUTSIDE, Kind, ModalityMachine, ModalityState, Mode, check_spans
+from unimodal.generation.modality import OUTSIDE, Kind, ModalityMachine, ModalityState, check_spans
+from unimodal.generation.settings import MODES, Mode
 
 SPACE = tiny_space()
 CODES = 4

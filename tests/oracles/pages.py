@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.oracles.bagel import random_bagel, write_folder
 from tests.oracles.foreign import foreign_llama, foreign_tokenizer, saved
-from tests.oracles.tiny import tiny_flow_pipeline, tiny_picture, tiny_pipeline
+from tests.oracles.tiny import tiny_flow_pipeline, tiny_image_tokenizer, tiny_picture, tiny_pipeline
 from tests.oracles.tiny_training import ROOT
 
 HISTORY = {"log.md"}
@@ -77,7 +77,10 @@ def make_places(folder: Path) -> Path:
     tiny_flow_pipeline(max_length=300).save(folder / "runs/easy_vqa_flow/model")
     for number, name in enumerate(("photo", "cat", "dog")):
         tiny_picture(number).save(folder / f"{name}.png")
-    saved(foreign_llama(foreign_tokenizer().get_vocab_size()), folder / "a-llama")
+    tiny_pipeline(max_length=200).save(folder / "runs/finetune/model")
+    tiny_image_tokenizer().save(folder / "runs/demo/tokenizer/image_tokenizer")
+    for name in ("a-llama", "a-qwen3"):
+        saved(foreign_llama(foreign_tokenizer().get_vocab_size()), folder / name)
     write_folder(folder / "BAGEL-7B-MoT", random_bagel())
     (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n')
     for name in ("configs", "docs"):

@@ -25,6 +25,6 @@ def test_compiled_steps_have_the_losses_of_float32_uncompiled(precision: str, to
     shards = tiny_shards(tmp_path / "shards")
     plain = losses(shards, tmp_path / "plain", model__compile="false")
     fast = losses(shards, tmp_path / "fast", model__compile="true", trainer__precision=precision)
-    assert len(plain) == STEPS and plain[-1] < 0.9 * plain[0]
+    assert len(plain) == STEPS and plain[-1] < 0.98 * plain[0]
     assert fast == pytest.approx(plain, rel=tolerance)
     assert fast != plain, "nothing was compiled or rounded"

@@ -108,7 +108,7 @@ def test_a_line_that_cannot_be_answered_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "a", "json_schema": SCHEMA}, "line 2: with the flow branch a grammar goes with mode 'text' alone"),
+        ({"prompt": "a", "aspect_ratio": 2.0}, "no other size"),
         ({"prompt": [{"image": "p.png"}, "a" * 47], "max_new_tokens": 6}, "line 2: a prompt of 61 tokens, latents"),
     ],
 )

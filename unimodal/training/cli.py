@@ -138,8 +138,10 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
+    if arguments is None:
+        sys.argv[1:] = upgrade_arguments(sys.argv[1:])
     return TrainingCLI(
-        args=upgrade_arguments(sys.argv[1:] if arguments is None else arguments),
+        args=None if arguments is None else upgrade_arguments(arguments),
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
