@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from unimodal.training.losses import next_token_losses
-from unimodal.training.optim import MuonConfig, build_optimizer
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.planning import StreamConfig
@@ -38,6 +36,9 @@ from unimodal.model.flops import active_parameters, flops_per_token
 from unimodal.model.inference.compiling import compile_blocks
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
+from unimodal.training.objectives.base import total
+from unimodal.training.objectives.next_token import next_token_terms
+from unimodal.training.optimizers.build import MuonConfig, build_optimizer
 from unimodal.training.precision import matmul_dtype
 
 LAYOUT = FixedLayout(rows=8, columns=8)
@@ -85,17 +86,17 @@ class Step:
         with torch.autocast("cpu", torch.bfloat16, enabled=DTYPE.itemsize < 4):
             mask = dense_mask(batch.documents, batch.branches)
             features = self.model(batch.tokens, batch.positions, mask)
-            sums = next_token_losses(
+            terms = next_token_terms(
                 features, self.model.token_head, batch.targets, batch.loss_weights, batch.modality, z_weight=1e-5
             )
-        total = sums.text + sums.image + sums.z
-        total.backward()
+        loss, weight = total(terms), terms["z_loss"].weight
+        loss.backward()
         with record_function("part: optimizer"):
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-            torch._foreach_mul_(gradients, 1 / float(sums.weight))  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(gradients, 1 / float(weight))  # pyright: ignore[reportPrivateImportUsage]
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
-        return float(total.detach() / sums.weight)
+        return float(loss.detach() / weight)
 
 
 @dataclass(frozen=True)
