@@ -14,6 +14,10 @@ from unimodal.generation.reading import read
 from unimodal.generation.rows import RowStatus
 
 
+PAINT_AT_ONCE = 16
+"""Images that are drawn although other answers still move."""
+
+
 class DueImages:
     """Draws the images that a batch waits for. An answer's noise is drawn from its own seed, image after image."""
 
@@ -23,18 +27,23 @@ class DueImages:
         self.pictures: dict[int, list[Tensor]] = {}
 
     def paint(self, statuses: Sequence[RowStatus]) -> bool:
-        """Draw what is due and let the answers resume; whether there was anything."""
+        """Draw what is due and let the answers resume; whether anything was drawn.
+
+        Few images wait for more of them as long as another answer moves: a solver's step costs little more for many.
+        """
         batch, painter = self.batch, self.batch.painter
         if painter is None:
             return False
         waiting = [number for number, status in zip(batch.numbers, statuses, strict=True) if status.waits]
         due = [self._due(number) for number in waiting if painter.slots(batch.requests[number])]
-        if due:
+        moving = any(not (status.done or status.waits) for status in statuses)
+        ready = bool(due) and (len(due) >= PAINT_AT_ONCE or not moving)
+        if ready:
             painted = painter.paint(due, self.contexts)
             for one, image in zip(due, painted, strict=True):
                 self.pictures.setdefault(one.number, []).append(image.pixels)
             batch.insert({one.number: image for one, image in zip(due, painted, strict=True)})
-        return bool(due)
+        return ready
 
     def forget(self, gone: set[int]) -> None:
         """Answers that have left need neither noise nor images."""
