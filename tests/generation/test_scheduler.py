@@ -11,6 +11,7 @@ from PIL import Image
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
 from unimodal.generation.flow_sampling import FlowSamplingConfig
+from unimodal.generation.painters.due import DueImages
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Decoded, Request
 from unimodal.generation.scheduler import Scheduler
@@ -153,3 +154,22 @@ def test_painted_images_come_with_the_update_that_has_their_ids() -> None:
     assert len(updates[-1].pictures) == 1 and updates[-1].decoded is not None
     (picture,) = pipeline.finished([updates[-1].decoded])[0]
     assert isinstance(picture, Image.Image)
+
+
+def test_rows_that_wait_for_a_painter_get_no_contexts_to_be_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guidance of codes has rows for them; a painter lays out its own when it draws, once an image."""
+    pipeline, laid_out = tiny_flow_pipeline(), []
+    real = DueImages.contexts
+    monkeypatch.setattr(
+        DueImages, "contexts", lambda self, due, free: (laid_out.append(len(due)), real(self, due, free))[1]
+    )
+    asked = requests(pipeline, 12)
+    scheduler = pipeline.engine.scheduler(rows=6)
+    for request in asked:
+        scheduler.submit(request)
+    drawn = 0
+    while not scheduler.idle:
+        updates = scheduler.step()
+        drawn += sum(len(update.decoded.pictures) for update in updates if update.decoded is not None)
+        assert all(row.role == 0 for row in scheduler.batch.rows)
+    assert sum(laid_out) == drawn > 3 and len(laid_out) < drawn, "images that are due together are drawn together"

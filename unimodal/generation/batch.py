@@ -118,7 +118,7 @@ class Batch:
         """Give rows to answers that wait for the contexts of their image, and take them from those outside images."""
         idle = {number for number, status in statuses.items() if status.waits or not status.in_image}
         kept = [index for index, row in enumerate(self.rows) if row.role == 0 or row.answer not in idle]
-        waiting = [number for number in self.numbers if statuses[number].waits]
+        waiting = [number for number in self.numbers if statuses[number].waits and not self.painted(number)]
         if len(kept) == len(self.rows) and not waiting:
             return
         self._keep_rows(kept)
@@ -128,6 +128,10 @@ class Batch:
             self.has_contexts[self.integers([self.numbers.index(number) for number in waiting])] = True
         self._follow_rows()
         self._arrange()
+
+    def painted(self, number: int) -> bool:
+        """Whether a painter draws an answer's images."""
+        return self.painter is not None and self.painter.slots(self.requests[number]) > 0
 
     def context(self, number: int) -> Context:
         """What an answer's main row has read of prompt and images."""

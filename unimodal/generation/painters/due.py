@@ -13,7 +13,6 @@ from unimodal.generation.painters.base import DueContexts, ImageDue
 from unimodal.generation.reading import read
 from unimodal.generation.rows import RowStatus
 
-
 PAINT_AT_ONCE = 16
 """Images that are drawn although other answers still move."""
 
@@ -35,7 +34,7 @@ class DueImages:
         if painter is None:
             return False
         waiting = [number for number, status in zip(batch.numbers, statuses, strict=True) if status.waits]
-        due = [self._due(number) for number in waiting if painter.slots(batch.requests[number])]
+        due = [self._due(number) for number in waiting if batch.painted(number)]
         moving = any(not (status.done or status.waits) for status in statuses)
         ready = bool(due) and (len(due) >= PAINT_AT_ONCE or not moving)
         if ready:
