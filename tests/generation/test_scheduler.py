@@ -160,9 +160,12 @@ def test_rows_that_wait_for_a_painter_get_no_contexts_to_be_compared_with(monkey
     """Guidance of codes has rows for them; a painter lays out its own when it draws, once an image."""
     pipeline, laid_out = tiny_flow_pipeline(), []
     real = DueImages.contexts
-    monkeypatch.setattr(
-        DueImages, "contexts", lambda self, due, free: (laid_out.append(len(due)), real(self, due, free))[1]
-    )
+
+    def counted(self: DueImages, due: Any, free: int) -> Any:
+        laid_out.append(len(due))
+        return real(self, due, free)
+
+    monkeypatch.setattr(DueImages, "contexts", counted)
     asked = requests(pipeline, 12)
     scheduler = pipeline.engine.scheduler(rows=6)
     for request in asked:

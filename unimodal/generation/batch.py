@@ -53,10 +53,8 @@ class Batch:
         self.device, self.machine = model.device, ModalityMachine(space, model.device)
         self.cache = KVCache(model.config.trunk, 0, limits.slots, model.dtype, self.device)
         self.prefill = Prefill(model, self.cache, space.specials.pad)
-        self.rows: list[Row] = []
-        self.numbers: list[int] = []
-        self.requests: dict[int, Request] = {}
-        self.contexts: dict[int, Context] = {}
+        self.rows, self.numbers = list[Row](), list[int]()
+        self.requests, self.contexts = dict[int, Request](), dict[int, Context]()
         self.structured = Structured(space)
         self.state = self.machine.start([], [])
         self.budget, self.token_limit, self.step_count, self.num_sampled = (self.integers([]) for _ in range(4))
@@ -210,8 +208,8 @@ class Batch:
         if self.painter is None:
             return may_begin
         read = self.position + self._main_offset + 1
-        fits_context = read + self.image_slots <= self.model.config.trunk.max_length
-        fits = fits_context & (self.step_count + self.space.layout.span <= self.budget)
+        fits = read + self.image_slots <= self.model.config.trunk.max_length
+        fits = fits & (self.step_count + self.space.layout.span <= self.budget)
         return torch.where(self.image_slots > 0, fits, may_begin)
 
     def _logits(self) -> Tensor:
@@ -226,8 +224,8 @@ class Batch:
         return torch.where((self.has_contexts & self.state.in_image)[:, None], mixed, full)
 
     def _waits(self) -> Tensor:
-        lacks_contexts = self.guidance.active & ~self.has_contexts
-        return self.state.in_image & (lacks_contexts | (self.image_slots > 0)) & ~self.state.done
+        unready = (self.guidance.active & ~self.has_contexts) | (self.image_slots > 0)
+        return self.state.in_image & unready & ~self.state.done
 
     # -- rows of the cache
 
