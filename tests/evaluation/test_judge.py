@@ -75,7 +75,7 @@ def test_a_cached_judge_is_trained_once_for_each_seed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(judge_module, "open_source", lambda *args, **options: Source())
     for seed in (0, 0, 1, 1):
         assert cached_judge(tmp_path, seed).seed == seed
-    (tmp_path / judge_module.FILE_NAME).write_bytes(b"broken")
+    (tmp_path / judge_module.JUDGE_FILE).write_bytes(b"broken")
     cached_judge(tmp_path, 1)
     assert trained == [0, 1, 1]
 
