@@ -33,10 +33,6 @@ class NoisedLatents(NamedTuple):
     """(M,), 0 for clean latents."""
 
 
-SEED_STRIDE = 0x9E3779B1
-"""Of 32 bits, which is all that a generator on a CPU takes of its seed: batches of neighbouring seeds lie far apart."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching(Objective):
     """Term `flow`: the squared error of a velocity, a mean over channels (BAGEL, arXiv 2505.14683, section 2.2).
