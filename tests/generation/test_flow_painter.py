@@ -22,7 +22,7 @@ from unimodal.generation.context import Context, read_prompt, without_words
 from unimodal.generation.events import ImageDone, ImageStarted, TextPiece
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.grammars import JSONSchema
-from unimodal.generation.painters.base import DueContexts
+from unimodal.generation.painters.base import CachedContexts
 from unimodal.generation.painters.flow import FlowPainter
 from unimodal.generation.pipeline import Pipeline, load
 from unimodal.generation.reading import read
@@ -194,7 +194,7 @@ def test_the_model_is_asked_once_for_each_step(pipeline: Pipeline, monkeypatch: 
     times: list[float] = []
     real = FlowPainter.velocities
 
-    def counted(self: FlowPainter, contexts: DueContexts, latents: torch.Tensor, time: float) -> torch.Tensor:
+    def counted(self: FlowPainter, contexts: CachedContexts, latents: torch.Tensor, time: float) -> torch.Tensor:
         times.append(time)
         return real(self, contexts, latents, time)
 
@@ -213,11 +213,9 @@ def test_the_cached_context_gives_the_velocities_of_the_whole_sequence(pipeline:
         lengths = [len(context) for context in contexts]
         cache = KVCache(model.config.trunk, len(contexts), max(lengths) + count + 2, model.dtype)
         read(model, cache, [context.piece() for context in contexts], pipeline.token_space.specials.pad)
-        nothing = torch.zeros(0, dtype=torch.int64)
         positions = torch.tensor([context.position for context in contexts])
-        due = DueContexts(cache, torch.tensor(lengths), positions, nothing, nothing)
         latents = torch.randn(len(contexts), count, 3)
-        found = painter.velocities(due, latents, 0.6)
+        found = painter.velocities(CachedContexts(cache, torch.tensor(lengths), positions), latents, 0.6)
         for row, context in enumerate(contexts):
             expected = whole_velocity(pipeline, context, latents[row], 0.6)
             torch.testing.assert_close(found[row], expected, rtol=1e-3, atol=1e-4)

@@ -6,15 +6,20 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
+from unimodal.generation.engine import Engine
 from unimodal.generation.flow_sampling import FlowSamplingConfig
+from unimodal.generation.forward import EagerForward, StaticForward
 from unimodal.generation.painters.due import DueImages
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Decoded, Request
 from unimodal.generation.scheduler import Scheduler
+from unimodal.model.cache import KVCache
 
 PICTURES = [noise(16, 16, seed=seed) for seed in range(2)]
 PROMPTS: list[Any] = [
@@ -178,3 +183,61 @@ def test_rows_that_wait_for_a_painter_get_no_contexts_to_be_compared_with(monkey
         drawn += sum(len(update.decoded.pictures) for update in updates if update.decoded is not None)
         assert all(row.role == 0 for row in scheduler.batch.rows)
     assert (drawn, laid_out) == (3, [3]), "images that are due together are drawn together"
+
+
+class Counted:
+    """Steps of a forward that are counted by how many rows they fed."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.forward, self.rows = EagerForward(pipeline.model), list[int]()
+
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
+        self.rows.append(len(tokens))
+        return self.forward(tokens, positions, slots, cache, used)
+
+
+def test_rows_that_wait_for_a_painter_are_parked_and_their_places_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = tiny_flow_pipeline()
+    monkeypatch.setattr("unimodal.generation.painters.due.PAINT_AT_ONCE", 100)
+    monkeypatch.setattr("unimodal.generation.scheduler.PAINT_AT_ONCE", 2)
+    few = {"flow": FlowSamplingConfig(steps=2)}
+    drawing = pipeline.requests(["a red circle"] * 2, pipeline.decode_config("image", **few), 0)
+    config = pipeline.decode_config("text", max_new_tokens=9, constrained=False, **few)
+    saying = [request for seed in range(3) for request in pipeline.requests(["what color is it?"], config, seed)]
+    forward = Counted(pipeline)
+    engine = Engine(pipeline.model, pipeline.token_space, forward, pipeline.engine.painter, pipeline.reading)
+    scheduler = engine.scheduler(rows=3)
+    for request in [*drawing, *saying]:
+        scheduler.submit(request)
+    scheduler.step()
+    assert forward.rows == [3] and len(scheduler.batch) == 3 and len(scheduler.batch.parked) == 2
+    scheduler.step()
+    assert forward.rows == [3, 3] and len(scheduler.batch) == 5, "the parked rows were fed, or held the others up"
+    answers: dict[int, Decoded] = {}
+    while not scheduler.idle:
+        answers |= {update.request: update.decoded for update in scheduler.step() if update.decoded}
+    alone = [pipeline.engine.decode([request])[0] for request in [*drawing, *saying]]
+    assert [ids(answers[number]) for number in range(5)] == [ids(answer) for answer in alone]
+
+
+def test_padding_of_static_steps_leaves_parked_rows_as_they_are() -> None:
+    pipeline = tiny_flow_pipeline()
+    asked = requests(pipeline, 12)
+    static = StaticForward(pipeline.model, backend="eager")
+    engine = Engine(pipeline.model, pipeline.token_space, static, pipeline.engine.painter, pipeline.reading)
+    expected = pipeline.engine.decode(asked, rows=6)
+    assert [ids(answer) for answer in engine.decode(asked, rows=6)] == [ids(answer) for answer in expected]
+
+
+@pytest.mark.parametrize("tokens", [1, 14, 2048])
+def test_images_that_are_drawn_in_several_parts_are_those_that_are_drawn_alone(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = tiny_flow_pipeline()
+    settings = {"guidance": 3.0, "image_guidance": 1.5, "flow": FlowSamplingConfig(steps=3, guidance_from=0.7)}
+    asked = pipeline.requests(PROMPTS, pipeline.decode_config("image", **settings), 3)
+    whole = [pipeline.engine.decode([request])[0] for request in asked]
+    monkeypatch.setattr("unimodal.generation.painters.flow.TOKENS_AT_ONCE", tokens)
+    for answer, expected in zip(pipeline.engine.decode(asked), whole, strict=True):
+        assert ids(answer) == ids(expected)
+        torch.testing.assert_close(answer.pictures, expected.pictures, rtol=1e-5, atol=1e-5)

@@ -108,3 +108,12 @@ def test_more_positions_than_slots_are_refused() -> None:
     cache = empty_cache(tiny_model(), 1)
     with pytest.raises(ValueError, match="the cache holds 20 positions, 21"):
         cache.reserve(21)
+
+
+def test_rows_that_are_swapped_hold_each_others_positions(model: UnifiedModel) -> None:
+    cache = empty_cache(model, 3)
+    feed(model, cache, torch.randint(24, (3, 5)), torch.zeros(3, dtype=torch.int64))
+    before = [cache.export_row(row, 5) for row in range(3)]
+    cache.swap_rows(0, 2, 5)
+    for row, source in enumerate((2, 1, 0)):
+        torch.testing.assert_close(cache.export_row(row, 5), before[source], rtol=0, atol=0)

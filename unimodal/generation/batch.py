@@ -3,7 +3,7 @@
 An answer has a main row, and while its image is drawn by codes with guidance one or two rows more, which hold the
 contexts it is compared with and are fed the same codes. `step` is tensors only; `sync` is the one place where the host
 learns what has happened, and between syncs a row that has ended, or that waits for its contexts or for a painter,
-stands still.
+stands still. Rows that are parked, because a painter draws for them later, take no part in the forward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unimodal.generation.modality import ModalityMachine, ModalityState, keep_wh
 from unimodal.generation.painters.base import Painted, Painter
 from unimodal.generation.prefill import NewAnswer, Prefill
 from unimodal.generation.requests import Request
-from unimodal.generation.rows import BatchLimits, Row, RowStatus
+from unimodal.generation.rows import BatchLimits, Row, RowStatus, close_gaps, move_last, write_where
 from unimodal.generation.sampling import RowSampling, pick, row_uniforms
 from unimodal.generation.structured import Structured
 from unimodal.model.cache import KVCache, LayerCache
@@ -51,9 +51,10 @@ class Batch:
         self.model, self.space, self.limits, self.painter = model, space, limits, painter
         self.forward, self.reading = forward or EagerForward(model), reading or Reading()
         self.device, self.machine = model.device, ModalityMachine(space, model.device)
-        self.cache = KVCache(model.config.trunk, 0, limits.slots, model.dtype, self.device)
+        self.cache = KVCache(model.config.trunk, 0, limits.slots + 1, model.dtype, self.device)  # the last: padding's
         self.prefill = Prefill(model, self.cache, space.specials.pad)
         self.rows, self.numbers = list[Row](), list[int]()
+        self.parked: frozenset[int] = frozenset()
         self.requests, self.contexts = dict[int, Request](), dict[int, Context]()
         self.structured = Structured(space)
         self.state = self.machine.start([], [])
@@ -105,12 +106,19 @@ class Batch:
 
     def remove(self, gone: set[int]) -> None:
         """Answers leave, with all their rows."""
-        self._keep_rows([index for index, row in enumerate(self.rows) if row.answer not in gone])
+        kept = [index for index, row in enumerate(self.rows) if row.answer not in gone]
+        close_gaps(self.rows, kept, self.cache, self.limits.slots)
+        self.parked -= gone
         for number in gone:
             self.requests.pop(number, None)
             self.contexts.pop(number, None)
-        self._follow_rows()
         self._arrange()
+
+    def park(self, numbers: Set[int]) -> None:
+        """Answers that a painter is going to draw for; their rows stay out of every step until `insert`."""
+        if numbers != self.parked:
+            self.parked = frozenset(numbers)
+            self._arrange()
 
     def assign_contexts(self, statuses: Mapping[int, RowStatus]) -> None:
         """Give rows to answers that wait for the contexts of their image, and take them from those outside images."""
@@ -119,12 +127,11 @@ class Batch:
         waiting = [number for number in self.numbers if statuses[number].waits and not self.painted(number)]
         if len(kept) == len(self.rows) and not waiting:
             return
-        self._keep_rows(kept)
+        close_gaps(self.rows, kept, self.cache, self.limits.slots)
         for number in waiting:
             self._add_contexts(number, statuses[number].position)
         if waiting:
             self.has_contexts[self.integers([self.numbers.index(number) for number in waiting])] = True
-        self._follow_rows()
         self._arrange()
 
     def painted(self, number: int) -> bool:
@@ -157,6 +164,7 @@ class Batch:
                 self.rows[row].offset = end - 1 - piece.positions[-1]
                 pieces[row] = piece.part(0, len(piece) - (not piece.ends_in_media))
         self.prefill.scattered(pieces)
+        self.parked -= painted.keys()
         closed = self.integers([self.numbers.index(number) for number in painted])
         self.state = self.machine.close_images(self.state, closed)
         self.state.done = self.state.done | (self.step_count >= self.token_limit)
@@ -172,7 +180,8 @@ class Batch:
         table = torch.stack([column.long() for column in columns], dim=1).tolist() if len(self) else []
         statuses = [RowStatus(bool(a), bool(b), bool(c), d, e, f) for a, b, c, d, e, f in table]
         positions = dict(zip(self.numbers, (status.position for status in statuses), strict=True))
-        self._reach = max((positions[row.answer] + row.shift + row.offset for row in self.rows), default=0)
+        fed = self.rows[: len(self.answer_of)]
+        self._reach = max((positions[row.answer] + row.shift + row.offset for row in fed), default=0)
         return statuses
 
     def prepare_grammars(self) -> None:
@@ -193,8 +202,8 @@ class Batch:
         tokens, log_probs = pick(probable, self.uniforms.gather(1, sampled)[:, 0], self.sampling)
         moving = ~(self.state.done | self._waits())
         index = self.step_count.clamp_max(self.limits.steps - 1)[:, None]
-        _write_where(moving, self.out, index, tokens)
-        _write_where(moving, self.log_probs, index, log_probs)
+        write_where(moving, self.out, index, tokens)
+        write_where(moving, self.log_probs, index, log_probs)
         self.state = keep_where(moving, self.machine.advance(self.state, tokens), self.state)
         self.tokens = torch.where(moving, tokens, self.tokens)
         self.step_count, self.num_sampled = self.step_count + moving, self.num_sampled + moving
@@ -217,6 +226,7 @@ class Batch:
         positions = self.position[self.answer_of] + self.shift
         slots = positions if self.offset is None else positions + self.offset
         logits = self.forward(self.tokens[self.answer_of], positions, slots, self.cache, self._reach)
+        logits = torch.nn.functional.pad(logits, (0, 0, 0, len(self.parked)))
         if self.null is None or self.image is None:
             return logits  # all rows are main rows, in the order of the answers
         full = logits[self.main]
@@ -230,17 +240,19 @@ class Batch:
     # -- rows of the cache
 
     def _arrange(self) -> None:
-        """Index tensors that follow from which rows there are."""
+        """Order the rows, and make the index tensors that follow from which there are."""
+        fed = move_last(self.rows, self.parked, self.cache, self.limits.slots)
+        self._follow_rows()
         index_of = {number: index for index, number in enumerate(self.numbers)}
         by_role = [{row.answer: index for index, row in enumerate(self.rows) if row.role == role} for role in range(3)]
         main = [by_role[0][number] for number in self.numbers]
         assert by_role[1] or main == list(range(len(main)))
         null = [by_role[1].get(number, row) for number, row in zip(self.numbers, main, strict=True)]
         image = [by_role[2].get(number, row) for number, row in zip(self.numbers, null, strict=True)]
-        self.answer_of = self.integers([index_of[row.answer] for row in self.rows])
-        self.shift = self.integers([row.shift for row in self.rows])
+        self.answer_of = self.integers([index_of[row.answer] for row in self.rows[:fed]])
+        self.shift = self.integers([row.shift for row in self.rows[:fed]])
         offsets = [row.offset for row in self.rows]
-        self.offset = self.integers(offsets) if any(offsets) else None
+        self.offset = self.integers(offsets[:fed]) if any(offsets) else None
         self._main_offset = self.integers([offsets[row] for row in main])
         self.main = self.integers(main)
         guided = bool(by_role[1])
@@ -249,14 +261,6 @@ class Batch:
         self.sampling = RowSampling.of([config.sampling for config in configs], self.device)
         self.guidance = RowGuidance.of([config.guidance for config in configs], self.device)
         self.sync()
-
-    def _keep_rows(self, kept: Sequence[int]) -> None:
-        """Close the gaps: rows at the end move into them, so that no more is copied than has to be."""
-        gaps = sorted(set(range(len(kept))).difference(kept))
-        for gap, source in zip(gaps, (row for row in kept if row >= len(kept)), strict=True):
-            self.cache.copy_row(source, gap, self.limits.slots)
-            self.rows[gap] = self.rows[source]
-        del self.rows[len(kept) :]
 
     def _follow_rows(self) -> None:
         """Bring the answers into the order of their main rows, so that without guidance logits need no sorting."""
@@ -293,8 +297,3 @@ class Batch:
     def integers(self, values: Sequence[int]) -> Tensor:
         """An int64 tensor on the batch's device."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-
-def _write_where(moving: Tensor, target: Tensor, index: Tensor, values: Tensor) -> None:
-    """Write values (P,) at index (P, 1) of target (P, N), for the answers that move."""
-    target.scatter_(1, index, torch.where(moving[:, None], values[:, None], target.gather(1, index)))

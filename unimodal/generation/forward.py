@@ -54,7 +54,7 @@ class EagerForward:
 class StaticForward:
     """Rows padded to a power of two, all slots of the cache: compiled once for each power, on CUDA as CUDA graphs.
 
-    `options` go to torch.compile. A padding row writes to slot 0 of a row that nobody uses yet.
+    `options` go to torch.compile. A padding row writes to the last slot of a row, which no answer uses.
     """
 
     def __init__(self, model: UnifiedModel, **options: Any) -> None:
@@ -69,7 +69,8 @@ class StaticForward:
         del used
         rows = len(tokens)
         padding = (0, (1 << (rows - 1).bit_length()) - rows)
-        tokens, positions, slots = (torch.nn.functional.pad(x, padding) for x in (tokens, positions, slots))
+        tokens, positions = (torch.nn.functional.pad(x, padding) for x in (tokens, positions))
+        slots = torch.nn.functional.pad(slots, padding, value=cache.slots - 1)
         cache.grow(len(tokens))
         view = self.views.of(cache, len(tokens))
         view.reserve(cache.slots)

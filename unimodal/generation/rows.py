@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unimodal.model.cache import KVCache
 
 
 @dataclass(kw_only=True)
@@ -30,8 +36,33 @@ class RowStatus(NamedTuple):
     token: int
 
 
+def close_gaps(rows: list[Row], kept: Sequence[int], cache: KVCache, length: int) -> None:
+    """Keep some rows: those at the end move into the gaps, so that no more is copied than has to be."""
+    gaps = sorted(set(range(len(kept))).difference(kept))
+    for gap, source in zip(gaps, (row for row in kept if row >= len(kept)), strict=True):
+        cache.copy_row(source, gap, length)
+        rows[gap] = rows[source]
+    del rows[len(kept) :]
+
+
+def move_last(rows: list[Row], answers: Set[int], cache: KVCache, length: int) -> int:
+    """Bring the rows of some answers to the end; the number of the others."""
+    count = sum(row.answer not in answers for row in rows)
+    early = [index for index in range(count) if rows[index].answer in answers]
+    late = [index for index in range(count, len(rows)) if rows[index].answer not in answers]
+    for one, other in zip(early, late, strict=True):
+        cache.swap_rows(one, other, length)
+        rows[one], rows[other] = rows[other], rows[one]
+    return count
+
+
 class BatchLimits(NamedTuple):
     """Cache slots of a row, and new tokens of an answer, that a batch holds."""
 
     slots: int
     steps: int
+
+
+def write_where(moving: Tensor, target: Tensor, index: Tensor, values: Tensor) -> None:
+    """Write values (P,) at index (P, 1) of target (P, N), for the answers that move."""
+    target.scatter_(1, index, torch.where(moving[:, None], values[:, None], target.gather(1, index)))

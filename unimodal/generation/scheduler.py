@@ -22,7 +22,7 @@ from unimodal.generation.checks import check_number
 from unimodal.generation.context import Piece, Reading, read_prompt
 from unimodal.generation.forward import Forward
 from unimodal.generation.painters.base import Painter
-from unimodal.generation.painters.due import DueImages
+from unimodal.generation.painters.due import PAINT_AT_ONCE, DueImages
 from unimodal.generation.prefill import NewAnswer
 from unimodal.generation.prefixes import Planned, plan
 from unimodal.generation.requests import Decoded, Finish, Request, Update
@@ -30,7 +30,7 @@ from unimodal.generation.rows import BatchLimits, RowStatus
 from unimodal.model.model import UnifiedModel
 
 ROWS = 64
-"""Answers decoded side by side."""
+"""Answers decoded side by side. As many more, but PAINT_AT_ONCE at most, wait for a painter."""
 
 REFILL = 8
 """The queue refills the batch once one row in REFILL is free: a prompt alone costs about as much as several."""
@@ -60,6 +60,7 @@ class Scheduler:
         check_number("sync_every", 1 if sync_every is None else sync_every, 1, 2**20, whole=True)
         context = model.config.trunk.max_length
         self.model, self.space, self.max_rows, self.reading = model, space, rows, reading or Reading()
+        self.max_parked = min(rows, PAINT_AT_ONCE)
         limits = limits or BatchLimits(2 * context, context)
         with torch.inference_mode():
             self.batch = Batch(model, space, limits, forward, painter, self.reading)
@@ -108,7 +109,7 @@ class Scheduler:
             self.batch.step()
         statuses = self.batch.sync()
         self.batch.structured.follow(statuses)
-        if self.images.paint(statuses):
+        if self.images.paint(statuses, self.max_parked if self._waiting else 0):
             statuses = self.batch.sync()
             self.batch.structured.follow(statuses)
         updates = self._news(statuses, pieces)
@@ -118,7 +119,7 @@ class Scheduler:
     # -- the queue
 
     def _admit(self) -> None:
-        free = self.max_rows - len(self.batch)
+        free = self.max_rows + min(len(self.batch.parked), self.max_parked) - len(self.batch)
         if not self._waiting or free < min(len(self._waiting), -(-self.max_rows // REFILL)):
             return
         if self._planned is None:

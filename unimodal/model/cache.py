@@ -77,6 +77,12 @@ class KVCache:
             for part in layer:
                 part[target, :, :length] = part[source, :, :length]
 
+    def swap_rows(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` positions of two rows."""
+        for layer in self.layers:
+            for part in layer:
+                part[[one, other], :, :length] = part[[other, one], :, :length]
+
     def gather(self, rows: list[int], slots: int) -> KVCache:
         """Copies of some rows, with the first `slots` positions of each, or as many as there are."""
         part = copy.copy(self)

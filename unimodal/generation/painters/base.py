@@ -23,15 +23,27 @@ class ImageDue(NamedTuple):
     noise: torch.Generator
 
 
-class DueContexts(NamedTuple):
-    """The contexts of images that are due, in one cache: B whole ones, then G without words and images, then I without
-    words. `lengths` and `positions` (B + G + I,) say where an image starts; `guided` (G,) and `by_image` (I,) are
-    indices of the whole contexts.
-    """
+class CachedContexts(NamedTuple):
+    """Contexts in the rows of a cache; `lengths` and `positions` (one a row) say where an image behind them starts."""
 
     cache: KVCache
     lengths: Tensor
     positions: Tensor
+
+    def part(self, rows: Sequence[int], free: int) -> CachedContexts:
+        """Copies of some of them, with `free` slots behind the longest."""
+        lengths = self.lengths[list(rows)]
+        cache = self.cache.gather(list(rows), int(lengths.max()) + free)
+        return CachedContexts(cache, lengths, self.positions[list(rows)])
+
+
+class DueContexts(NamedTuple):
+    """The contexts of images that are due: B whole ones, then G without words and images, then I without words.
+
+    `guided` (G,) and `by_image` (I,) are indices of the whole contexts.
+    """
+
+    contexts: CachedContexts
     guided: Tensor
     by_image: Tensor
 

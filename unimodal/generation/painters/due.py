@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unimodal.generation.batch import Batch
 from unimodal.generation.context import guidance_contexts
-from unimodal.generation.painters.base import DueContexts, ImageDue
+from unimodal.generation.painters.base import CachedContexts, DueContexts, ImageDue
 from unimodal.generation.reading import read
 from unimodal.generation.rows import RowStatus
 
@@ -25,24 +25,27 @@ class DueImages:
         self.noise: dict[int, torch.Generator] = {}
         self.pictures: dict[int, list[Tensor]] = {}
 
-    def paint(self, statuses: Sequence[RowStatus]) -> bool:
-        """Draw what is due and let the answers resume; whether anything was drawn.
+    def paint(self, statuses: Sequence[RowStatus], enough: int = 0) -> bool:
+        """Draw what is due and let the answers resume, or park them; whether the batch has changed.
 
-        Few images wait for more of them as long as another answer moves: a solver's step costs little more for many.
+        Few images wait for more of them as long as another answer moves, and then until there are `enough`: a solver's
+        step costs little more for many.
         """
         batch, painter = self.batch, self.batch.painter
         if painter is None:
             return False
         waiting = [number for number, status in zip(batch.numbers, statuses, strict=True) if status.waits]
         due = [self._due(number) for number in waiting if batch.painted(number)]
-        moving = any(not (status.done or status.waits) for status in statuses)
-        ready = bool(due) and (len(due) >= PAINT_AT_ONCE or not moving)
+        moving = sum(not (status.done or status.waits) for status in statuses)
+        ready = bool(due) and len(due) >= (max(PAINT_AT_ONCE, moving) if moving else enough)
         if ready:
             painted = painter.paint(due, self.contexts)
             for one, image in zip(due, painted, strict=True):
                 self.pictures.setdefault(one.number, []).append(image.pixels)
             batch.insert({one.number: image for one, image in zip(due, painted, strict=True)})
-        return ready
+        else:
+            batch.park({one.number for one in due})
+        return bool(due)
 
     def forget(self, gone: set[int]) -> None:
         """Answers that have left need neither noise nor images."""
@@ -76,10 +79,7 @@ class DueImages:
         if pieces:
             cache.grow(len(rows) + len(pieces))
             read(batch.model, cache.view(len(rows), len(rows) + len(pieces)), pieces, batch.space.specials.pad)
-        return DueContexts(
-            cache,
-            batch.integers([*lengths, *map(len, others)]),
-            batch.integers([*positions, *(context.position for context in others)]),
-            batch.integers(guided),
-            batch.integers(by_image),
-        )
+        starts = batch.integers([*lengths, *map(len, others)])
+        at_positions = batch.integers([*positions, *(context.position for context in others)])
+        cached = CachedContexts(cache, starts, at_positions)
+        return DueContexts(cached, batch.integers(guided), batch.integers(by_image))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,12 +14,15 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.context import Reading, context_image
 from unimodal.generation.flow_sampling import FlowSamplingConfig, guided_velocity, integrate, time_grid
 from unimodal.generation.guidance import RowGuidance, scale_now
-from unimodal.generation.painters.base import DueContexts, ImageDue, Painted
+from unimodal.generation.painters.base import CachedContexts, DueContexts, ImageDue, Painted
 from unimodal.generation.requests import Request
 from unimodal.model.branches.base import MediaTokens, grid_positions
 from unimodal.model.model import VELOCITY, UnifiedModel
 
 # Shapes: B contexts, N latents of an image, C numbers of a latent, R rows and K columns of latents.
+
+TOKENS_AT_ONCE = 2048
+"""Tokens of noised images that go through the model together; more at a time are no faster."""
 
 Decode = Callable[[Tensor], tuple[Tensor, list[list[int]]]]
 """Latents (B, R, K, C) -> the images (B, 3, H, W), and of each the ids between boi and eoi."""
@@ -70,12 +74,13 @@ class FlowPainter:
         noise = torch.stack([torch.randn(self.count, flow.latent_dim, generator=one.noise) for one in due]).to(device)
         scales = RowGuidance.of([one.request.config.guidance for one in due], device)
         sizes = [len(due), len(contexts.guided), len(contexts.by_image)]
+        parts = functools.cache(lambda rows: self._parts(contexts.contexts, rows))
 
         def velocity(x: Tensor, time: float) -> Tensor:
             if not sizes[1] or not config.guided_at(time):
-                return self.velocities(contexts, x, time)
+                return self._in_parts(parts(sizes[0]), x, time)
             all_rows = torch.cat([x, x[contexts.guided], x[contexts.by_image]])
-            plain, null, image = self.velocities(contexts, all_rows, time).split(sizes)
+            plain, null, image = self._in_parts(parts(sum(sizes)), all_rows, time).split(sizes)
             nulls = plain.index_copy(0, contexts.guided, null)
             with_images = nulls.index_copy(0, contexts.by_image, image)
             done = torch.full((len(due),), 1 - time, device=device)
@@ -85,15 +90,27 @@ class FlowPainter:
 
         return integrate(velocity, noise, time_grid(config.steps, config.shift), config.solver).unflatten(1, self.grid)
 
-    def velocities(self, contexts: DueContexts, latents: Tensor, time: float) -> Tensor:
-        """Velocities (B, N, C) of noised images (B, N, C), one behind each of the first B contexts, which stay as they
-        are."""
+    def _parts(self, contexts: CachedContexts, rows: int) -> list[tuple[Tensor, CachedContexts]]:
+        """The first rows; those of about one length together: none attends over the slots of a much longer one."""
+        lengths, device = contexts.lengths.tolist(), contexts.lengths.device
+        at_once = max(1, TOKENS_AT_ONCE // (self.count + 2))
+        order = sorted(range(rows), key=lengths.__getitem__)
+        parts = [order[start : start + at_once] for start in range(0, len(order), at_once)]
+        return [(torch.tensor(part, device=device), contexts.part(part, self.count + 2)) for part in parts]
+
+    def _in_parts(self, parts: Sequence[tuple[Tensor, CachedContexts]], latents: Tensor, time: float) -> Tensor:
+        found = torch.empty_like(latents)
+        for rows, contexts in parts:
+            found[rows] = self.velocities(contexts, latents[rows], time)
+        return found
+
+    def velocities(self, contexts: CachedContexts, latents: Tensor, time: float) -> Tensor:
+        """Velocities (B, N, C) of noised images (B, N, C), one behind each context; the contexts stay as they are."""
         rows, count, width = latents.shape
         model, device, length = self.model, latents.device, count + 2
-        lengths, positions = contexts.lengths[:rows, None], contexts.positions[:rows, None]
+        lengths, positions, cache = contexts.lengths[:, None], contexts.positions[:, None], contexts.cache
         tokens = torch.full((rows, length), self.space.specials.pad, device=device)
         tokens[:, 0], tokens[:, -1] = self.space.specials.boi, self.space.specials.eoi
-        cache = contexts.cache.view(0, rows)
         cache.reserve(cache.slots)
         mask = torch.arange(cache.used, device=device) < lengths + length
         index = (torch.arange(rows, device=device)[:, None] * length + 1 + torch.arange(count, device=device)).flatten()
