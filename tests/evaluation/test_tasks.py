@@ -102,7 +102,7 @@ def test_a_source_without_what_the_task_needs_is_one_readable_line(
 
 def test_t2i_draws_every_colour_and_shape_and_counts_what_the_judge_sees(make_model: Any, source: Any) -> None:
     model = make_model(free_spans=(4, 1))
-    result = t2i.evaluate(model, source, judge=cast("Judge", FakeJudge()), seeds_per_prompt=2, checks_per_prompt=3)
+    result = t2i.evaluate(model, source, judge=cast("Judge", FakeJudge()), seeds_per_prompt=2)
     assert result.n == 48
     assert result.metrics["accuracy"] == pytest.approx(1 / 24)
     assert result.metrics["colour"] == pytest.approx(1 / 8)
@@ -112,7 +112,7 @@ def test_t2i_draws_every_colour_and_shape_and_counts_what_the_judge_sees(make_mo
     assert result.metrics["malformed_free"] == pytest.approx(1 / 4)
     drawn, *checks = model.calls
     assert drawn["mode"] == "image" and [check["constrained"] for check in checks] == [True, False]
-    assert all(len(check["prompts"]) == 72 for check in checks)
+    assert all(len(check["prompts"]) == 96 for check in checks)
     assert sum(bool(example.right) for example in result.examples) == 2
 
 
@@ -125,10 +125,8 @@ def test_t2i_counts_a_drawing_that_is_not_one_picture_as_malformed_and_wrong(
     def draw(prompt: str, index: int) -> list[Any]:
         return broken if prompt == "a red circle" and index < 24 else red
 
-    result = t2i.evaluate(
-        make_model(draw=draw), source, judge=cast("Judge", FakeJudge()), seeds_per_prompt=2, checks_per_prompt=1
-    )
-    assert result.metrics["malformed"] == pytest.approx(1 / (48 + 24))
+    result = t2i.evaluate(make_model(draw=draw), source, judge=cast("Judge", FakeJudge()), seeds_per_prompt=2)
+    assert result.metrics["malformed"] == pytest.approx(1 / (48 + 96))
     assert result.metrics["accuracy"] == pytest.approx(1 / 48)
 
 

@@ -134,7 +134,7 @@ def test_a_weight_used_behind_its_modules_back_is_noticed() -> None:
     watch = Watch(model)
     with watch:
         model.token_head.forward(features)
-        features @ model.token_head.weight.T
+        _ = features @ model.token_head.weight.T
     assert set(watch.astray) == {"heads.tokens"} and not watch.entries
 
 

@@ -173,6 +173,7 @@ def test_a_config_survives_json_and_unknown_fields_are_refused(qk_norm: QKNormCo
         {**config.to_dict(), "trunk": {"qk_norm": {"epsilon": 1}}},
         {},
         {**config.to_dict(), "trunk": [1]},
+        {**config.to_dict(), "trunk": None},
         [1],
         None,
     ):

@@ -107,7 +107,7 @@ def test_templates_name_the_media_they_need_and_missing_ones_are_refused_with_th
     for name in config.media:
         lacking = dataclasses.replace(image(), media={n: v for n, v in image().media.items() if n != name})
         with pytest.raises(ValueError, match=f"{name}, and these shards hold none: {REMEDIES[name]}"):
-            (*form.shown(lacking, 1.0, followed=True), *form.drawn(lacking, 1.0, followed=True))
+            _ = (*form.shown(lacking, 1.0, followed=True), *form.drawn(lacking, 1.0, followed=True))
 
 
 PICTURE = [BOI, *CODES, EOI]

@@ -29,6 +29,8 @@ from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 
 PICTURES_SHOWN_PER_PROMPT = 4
 CAPTIONS_DRAWN = 32
+CHECKS_PER_PROMPT = 4
+"""Drawings of a caption that are counted with the state machine on, and as many with it off."""
 
 
 def evaluate(
@@ -40,7 +42,6 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 128,
     seeds_per_prompt: int = 16,
-    checks_per_prompt: int = 4,
     reporter: Reporter = silent,
 ) -> TaskResult:
     """Draw with the state machine on, then count malformed image spans with it on and off.
@@ -52,14 +53,14 @@ def evaluate(
     """
     start = time.perf_counter()
     codec_of(model)
-    if min(seeds_per_prompt, checks_per_prompt) < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"drawings and checks are at least 1, got {seeds_per_prompt}, {checks_per_prompt}, {limit}")
+    if seeds_per_prompt < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"drawings are at least 1, got {seeds_per_prompt} and a limit of {limit}")
     captions = colour_shape_captions() if judge else source_captions(source, limit or CAPTIONS_DRAWN)
     prompts = (captions * (seeds_per_prompt if judge else 1))[:limit]
     settings = sampling.to_dict() | {"batch_size": batch_size}
     outputs = model.generate(prompts, "image", progress=reporter("pictures", len(prompts)), **settings)
     pictures = [only_picture(parts) for parts in outputs]
-    checks = captions * checks_per_prompt
+    checks = captions * CHECKS_PER_PROMPT
     fresh = settings | {"seed": sampling.seed + len(prompts)}
     metrics = _malformed(model, checks, fresh, pictures)
     verdicts = verdicts_on(judge, pictures) if judge else [None] * len(pictures)

@@ -1,4 +1,4 @@
-"""BAGEL: weights in its published layout become a `Transformer` with a flow branch, and back.
+"""BAGEL: weights in its published layout become a `UnifiedModel` with a flow branch, and back.
 
 The layout (arXiv 2505.14683 and its public code) is one safetensors file beside `llm_config.json`. Of its public code
 the names of the language model, of `vae2llm`, `llm2vae` and of what is doubled under mixture-of-transformers are

@@ -160,8 +160,8 @@ class NormsApart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, heads, W) -> the same shape."""
-        first, rest = x.tensor_split([self.num_first], dim=2)
-        return torch.cat([self.first(first), self.rest(rest)], dim=2)
+        first, rest = x.tensor_split([self.num_first], dim=-2)
+        return torch.cat([self.first(first), self.rest(rest)], dim=-2)
 
 
 def _joined_norm(queries: nn.Module, keys: nn.Module, num_heads: int) -> nn.Module:
