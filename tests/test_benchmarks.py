@@ -29,6 +29,7 @@ def _one_small_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.mark.slow
 def test_the_training_step_is_measured_against_the_matmul_rate(capsys: pytest.CaptureFixture[str]) -> None:
     assert train_step.main(SMALL) == 0
     printed = capsys.readouterr()
@@ -41,6 +42,7 @@ def test_the_training_step_is_measured_against_the_matmul_rate(capsys: pytest.Ca
     assert "eager step" in printed.err and "compiled step" in printed.err and "without padding" in printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
 def test_a_benchmark_runs_as_a_file(script: Path) -> None:
     """As `make bench` runs it, from any folder."""
@@ -56,6 +58,7 @@ def test_the_flow_branch_leaves_discrete_training_as_it_is(capsys: pytest.Captur
     assert result["ratio"] == pytest.approx(result["theirs"] / result["ours"])
 
 
+@pytest.mark.slow
 def test_the_profile_tells_where_all_of_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:
     train_step.main([*SMALL, "--profile"])
     rows = [line.split("%  ") for line in capsys.readouterr().err.splitlines() if "%  " in line]
@@ -72,6 +75,7 @@ def test_synthetic_documents_are_as_long_as_the_real_ones_and_fit_the_default_ro
     assert shown.max() == 8
 
 
+@pytest.mark.slow
 def test_the_data_path_prints_a_line_for_each_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     assert data_path.main(["--documents", "200", "--pictures", "256", "--runs", "1"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -97,6 +101,7 @@ def _small_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "compiled_forward", lambda _, ready: EagerForward(ready))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_decode")
 def test_decoding_prints_a_line_for_each_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     decode.main(["--runs", "1"])

@@ -181,6 +181,7 @@ TRAINING_MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "reason"), TRAINING_MISTAKES, ids=[line or "nothing" for line, _ in TRAINING_MISTAKES]
 )
@@ -196,6 +197,7 @@ def test_wrong_use_of_training_is_one_line_and_exit_code_2(
     assert errors[0].startswith("train.py: ") and reason in errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "reason"),
     [

@@ -55,6 +55,7 @@ def test_there_are_configs_to_test() -> None:
     assert {path.stem for path in CONFIGS} >= {"demo", "easy_vqa_flow", "easy_vqa_vit", "easy_vqa_kl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=[str(path.relative_to(ROOT)) for path in CONFIGS])
 def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
     cli = build(path)
@@ -106,6 +107,7 @@ def of(folder: str) -> list[Path]:
     return [path for path in CONFIGS if path.parent.name == folder]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", of("run"), ids=lambda path: path.stem)
 def test_a_config_of_a_run_trains_its_whole_model_for_two_steps(path: Path, shards: Path, tmp_path: Path) -> None:
     """At its full size and on rows of its length, but few of them; uncompiled, which takes less time here."""
@@ -126,6 +128,7 @@ def test_a_config_of_a_run_trains_its_whole_model_for_two_steps(path: Path, shar
     assert (config.flow is not None, config.vision is not None) == branches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", of("tokenizer"), ids=lambda path: path.stem)
 def test_a_config_of_a_tokenizer_trains_it_for_two_steps(path: Path, tmp_path: Path) -> None:
     pictures = tiny_picture_folder(tmp_path / "pictures")

@@ -61,6 +61,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@pytest.mark.slow
 def test_every_file_opens_with_its_one_job() -> None:
     trees = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in PYTHON}
     assert [str(path) for path, tree in trees.items() if tree.body and not ast.get_docstring(tree)] == []

@@ -79,6 +79,7 @@ def test_a_command_of_unimodal_has_the_options_that_are_named(line: str) -> None
         assert set(options_of(line)) <= known(of_unimodal()[command])
 
 
+@pytest.mark.slow
 @named("python train.py ", lines=WHOLE)
 def test_a_line_of_training_builds_what_it_would_run(line: str, parsed: Any) -> None:
     cli = parsed(shlex.split(line)[2:])

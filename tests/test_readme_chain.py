@@ -31,6 +31,7 @@ def typed(line: str) -> None:
         train([*words[1:], *FEW, *SMALL[kind]])
 
 
+@pytest.mark.slow
 def test_the_five_commands_of_the_readme_work_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def fit_into_rows(drawn: list[list[Rendered]]) -> list[list[Rendered]]:
     return rows
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(drawn=st.lists(st.lists(sequences(), max_size=5), min_size=1, max_size=3), space=st.sampled_from(SPACES))
 def test_every_field_of_every_token_is_what_a_slow_loop_says(drawn: list[list[Rendered]], space: TokenSpace) -> None:

@@ -76,6 +76,7 @@ def test_every_colour_becomes_every_other_to_the_pixel(source: EasyVQA, colour: 
         assert np.abs(np.asarray(recolour(Image.fromarray(new.astype(np.uint8)), target, colour)) - old).max() <= 2
 
 
+@pytest.mark.slow
 def test_an_edit_changes_the_shape_alone(edits: list[Document]) -> None:
     for document in edits[:300]:
         old, _, new = parts(document)
@@ -120,6 +121,7 @@ def test_after_seven_rounds_every_picture_had_every_other_colour_once() -> None:
     assert plan[:30] == list(plan_edits(images, 30, random.Random(0)))
 
 
+@pytest.mark.slow
 def test_edits_repeat_with_the_seed_and_change_with_it(edits: list[Document]) -> None:
     def read(seed: int) -> list[Document]:
         return list(open_edits(seed=seed).documents())[1000:]
@@ -138,6 +140,7 @@ def test_without_edits_the_source_is_what_it_was() -> None:
     assert NOT_COLOURED not in plain.notes and both.notes[NOT_COLOURED] == 78 and NOT_FOUND not in both.notes
 
 
+@pytest.mark.slow
 def test_a_picture_without_its_colour_is_left_out_and_counted(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(EasyVQA(split="test", failures=FailureLog()).folder.parent, tmp_path / "data"))
     editable = open_edits(path=folder).editable
@@ -202,6 +205,7 @@ def test_both_pictures_of_an_edit_are_augmented_alike(edits: list[Document]) -> 
     assert moved >= 38
 
 
+@pytest.mark.slow
 def test_pictures_of_other_documents_are_augmented_each_with_its_own_numbers(edits: list[Document]) -> None:
     picture = Image.open(next(iter(open_edits().images.values())))
     segments = (ImageSegment(source=picture), ImageSegment(source=picture, role="answer"))

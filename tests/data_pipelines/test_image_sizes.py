@@ -106,6 +106,7 @@ def test_such_shards_are_whole_to_inspect_and_their_pictures_keep_their_shapes_o
     assert [(picture.height // 8, picture.width // 8) for picture in shown] == expected
 
 
+@pytest.mark.slow
 def test_packed_batches_of_them_train_and_leave_a_model_that_inspect_describes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

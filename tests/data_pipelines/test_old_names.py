@@ -206,6 +206,7 @@ def test_every_old_name_of_a_config_has_a_present_one() -> None:
         assert upgrade_data_config(other) == other
 
 
+@pytest.mark.slow
 def test_a_run_is_configured_by_a_yaml_of_an_earlier_version(tmp_path: Path) -> None:
     """Through the real command line, to the first step."""
     shards = tiny_shards(tmp_path / "shards", 8, latents=True, patch=4)

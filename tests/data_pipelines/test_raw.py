@@ -51,6 +51,7 @@ def test_pictures_that_are_tokenized_while_loading_give_the_batches_of_a_shard(f
     assert all_equal(*[list(data.val_dataloader()) for data in (shards, raw)])
 
 
+@pytest.mark.slow
 def test_training_on_them_has_the_same_losses_and_leaves_a_bundle(folder: Path, tmp_path: Path) -> None:
     run(fit_arguments(folder / "shards", tmp_path / "shards", trainer__max_steps=5))
     arguments = fit_arguments(folder / "shards", tmp_path / "raw", trainer__max_steps=5, data="RawDataModule")
@@ -94,6 +95,7 @@ def test_media_that_are_made_while_loading_are_those_of_a_shard(
     assert all(("patches" in batch.media) == (seen == "patches") for batch in batches[1])
 
 
+@pytest.mark.slow
 def test_the_flow_branch_trains_on_them_with_the_same_losses_and_leaves_a_bundle_that_draws(
     with_copies: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_the_flow_branch_trains_on_them_with_the_same_losses_and_leaves_a_bundle
     assert isinstance(picture, Image.Image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [{}, {"model__flow": "{}", "data__templates__drawn": "latents"}])
 def test_samples_of_them_are_drawn_and_asked_about_while_training(
     with_copies: Path, tmp_path: Path, flow: dict[str, str | float]

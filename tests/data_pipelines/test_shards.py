@@ -59,6 +59,7 @@ def folders(draw: st.DrawFn) -> tuple[TokenSpace, list[TokenDocument]]:
     return space, [TokenDocument(key=k, segments=tuple(draw(segments)), meta=draw(metas)) for k in keys]
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(data=folders(), per_shard=st.integers(1, 4))
 def test_what_was_written_is_read_back(data: tuple[TokenSpace, list[TokenDocument]], per_shard: int) -> None:
@@ -93,6 +94,7 @@ def test_plain_tarfile_and_numpy_read_them(tmp_path: Path) -> None:
     assert ids.dtype == np.uint16 and ids.tolist() == [105, 106, 107, 108, *range(31, 35)]
 
 
+@pytest.mark.slow
 def test_datasets_reads_them(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     write(tmp_path / "shards", DOCUMENTS)

@@ -190,6 +190,7 @@ def test_vqav2_is_scored_by_what_all_ten_said(tmp_path: Path) -> None:
     assert json.loads(out.read_text())["n"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task", "metric"), [("coco", "caption", "cider"), ("vqav2", "vqa", "accuracy")])
 def test_a_folder_goes_through_tokenize_fit_and_evaluate(name: str, task: str, metric: str, tmp_path: Path) -> None:
     folder = coco_folder(tmp_path / "data") if name == "coco" else vqav2_folder(tmp_path / "data", split="train")

@@ -166,6 +166,7 @@ def test_epochs_have_the_same_documents_in_another_order() -> None:
     assert len({frozenset(epoch[:16]) for epoch in epochs}) == 3, "other documents are packed together"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [stream, mixed])
 @pytest.mark.parametrize("num_workers", [0, 2, 4])
 @pytest.mark.parametrize("stop", [1, 5, 13])

@@ -163,6 +163,7 @@ def test_a_shard_of_which_nothing_is_usable_is_no_file_and_its_loss_is_counted(t
     assert sum(manifest.skipped.values()) == 3 and len(read_all(tmp_path)[1]) == 3
 
 
+@pytest.mark.slow
 def test_a_job_killed_at_random_moments_writes_the_bytes_of_an_unbroken_one(tmp_path: Path) -> None:
     told = kill_and_resume(tmp_path, kills=2, seed=1)
     assert told["kills"] == 2 and told["shards"] == 30

@@ -109,6 +109,7 @@ def copier(editor: Any) -> Any:
     return editor
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_the_known_answer_has_every_score(editor: Any, source: EasyVQA, judge: Judge) -> None:
     told: list[tuple[str, int]] = []
 
@@ -202,6 +203,7 @@ def test_pictures_of_another_size_are_measured_at_that_of_the_answer(
     assert edit.evaluate(editor, source, judge=judge, limit=5).metrics["psnr"] > 25
 
 
+@pytest.mark.slow
 def test_only_edits_of_known_shape_are_drawn_and_the_limit_counts_these(
     editor: Any, source: EasyVQA, documents: list[Document], judge: Judge
 ) -> None:
@@ -240,6 +242,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, judge: Judge) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_the_runner_makes_the_same_edits_and_writes_the_results(
     copier: Any, runner: list[Path], documents: list[Document], tmp_path: Path
 ) -> None:
@@ -255,6 +258,7 @@ def test_the_runner_makes_the_same_edits_and_writes_the_results(
     assert {"shown", "drawn", "known"} == set(content["examples"][0]["images"])
 
 
+@pytest.mark.slow
 def test_384_edits_are_drawn_unless_told_otherwise(copier: Any, runner: list[Path], tmp_path: Path) -> None:
     content = run(copier, EvaluationConfig(task="edit", source="easy_vqa"), tmp_path / "edit.json", quiet=True)
     assert content["n"] == 384
@@ -271,6 +275,7 @@ def test_another_source_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pyte
     assert "known for easy_vqa alone, got source 'imagefolder'" in line
 
 
+@pytest.mark.slow
 def test_the_test_edits_are_spread_over_colours_and_shapes() -> None:
     source = open_source("easy_vqa", split="test", dialogues=0, edits=768)
     known = [d.meta for d in source.documents() if d.meta.get("task") == "edit" and "shape" in d.meta][:384]

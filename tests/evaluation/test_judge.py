@@ -25,6 +25,7 @@ def parameters(judge: Judge) -> torch.Tensor:
     return torch.cat([value.detach().flatten() for value in judge.network.parameters()])
 
 
+@pytest.mark.slow
 def test_training_learns_colours_in_a_few_steps(few_pictures: torch.Tensor) -> None:
     done: list[int] = []
     judge = train_judge(0, done.append, steps=30)

@@ -118,6 +118,7 @@ def test_cached_batches_decode_as_rows_without_a_cache(settings: dict[str, Any],
         assert sum(count for count, _ in spans) > 1 and sum(bad for _, bad in spans) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize(("rows", "sync_every"), [(1, 1), (3, 1), (8, 4), (64, 7)])
 def test_a_queue_of_mixed_requests_gives_what_each_gives_alone(space: TokenSpace, rows: int, sync_every: int) -> None:
@@ -187,6 +188,7 @@ def test_guidance_acts_inside_images_alone() -> None:
     assert guided == decoder.decode(requests(DecodeConfig(**config)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_a_prompt_is_prefilled_once_even_when_the_answer_holds_three_images(
     scale: float, monkeypatch: pytest.MonkeyPatch
@@ -352,6 +354,7 @@ def test_updates_piece_by_piece_make_up_the_answers() -> None:
     assert [ended[number] for number in range(12)] == decoder.decode(asked, rows=5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSpace) -> None:
     """Traced whole, as for CUDA graphs, but run as it is: a compiler would take minutes here."""
@@ -360,6 +363,7 @@ def test_steps_at_fixed_shapes_are_one_graph_and_change_no_answer(space: TokenSp
     assert ids(static.decode(asked, rows=5)) == ids(decoder.decode(asked, rows=5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, num_kv_heads: int) -> None:
@@ -376,6 +380,7 @@ def test_streamed_steps_are_one_graph_and_change_no_answer(space: TokenSpace, nu
     assert ids(few.decode(asked, rows=5)) == wanted
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_done_with_is_let_go() -> None:
     model = tiny_model(max_length=CONTEXT, num_layers=1)
     steps = EagerForward(model)
@@ -388,6 +393,7 @@ def test_a_cache_that_is_done_with_is_let_go() -> None:
     assert memory() is None
 
 
+@pytest.mark.slow
 def test_streamed_steps_when_compiled_are_the_same_function() -> None:
     """Traced only where there is no compiler."""
     how = {} if can_build_for_cpu() else {"backend": "eager"}
@@ -406,6 +412,7 @@ def test_streamed_steps_when_compiled_are_the_same_function() -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:
     """Under fake tensors, which hold no values, any look at one from the host is an error."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode

@@ -50,6 +50,7 @@ def pixels(answers: list) -> list[list[Any]]:
     return [[part.tobytes() if isinstance(part, Image.Image) else part for part in answer] for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["image", "mixed", "text"])
 @pytest.mark.parametrize("guidance", [{}, {"guidance": 3.0}, {"guidance": 3.0, "image_guidance": 1.5}])
 def test_a_batch_answers_as_each_prompt_alone(pipeline: Pipeline, mode: Any, guidance: dict[str, Any]) -> None:
@@ -78,6 +79,7 @@ def test_an_image_is_what_the_discrete_branch_gives_to_whoever_asks(pipeline: Pi
         assert space.read_image(answer.ids, 0) is not None
 
 
+@pytest.mark.slow
 def test_what_was_drawn_stands_in_the_context_as_clean_latents_and_codes(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_what_was_drawn_stands_in_the_context_as_clean_latents_and_codes(
     assert drawn, "no seed draws"
 
 
+@pytest.mark.slow
 def test_an_answer_after_an_image_is_that_of_its_whole_context(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

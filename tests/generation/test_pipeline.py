@@ -177,6 +177,7 @@ def test_compiled_steps_are_those_of_the_machine(
     assert plain(without.generate(["a"], seed=3)) == plain(load(tmp_path).generate(["a"], seed=3))
 
 
+@pytest.mark.slow
 def test_compiled_steps_answer_as_others_with_the_flow_branch(tmp_path: Path) -> None:
     """Text and images of mixed answers; traced only where there is no compiler."""
     pipeline = tiny_flow_pipeline()

@@ -61,6 +61,7 @@ def ids(decoded: Decoded) -> tuple[list[int], str]:
     return decoded.ids, decoded.finish
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_requests_that_join_at_any_step_are_answered_as_if_alone(pipeline: Pipeline, rows: int) -> None:
     asked, random = requests(pipeline, 16), Random(rows)
@@ -220,6 +221,7 @@ def test_rows_that_wait_for_a_painter_are_parked_and_their_places_taken(monkeypa
     assert [ids(answers[number]) for number in range(5)] == [ids(answer) for answer in alone]
 
 
+@pytest.mark.slow
 def test_padding_of_static_steps_leaves_parked_rows_as_they_are() -> None:
     pipeline = tiny_flow_pipeline()
     asked = requests(pipeline, 12)

@@ -73,6 +73,7 @@ def test_pictures_stand_in_a_document_where_the_schema_has_them(pipeline: Pipeli
         assert 1 <= len(document["more"]) <= 2 and all(isinstance(one, Image.Image) for one in document["more"])
 
 
+@pytest.mark.slow
 def test_answers_with_and_without_a_grammar_go_into_one_batch_and_get_what_they_get_alone(pipeline: Pipeline) -> None:
     from unimodal.generation.requests import Request
 

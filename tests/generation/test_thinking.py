@@ -126,6 +126,7 @@ def test_instruction_and_request_are_one_text_as_riddles_are(
     assert seen[0] == [specials.bos, *text, specials.sep] and seen[1][: len(seen[0])] == seen[0]
 
 
+@pytest.mark.slow
 def test_a_plan_leaves_room_for_its_picture(pipeline: Pipeline) -> None:
     """However long a plan would like to be; a prompt that leaves none is named before anything is decoded."""
     more = settings(pipeline)

@@ -163,6 +163,7 @@ def test_an_answer_in_text_is_read_as_questions_are_in_training(pipeline: Pipeli
         pipeline.engine.decode([bare])
 
 
+@pytest.mark.slow
 def test_a_picture_begins_only_where_its_patches_fit_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its 16 patches take more of it than its codes would."""
     small = tiny_flow_pipeline(vit=True, max_length=60)

@@ -107,6 +107,7 @@ def fit_arguments(pictures: Path, root: Path, **options: Any) -> list[str]:
     return ["fit", "--seed_everything=7", *(f"--{name}={value}" for name, value in settings.items())]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_a_measured_autoencoder(pictures: Path, tmp_path: Path) -> None:
     recorder = "tests.oracles.tiny_training.LossFile"
     extra = [f"--trainer.callbacks={recorder}", f"--trainer.callbacks.path={tmp_path / 'losses.txt'}"]
@@ -124,6 +125,7 @@ def test_training_lowers_the_loss_and_leaves_a_measured_autoencoder(pictures: Pa
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(pictures: Path, tmp_path: Path) -> None:
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
     run(fit_arguments(pictures, unbroken, checkpoint__save_top_k=-1))
@@ -165,6 +167,7 @@ def test_validation_logs_how_good_and_how_noisy_the_latents_are(tmp_path: Path) 
     assert logged_values["val/noise"] == pytest.approx(sum(shares) / 4, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_more_weight_on_kl_leaves_less_of_it(tmp_path: Path) -> None:
     found = []
     for weight in (0.0, 1.0):

@@ -96,6 +96,7 @@ def test_no_size_is_nearer_to_a_picture_than_the_one_it_takes(sizes: tuple[Size,
     assert distance(found) <= min(map(distance, sizes)) + 1e-9
 
 
+@pytest.mark.slow
 @given(sizes=sizes_of_a_grid, scale=st.integers(1, 40), data=st.data())
 def test_a_picture_that_has_the_shape_of_a_size_takes_it_in_codes_and_in_pixels(
     sizes: tuple[Size, ...], scale: int, data: st.DataObject

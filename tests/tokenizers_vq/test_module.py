@@ -58,6 +58,7 @@ def loader(batches: list[Tensor]) -> DataLoader[Tensor]:
     return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", sorted(QUANTIZERS))
 def test_the_loss_falls_and_the_tokenizer_is_left_where_out_says(tmp_path: Path, quantizer: str) -> None:
     module = make_module(quantizer=QUANTIZERS[quantizer], out=tmp_path / "tok")

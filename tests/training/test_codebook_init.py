@@ -50,6 +50,7 @@ def test_only_the_rows_of_image_codes_change(head: bool, space: TokenSpace) -> N
     assert (embedding[space.image_offset :] != old[space.image_offset :]).any(1).all()
 
 
+@pytest.mark.slow
 def test_training_begins_so_where_the_config_asks_for_it(tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path / "shards")
     arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=1, model__start__codebook__head="false")
@@ -59,6 +60,7 @@ def test_training_begins_so_where_the_config_asks_for_it(tmp_path: Path) -> None
     assert torch.linalg.matrix_rank(rows.float(), rtol=1e-4) == TOKENIZER.config.quantizer.dim
 
 
+@pytest.mark.slow
 def test_without_an_image_tokenizer_it_is_refused_in_one_line(tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path / "shards")
     (shards / "image_tokenizer").rename(tmp_path / "elsewhere")

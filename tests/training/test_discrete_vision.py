@@ -21,6 +21,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_shards(tmp_path_factory.mktemp("data") / "shards", patch=4)
 
 
+@pytest.mark.slow
 def test_the_vit_gets_a_gradient_and_codes_are_learnt(shards: Path, tmp_path: Path) -> None:
     for steps in (0, 3):
         run(fit_arguments(shards, tmp_path / str(steps), trainer__max_steps=max(steps, 1), **VISION))

@@ -22,6 +22,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.tiny_shards(tmp_path_factory.mktemp("data") / "shards", latents=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_first", "learnt", "absent"), [(1.0, "text", "flow"), (0.0, "flow", "image")])
 def test_what_a_run_shows_is_learnt_and_what_it_lacks_has_no_loss(
     shards: Path, tmp_path: Path, image_first: float, learnt: str, absent: str
@@ -49,6 +50,7 @@ def test_a_run_builds_the_flow_branch_that_it_is_asked_for(shards: Path, tmp_pat
     assert len(pipeline.generate(["a red picture"], mode="image", steps=2)[0]) == 1
 
 
+@pytest.mark.slow
 def test_predictions_depend_on_the_latents_of_what_they_read(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

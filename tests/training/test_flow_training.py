@@ -27,6 +27,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_shards(tmp_path_factory.mktemp("data") / "shards", latents=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["no image", "no text"])
 def test_a_pack_without_an_image_or_without_text_trains(shards: Path, tmp_path: Path, what: str) -> None:
     share = {"no image": 1.0, "no text": 0.0}[what]
@@ -35,6 +36,7 @@ def test_a_pack_without_an_image_or_without_text_trains(shards: Path, tmp_path: 
     assert all(float(value) == float(value) for value in logged(tmp_path, "train/loss").values())
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_flow_as_one_that_accumulates_their_batches(shards: Path, tmp_path: Path) -> None:
     shared = {"trainer__max_steps": 2, **FLOW, **ADAMW}
     one = fit_arguments(shards, tmp_path / "one", trainer__accumulate_grad_batches=2, **shared)
@@ -44,6 +46,7 @@ def test_two_processes_train_the_flow_as_one_that_accumulates_their_batches(shar
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_averaged_weights_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {**FLOW, "model__trunk__dropout": 0.1, "trainer__accumulate_grad_batches": 2}
     average = ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
@@ -59,6 +62,7 @@ def test_a_killed_run_with_averaged_weights_goes_on_exactly(shards: Path, tmp_pa
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_the_bundle_of_an_averaged_run_holds_the_average(shards: Path, tmp_path: Path) -> None:
     """With a decay of 0 the average is the last model; with 1 it is the first."""
     average = "--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging"
@@ -74,6 +78,7 @@ def test_the_bundle_of_an_averaged_run_holds_the_average(shards: Path, tmp_path:
     assert any(not torch.equal(weights["plain"][name], weights["first"][name]) for name in weights["plain"])
 
 
+@pytest.mark.slow
 def test_a_flow_starts_from_a_dense_bundle_and_leaves_the_frozen_expert_as_it_was(shards: Path, tmp_path: Path) -> None:
     dense = fit_arguments(shards, tmp_path / "dense", trainer__max_steps=2)
     run(dense)
@@ -97,6 +102,7 @@ def test_a_flow_starts_from_a_dense_bundle_and_leaves_the_frozen_expert_as_it_wa
     assert len(answers[0]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -112,6 +118,7 @@ def test_wrong_settings_of_a_flow_are_one_line(
     assert reason in refusal(fit_arguments(shards, tmp_path, **{**FLOW, **options}), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -130,6 +137,7 @@ def test_a_bundle_of_another_architecture_is_refused(
     assert reason in refusal(fit_arguments(shards, tmp_path / "flow", **FLOW, **bundle, **plain), capsys)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_autoencoder_is_refused(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +174,7 @@ def test_a_flow_its_templates_and_its_objective_go_together(
     assert reason in refusal(fit_arguments(shards, tmp_path, **{half: FLOW[half]}), capsys)
 
 
+@pytest.mark.slow
 def test_shards_without_latents_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = tiny_shards(tmp_path / "plain")
     line = refusal(fit_arguments(plain, tmp_path / "run", **FLOW), capsys)

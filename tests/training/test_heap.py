@@ -36,6 +36,7 @@ def _page_faults(first: str) -> tuple[bool, int]:
     return kept == ["True"], int(faults)
 
 
+@pytest.mark.slow
 def test_a_freed_block_is_used_again_without_a_page_fault() -> None:
     (kept, few), (_, many) = _page_faults(KEEP), _page_faults(LEAVE)
     assert 10 * few < many if kept else few > many / 2
@@ -65,6 +66,7 @@ def test_older_glibc_keeps_what_it_can_or_is_left_as_it_was(
     assert libc.set == ({heap.MMAP_THRESHOLD: kept, heap.TRIM_THRESHOLD: heap.KEPT} if kept else {})
 
 
+@pytest.mark.slow
 def test_training_keeps_freed_memory() -> None:
     (kept, few), (_, trained) = _page_faults(KEEP), _page_faults(TRAIN)
     assert trained < 10 * few + 1000 if kept else trained > few / 2

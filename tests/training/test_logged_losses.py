@@ -25,6 +25,7 @@ def first(shards: Path, root: Path, weight: float) -> dict[str, float]:
     return {name: float(logged(root, f"train/{name}")[0]) for name in ("loss", "loss_text", "loss_image")}
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_kind_is_a_mean_over_its_own_tokens(shards: Path, tmp_path: Path) -> None:
     """A model that knows nothing yet finds every token of either kind about as likely as any other of all ids."""
     light, heavy = (first(shards, tmp_path / str(weight), weight) for weight in (1.0, 50.0))

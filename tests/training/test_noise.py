@@ -37,6 +37,7 @@ def arguments(shards: Path, root: Path, flow: dict[str, Any] | None = None, **op
     return fit_arguments(shards, root, **{**FLOW, **flow_objectives(weight=0.5, **(flow or {})), **DRAWN, **options})
 
 
+@pytest.mark.slow
 def test_batches_of_one_step_have_different_noise(shards: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"trainer__max_steps": 3, "trainer__accumulate_grad_batches": 2}
     run([*arguments(shards, tmp_path, **options), *watched(BatchLosses, tmp_path / "losses")])
@@ -44,6 +45,7 @@ def test_batches_of_one_step_have_different_noise(shards: Path, tmp_path: Path) 
     assert len(set(logged(tmp_path, "train/loss_text").values())) == 1, "these batches differ in more than their noise"
 
 
+@pytest.mark.slow
 def test_noise_repeats_with_the_seed_of_the_flow_and_changes_with_it(shards: Path, tmp_path: Path) -> None:
     found = []
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
@@ -53,6 +55,7 @@ def test_noise_repeats_with_the_seed_of_the_flow_and_changes_with_it(shards: Pat
     assert found[0] == found[1] and not set(found[0]) & set(found[2])
 
 
+@pytest.mark.slow
 def test_ranks_have_different_noise_that_of_the_batches_of_one_rank_in_turn(shards: Path, tmp_path: Path) -> None:
     many = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accumulate_grad_batches": 2}
     ways: dict[str, dict[str, Any]] = {"one": {"trainer__accumulate_grad_batches": 4}, "two": many}
@@ -66,6 +69,7 @@ def test_ranks_have_different_noise_that_of_the_batches_of_one_rank_in_turn(shar
     assert [float.fromhex(loss) for loss in together] == pytest.approx([float.fromhex(loss) for loss in alone])
 
 
+@pytest.mark.slow
 def test_validation_draws_the_same_noise_every_time(shards: Path, tmp_path: Path) -> None:
     """Also where training draws random numbers in between, for dropout."""
     often = {"trainer__val_check_interval": 1, "trainer__check_val_every_n_epoch": "null", "model__dropout": 0.1}
@@ -82,6 +86,7 @@ def entering(shards: Path, root: Path, shift: float) -> torch.Tensor:
     return torch.cat(torch.load(root / "in"))
 
 
+@pytest.mark.slow
 def test_a_larger_shift_of_times_trains_nearer_to_noise(shards: Path, tmp_path: Path) -> None:
     """The time of a latent is read off what enters: how far on its way from picture to noise it is."""
     shifts = (1e-7, 1.0, 4.0, 1e7)

@@ -46,6 +46,7 @@ def numbered(cli: Any) -> list[str]:
     return [names[id(p)] for group in cli.trainer.optimizers[0].param_groups for p in group["params"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_an_old_checkpoint_resumes_with_the_losses_of_the_unbroken_run(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
@@ -71,6 +72,7 @@ def test_an_old_checkpoint_resumes_with_the_losses_of_the_unbroken_run(
         assert "latents of another autoencoder" in line
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_media_is_refused_in_one_line(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -238,6 +238,7 @@ SAVED = {
 """Arguments as a run of the earlier version saved them in its config.yaml, all of them."""
 
 
+@pytest.mark.slow
 def test_a_saved_config_of_a_discrete_run_trains_the_same_model(cli: Any) -> None:
     whole = old_run("demo")
     whole["model"] = {"class_path": "unimodal.training.module.TransformerModule", "init_args": SAVED}
@@ -247,6 +248,7 @@ def test_a_saved_config_of_a_discrete_run_trains_the_same_model(cli: Any) -> Non
     assert (module.flow, module.vision, module.start, module.compile_model) == (None, None, StartConfig(), False)
 
 
+@pytest.mark.slow
 def test_a_saved_config_of_a_run_with_flow_and_vit_trains_the_same_model(cli: Any) -> None:
     flow = {"weight": 0.5, "shift": 2.0, "mixture": False, "time_channels": 64, "place_period": 10.0, "axial_turn": 1.5}
     flow |= {"begin_with": None, "freeze_understanding": False, "seed": 3}

@@ -25,6 +25,7 @@ def test_a_cpu_without_units_for_bfloat16_trains_in_float32(
     assert matmul_dtype(torch.device("cpu")) == (torch.bfloat16 if precision == "bf16-mixed" else torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_config_without_precision_gets_the_fast_one_and_a_stated_one_stays(
     fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

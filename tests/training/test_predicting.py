@@ -51,6 +51,7 @@ def test_every_line_gets_its_answer_with_its_own_settings(bundle: Path, tmp_path
     assert [type(part) for part in rows[3]["answer"]] == [str, dict, str]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_to_the_same_files(bundle: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path, ROWS)
     predict(bundle, prompts, tmp_path / "whole")

@@ -44,6 +44,7 @@ def train_and_kill(arguments: list[str], flag: Path) -> None:
     assert flag.exists() and still_running, output
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(shards: Path, tmp_path: Path) -> None:
     file = tmp_path / "losses"
     arguments = fit_arguments(shards, tmp_path / "run", trainer__max_steps=100_000)
@@ -57,6 +58,7 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_were_done(shards: Path
     assert process.returncode == 143 and "train.py: stopped by SIGTERM; --ckpt_path last" in output, output
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_has_the_losses_of_an_unbroken_one(shards: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "model__trunk__dropout": 0.1,
@@ -96,6 +98,7 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_off_is_refused_in_one_line(
     shards: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +119,7 @@ class Trap:
         return Path.touch, (self.touched,)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_pickled_object_is_refused_and_nothing_in_it_runs(
     shards: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +130,7 @@ def test_a_checkpoint_with_a_pickled_object_is_refused_and_nothing_in_it_runs(
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_token_space_is_refused(
     shards: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +164,7 @@ def test_a_finished_run_leaves_a_bundle_that_opens_and_no_partial_file(trained: 
     assert [path.name for path in trained.rglob("*.partial")] == []
 
 
+@pytest.mark.slow
 def test_two_ranks_with_two_workers_each_are_killed_at_a_random_step_and_go_on_with_the_same_losses(
     tmp_path: Path,
 ) -> None:

@@ -125,6 +125,7 @@ def test_clipping_acts_on_the_mean_gradient_not_on_the_sum(tmp_path: Path) -> No
     assert_same(tight, {name: 0.5 * gradient for name, gradient in free.items()})
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_that_accumulates_their_batches(tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path / "shards")
     adamw = {"model__optimizer": "AdamWConfig", "model__optimizer__eps": 1e-3, "model__optimizer__learning_rate": 0.01}

@@ -37,6 +37,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_name_what_it_sees(shards: Path, tmp_path: Path) -> None:
     """Codes are nowhere read, so answers that are right come through the ViT."""
     options = {**SEEN, **ADAMW, "data__templates__image_first": 1.0, "trainer__max_steps": 200}
@@ -52,6 +53,7 @@ def test_a_model_learns_to_name_what_it_sees(shards: Path, tmp_path: Path) -> No
     assert all(answer == blind[0] for answer in blind)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {**SEEN, "model__trunk__dropout": 0.1}
     train_to_the_end(fit_arguments(shards, tmp_path / "unbroken", **options))
@@ -62,6 +64,7 @@ def test_a_killed_run_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
     assert found == {step: expected[step] for step in range(LAST_SAVED, STEPS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_first", [1.0, 0.0])
 def test_two_processes_train_as_one_that_accumulates_their_batches(
     shards: Path, tmp_path: Path, image_first: float
@@ -76,6 +79,7 @@ def test_two_processes_train_as_one_that_accumulates_their_batches(
         torch.testing.assert_close(together[name], tensor, rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_vit_starts_from_a_siglip_folder(shards: Path, tmp_path: Path, siglip: Path, frozen: bool) -> None:
     start: Options = {"model__vision": "{}", "model__start__vision": str(siglip)}
@@ -91,6 +95,7 @@ def test_a_vit_starts_from_a_siglip_folder(shards: Path, tmp_path: Path, siglip:
     assert all(same) if frozen else sum(same) < len(same) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -109,12 +114,14 @@ def test_wrong_settings_are_one_line(
     assert reason in refusal(fit_arguments(shards, tmp_path, **{**SEEN, **options}), capsys)
 
 
+@pytest.mark.slow
 def test_a_siglip_of_other_patches_is_refused(tmp_path: Path, siglip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_shards(tmp_path / "shards", 4, latents=True, patch=8)
     options = {"data__templates__patch_size": 8, "model__start__vision": str(siglip)}
     assert "takes patches of 4 pixels" in refusal(fit_arguments(folder, tmp_path, **{**SEEN, **options}), capsys)
 
 
+@pytest.mark.slow
 def test_samples_are_written_while_it_trains(shards: Path, tmp_path: Path) -> None:
     run(fit_arguments(shards, tmp_path, trainer__max_steps=2, samples__every=1, **SEEN))
     for step in (1, 2):
@@ -122,6 +129,7 @@ def test_samples_are_written_while_it_trains(shards: Path, tmp_path: Path) -> No
         assert any(line.startswith("what color is it? -> ") for line in lines)
 
 
+@pytest.mark.slow
 def test_compiled_steps_take_batches_without_a_picture(shards: Path, tmp_path: Path) -> None:
     unseen = {"data__templates__latents__whole": 0.0, "data__templates__image_first": 0.0}
     run(fit_arguments(shards, tmp_path, trainer__max_steps=2, model__compile="true", **{**SEEN, **unseen}))

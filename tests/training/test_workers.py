@@ -14,6 +14,7 @@ from unimodal.training.cli import run
 BRANCHES: dict[str, dict[str, Any]] = {"discrete": {}, "flow and ViT": {**FLOW, **VISION}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", BRANCHES.values(), ids=list(BRANCHES))
 def test_losses_do_not_depend_on_the_number_of_loader_processes(options: dict[str, Any], tmp_path: Path) -> None:
     shards = tiny_shards(tmp_path / "shards", latents=True, patch=4)

@@ -211,7 +211,7 @@ NESTED: dict[str, type] = {
 Config = TypeVar("Config")
 
 
-def _built(kind: type[Config], values: dict[str, Any]) -> Config:
+def _built(kind: type[Config], values: Any) -> Config:
     """A dataclass of plain values, its nested dataclasses too. Raises TypeError for what is no such thing."""
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is an object with fields, got {str(values)[:80]!r}")

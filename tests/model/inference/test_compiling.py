@@ -42,6 +42,7 @@ def media_of(count: int, rows: int, length: int) -> MediaTokens:
     return media_at(standing, latents, on_table(torch.arange(count) % 4, 2), times)
 
 
+@pytest.mark.slow
 def test_one_block_is_compiled_for_all_layers(graphs: list[torch.fx.GraphModule]) -> None:
     model, compiled = tiny_model(num_layers=12), tiny_model(num_layers=12)
     compile_blocks(compiled)
@@ -52,6 +53,7 @@ def test_one_block_is_compiled_for_all_layers(graphs: list[torch.fx.GraphModule]
     assert len(products) == 7, "queries, keys, values, output, gate, up, down"
 
 
+@pytest.mark.slow
 def test_a_graph_serves_batches_of_any_number_of_latents(graphs: list[torch.fx.GraphModule]) -> None:
     flow = FlowConfig(latent_dim=3, grid_size=2, time_channels=8, axial_rope_max=1.5)
     model, compiled = (tiny_model(num_layers=3, mixture=True, flow=flow) for _ in range(2))
