@@ -72,8 +72,8 @@ class Encoder:
         media: list[dict[str, np.ndarray]] = [{} for _ in pictures]
         for maker in self.media:
             name = maker.spec.name
-            for own, values in zip(media, maker.make([picture.media[name] for picture in pictures]), strict=True):
-                own[name] = values
+            for target, values in zip(media, maker.make([picture.media[name] for picture in pictures]), strict=True):
+                target[name] = values
         images = map(Encoded, bodies, media)
         return [self._document(document, copy, images) for document, copy in batch]
 

@@ -99,12 +99,12 @@ def _tokens(image: Placed) -> np.ndarray:
 def _packed(images: Sequence[Placed], index: np.ndarray, spans: np.ndarray, weight: float) -> PackedMedia:
     grids = tuple((image.values.shape[0], image.values.shape[1]) for image in images)
     values = np.concatenate([image.values.reshape(-1, image.values.shape[-1]) for image in images])
-    own = spans[index]
+    token_spans = spans[index]
     return PackedMedia(
         index=torch.from_numpy(index),
         values=torch.from_numpy(values.astype(BATCH_DTYPES.get(values.dtype, values.dtype))),
         row_col=torch.from_numpy(np.concatenate([np.argwhere(np.ones(grid)) for grid in grids])),
-        spans=torch.from_numpy(own),
-        weights=torch.from_numpy((own < 0).astype(np.float32) * np.float32(weight)),
+        spans=torch.from_numpy(token_spans),
+        weights=torch.from_numpy((token_spans < 0).astype(np.float32) * np.float32(weight)),
         grids=grids,
     )

@@ -216,13 +216,13 @@ class _Job:
     def _copies(self) -> Iterator[DocumentCopy]:
         keys: set[str] = set()
         for document in self.source.documents():
-            own = [copy_key(document.key, copy) for copy in range(self.config.copies)]
+            copy_keys = [copy_key(document.key, copy) for copy in range(self.config.copies)]
             if "." in document.key:
                 self.failures.revoke(document.key, "its key holds a dot, which parts a key from its member in a tar")
-            elif not keys.isdisjoint(own):
+            elif not keys.isdisjoint(copy_keys):
                 self.failures.revoke(document.key, "an earlier document has the same key")
             else:
-                keys.update(own)
+                keys.update(copy_keys)
                 yield from ((document, copy) for copy in range(self.config.copies))
 
     def _skip(self, one: SkippedCopy) -> None:

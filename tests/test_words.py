@@ -27,10 +27,17 @@ IDENTIFIERS = {
     "places": "positions",
     "cells": "row_col, grid positions",
     "seen": "image embeddings, row status",
+    "own": "nothing: what it holds",
+    "most": "max",
+    "least": "min",
+    "longest": "max_length, max_side",
+    "lost": "missing, dropped",
+    "way_out": "remedy",
 }
 """Private word -> the field's. A word of one part stands for itself and for a part between underscores."""
 
 ALLOWED_IDENTIFIERS = {
+    "most_common": "collections.Counter's",
     "cells": "columns of a table",
     "seen": "what an image is seen through (codes or patches), the data's own option",
     "seen_steps": "steps that a grammar has consumed",

@@ -85,8 +85,8 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
         """One step of the tokenizer, then one of the discriminator once it has joined."""
         del batch_index
         optimizers = _as_list(self.optimizers())
-        images, own = self.reconstruct(batch)
-        terms = self._terms(batch, images, own)
+        images, regularisers = self.reconstruct(batch)
+        terms = self._terms(batch, images, regularisers)
         optimizers[0].zero_grad()
         self.manual_backward(torch.stack(list(terms.values())).sum())
         optimizers[0].step()
@@ -103,8 +103,8 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
         self.log("val/psnr", psnr(images, targets).mean(), prog_bar=True, batch_size=len(targets), sync_dist=True)
         self.log("val/ssim", ssim(images, targets), batch_size=len(targets), sync_dist=True)
 
-    def _terms(self, targets: Tensor, images: Tensor, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        terms = {"reconstruction": reconstruction_loss(images, targets, self.reconstruction), **own}
+    def _terms(self, targets: Tensor, images: Tensor, regularisers: dict[str, Tensor]) -> dict[str, Tensor]:
+        terms = {"reconstruction": reconstruction_loss(images, targets, self.reconstruction), **regularisers}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual_weight * self.perceptual(images, targets)
         if self._adversarial_now() and self.discriminator is not None and self.adversarial is not None:

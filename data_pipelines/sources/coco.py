@@ -75,14 +75,14 @@ class CocoCaptions:
     def _document(self, row: Any, captions: dict[int, list[tuple[int, str]]]) -> Document:
         """Takes the picture's captions away from `captions`, whatever becomes of it."""
         image_id = whole_number(row, "id")
-        own = [caption for _, caption in captions.pop(image_id, [])]
+        texts = [caption for _, caption in captions.pop(image_id, [])]
         picture = inside(self.pictures, text_field(row, "file_name"))
         if not picture.is_file():
             raise DamagedSample(f"{row['file_name']}: missing file")
-        if not own:
+        if not texts:
             raise DamagedSample("no caption")
         meta = {"layout": "sample", "source": "coco", "split": self.split, "image_id": image_id}
-        segments = (ImageSegment(source=picture), *(TextSegment(text=text, role="caption") for text in own))
+        segments = (ImageSegment(source=picture), *(TextSegment(text=text, role="caption") for text in texts))
         return Document(key=f"{self.split}-{image_id:012d}", segments=segments, meta=meta)
 
 

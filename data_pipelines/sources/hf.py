@@ -121,8 +121,8 @@ def _open(path: Path | None, split: str) -> tuple[Path, Any]:
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
-        way_out = "pip install 'unimodal[hf]'"
-        raise ValueError(f"hf: to read {path} takes the package datasets, which is not there: {way_out}") from error
+        remedy = "pip install 'unimodal[hf]'"
+        raise ValueError(f"hf: to read {path} takes the package datasets, which is not there: {remedy}") from error
     try:
         found = datasets.load_from_disk(str(path), keep_in_memory=False)
     except Exception as error:  # a folder that is no data set, or a damaged one, raises errors of every kind
@@ -161,8 +161,8 @@ def _sample(row: dict[str, Any], asked: list[tuple[str, list[str]]], folder: Pat
     listed = captions if isinstance(captions, list) else [captions] if captions is not None else []
     segments: list[Segment] = [TextSegment(text=text_field({"text": t}, "text"), role="caption") for t in listed]
     for question, answers in asked:
-        most_given = Counter(answers).most_common(1)[0][0]
-        segments += [TextSegment(text=question, role="question"), TextSegment(text=most_given, role="answer")]
+        majority = Counter(answers).most_common(1)[0][0]
+        segments += [TextSegment(text=question, role="question"), TextSegment(text=majority, role="answer")]
     if not segments:
         raise DamagedSample("neither text nor questions")
     if row["image"] is None:

@@ -110,8 +110,8 @@ def _matched(texts: list[Any], infos: list[Any], file: Path) -> Iterator[str | I
 
 
 def _named_picture(name: str, folder: Path) -> ImageSegment:
-    own = folder / IMAGES
-    return picture_of(name, own if os.path.isfile(own / name) else folder)
+    images = folder / IMAGES
+    return picture_of(name, images if os.path.isfile(images / name) else folder)
 
 
 def _text(value: Any) -> str:

@@ -147,13 +147,13 @@ def find_files(path: Path | None, split: str, source: str, suffixes: Sequence[st
         return [path]
     if not path.is_dir():
         raise ValueError(f"{source}: {path} is not a folder, nor a {kinds} file")
-    own = _files(path, suffixes)
+    inside = _files(path, suffixes)
     folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
     splits = {folder.name: files for folder in folders if (files := _files(folder, suffixes))}
     if split in splits:
         return splits[split]
-    if own and (split == "train" or not splits):
-        return own
+    if inside and (split == "train" or not splits):
+        return inside
     if splits:
         raise ValueError(f"{source}: {path} has no split {split!r}; choose one of {', '.join(splits)}")
     raise ValueError(f"{source}: {path} holds no {kinds} file, nor do folders in it")
@@ -171,5 +171,5 @@ def _check_pyarrow(file: Path, source: str) -> None:
         version = "0"
     if int(version.split(".")[0]) < OLDEST_PYARROW:
         found = "is not there" if version == "0" else f"is here in version {version}"
-        way_out = f"pip install 'pyarrow>={OLDEST_PYARROW}'"
-        raise ValueError(f"{source}: to read {file} takes pyarrow, which {found}: {way_out}")
+        remedy = f"pip install 'pyarrow>={OLDEST_PYARROW}'"
+        raise ValueError(f"{source}: to read {file} takes pyarrow, which {found}: {remedy}")

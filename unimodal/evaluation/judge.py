@@ -88,7 +88,7 @@ class Judge:
         images, labels, _ = settled_pictures(split)
         truth = [(COLOURS[colour], SHAPES[shape]) for colour, shape in labels.tolist()]
         verdicts = self.predict(to_unit(images))
-        return sum(verdict == own for verdict, own in zip(verdicts, truth, strict=True)) / len(truth)
+        return sum(verdict == expected for verdict, expected in zip(verdicts, truth, strict=True)) / len(truth)
 
     def save(self, folder: Path) -> Path:
         """Write `judge.safetensors` with its seed and data inside; returns its path."""

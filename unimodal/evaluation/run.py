@@ -91,8 +91,8 @@ def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
         words += ["--seeds-per-prompt", str(config.seeds_per_prompt)]
     words += ["--choices", *config.choices] if config.choices else []
     if config.sampling:
-        own = TASK_SAMPLING[config.task]
-        changed = {name: value for name, value in config.sampling.to_dict().items() if value != getattr(own, name)}
+        default = TASK_SAMPLING[config.task]
+        changed = {name: value for name, value in config.sampling.to_dict().items() if value != getattr(default, name)}
         words += to_words(changed)
     return shlex.join([*words, "--out", str(out)])
 

@@ -61,7 +61,7 @@ class StaticForward:
         self.model = model
         if not options and model.device.type == "cuda":
             options = {"mode": "reduce-overhead"}
-        self.function = torch.compile(_own_logits(), dynamic=False, fullgraph=True, **options)
+        self.function = torch.compile(_fresh_logits(), dynamic=False, fullgraph=True, **options)
         self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
@@ -88,7 +88,7 @@ class MatvecForward:
 
     def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
         self.few, self.many = matvec(model), EagerForward(rest)
-        self.function = torch.compile(_own_logits(), dynamic=True, fullgraph=True, **options)
+        self.function = torch.compile(_fresh_logits(), dynamic=True, fullgraph=True, **options)
         self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
@@ -135,6 +135,6 @@ def _logits(model: UnifiedModel, tokens: Tensor, positions: Tensor, slots: Tenso
     return model.token_head(features[:, 0]).float()
 
 
-def _own_logits() -> Callable[[UnifiedModel, Tensor, Tensor, Tensor, KVCache], Tensor]:
+def _fresh_logits() -> Callable[[UnifiedModel, Tensor, Tensor, Tensor, KVCache], Tensor]:
     """`_logits` with a code object of its own: for one, torch.compile makes so many graphs and then gives up."""
     return FunctionType(_logits.__code__.replace(), globals(), "logits")

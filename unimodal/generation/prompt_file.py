@@ -92,12 +92,12 @@ def _line(text: bytes, where: str, index: int, folder: Path, defaults: Mapping[s
     prompt = row.get("prompt") if isinstance(row, dict) else None
     if not isinstance(prompt, str | list) or not prompt:
         raise ValueError(f"{where}: a line is an object with a prompt that is not empty, got {row!r:.60}")
-    own = {key: value for key, value in row.items() if key not in ("id", "prompt", "seed")}
+    overrides = {key: value for key, value in row.items() if key not in ("id", "prompt", "seed")}
     name, seed = str(row.get("id", f"{index:06d}")), row.get("seed", index)
     if not re.fullmatch(r"(?!\.)[\w.\-]{1,100}", name, flags=re.ASCII):
         raise ValueError(f"{where}: an id names files: 1 to 100 letters, digits, '_', '-' and '.', got {name[:60]!r}")
     try:
-        settings = DecodeSettings(**{**defaults, **_settings(own, where)})
+        settings = DecodeSettings(**{**defaults, **_settings(overrides, where)})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return PromptLine(id=name, prompt=prompt, settings=settings, seed=seed, folder=folder, where=where)

@@ -95,13 +95,13 @@ class PromptCoder:
         spans = [split(answer, self.space) for answer in answers]
         given = [list(pictures) for pictures in drawn] or [[] for _ in answers]
         of_codes = [
-            [span for span in answer if isinstance(span, ImageSpan)] if not own else []
-            for answer, own in zip(spans, given, strict=True)
+            [span for span in answer if isinstance(span, ImageSpan)] if not decoded_images else []
+            for answer, decoded_images in zip(spans, given, strict=True)
         ]
         decoded = iter(self.pictures([span for answer in of_codes for span in answer]))
         parts: list[list[Part]] = []
-        for answer, own in zip(spans, given, strict=True):
-            pictures = map(to_image, own) if own else decoded
+        for answer, decoded_images in zip(spans, given, strict=True):
+            pictures = map(to_image, decoded_images) if decoded_images else decoded
             parts.append([next(pictures) if isinstance(s, ImageSpan) else self.text.decode(s) for s in answer])
         return parts
 

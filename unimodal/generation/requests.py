@@ -19,7 +19,7 @@ from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.settings import Mode, check_setting
 
 Finish = Literal["end", "length", "no room for an image"]
-"""Why an answer ended: by itself, because its room was used up, or because an image was due that did not fit."""
+"""Why an answer ended: by itself, at the end of its token budget, or because an image was due that did not fit."""
 
 
 class Matcher(Protocol):

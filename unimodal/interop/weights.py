@@ -108,8 +108,8 @@ def _drop_tied_head(theirs: dict[str, Tensor], head: str, embedding: str) -> Non
 
 def check_names(found: set[str], wanted: set[str], kind: str) -> None:
     """Raise ValueError where weights of this kind of model are missing, or others are there."""
-    if lost := wanted - found:
-        raise ValueError(f"the checkpoint lacks {len(lost)} weights of a {kind}, the first is {min(lost)}")
+    if missing := wanted - found:
+        raise ValueError(f"the checkpoint lacks {len(missing)} weights of a {kind}, the first is {min(missing)}")
     if strange := found - wanted:
         raise ValueError(f"a {kind} has not {len(strange)} of these weights, the first is {min(strange)}")
 

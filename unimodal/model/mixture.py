@@ -130,8 +130,8 @@ def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A dense model's parameters -> a mixture's that computes the same function, whichever tokens are latents."""
     copied: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        for own in expert_names(name) or (name,):
-            copied[own] = tensor.clone()
+        for expert_name in expert_names(name) or (name,):
+            copied[expert_name] = tensor.clone()
     return copied
 
 

@@ -179,12 +179,12 @@ def dialogue(files: RunFiles) -> str:
 def timings(files: RunFiles) -> str:
     """How long each step took, as bars."""
     seconds = [float(item.get("seconds", 0)) for item in files.timings]
-    longest = max(seconds, default=0) or 1
+    maximum = max(seconds, default=0) or 1
     rows = [
         [
             f"<td>{escape(str(item.get('step', '')))}<br>{code(item.get('command', ''))}</td>",
             cell(duration(value), "number"),
-            f'<td class="wide"><div class="bar" style="width:{100 * value / longest:.1f}%"></div></td>',
+            f'<td class="wide"><div class="bar" style="width:{100 * value / maximum:.1f}%"></div></td>',
         ]
         for item, value in zip(files.timings, seconds, strict=True)
     ]

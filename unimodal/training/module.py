@@ -218,12 +218,12 @@ class TransformerModule(L.LightningModule):
         upgrade_checkpoint(checkpoint, self.model)
         saved = TokenSpace.from_dict(checkpoint["token_space"])
         saved.check_same(self.space, "the checkpoint", "the data")
-        found, own = checkpoint["media"], {name: spec.source for name, spec in self.spec.media.items()}
-        if found.keys() != own.keys():
-            trained, given = (" and ".join(sorted(names)) or "no media" for names in (found, own))
+        found, wanted = checkpoint["media"], {name: spec.source for name, spec in self.spec.media.items()}
+        if found.keys() != wanted.keys():
+            trained, given = (" and ".join(sorted(names)) or "no media" for names in (found, wanted))
             raise ValueError(f"the checkpoint was trained on {trained}, the data's templates give {given}")
         for name, source in found.items():
-            if own[name] != source:
+            if wanted[name] != source:
                 raise ValueError(f"the checkpoint was trained on {name} of another autoencoder than the data's")
         self._random_state = checkpoint["random_state"]
 

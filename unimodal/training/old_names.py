@@ -185,7 +185,7 @@ def _old_order(names: Sequence[str], dimensions: Mapping[str, int]) -> list[str]
 
 def _reordered(state: dict[str, Any], known: Mapping[str, int], model: nn.Module) -> dict[str, Any]:
     """An optimizer's state, numbered as today's groups are."""
-    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     roles = parameters_by_role(model)
     muon = any(group.get("muon") for group in state["param_groups"])
     decayed = [roles["matrix"], roles["table"]] if muon else [[*roles["matrix"], *roles["table"]]]
@@ -193,7 +193,7 @@ def _reordered(state: dict[str, Any], known: Mapping[str, int], model: nn.Module
     for group, parameters in zip(state["param_groups"], [*decayed, roles["vector"]], strict=True):
         groups.append({**group, "params": list(range(number, number + len(parameters)))})
         for parameter in parameters:
-            before = known[own[id(parameter)]]
+            before = known[name_of[id(parameter)]]
             if before in state["state"]:
                 values[number] = state["state"][before]
             number += 1

@@ -73,17 +73,17 @@ def load_bundle(model: UnifiedModel, folder: Path, space: TokenSpace) -> set[str
     if model.config.trunk.mixture and not source.config.trunk.mixture:
         state = from_dense(state)
     result = model.load_state_dict(state, strict=False)
-    lost = [name for name in result.missing_keys if not name.startswith(NEW_WITH_A_BRANCH)]
-    if strange := sorted([*lost, *result.unexpected_keys]):
+    missing = [name for name in result.missing_keys if not name.startswith(NEW_WITH_A_BRANCH)]
+    if strange := sorted([*missing, *result.unexpected_keys]):
         raise ValueError(f"{folder} holds another model than this run trains: they differ in {strange[0]}")
     return set(state) & set(model.state_dict())
 
 
-def _check_same(found: ModelConfig, own: ModelConfig, folder: Path) -> None:
+def _check_same(found: ModelConfig, wanted: ModelConfig, folder: Path) -> None:
     """Weights may fit where the functions differ, so the configs are compared, those of branches too."""
-    if found.trunk.mixture and not own.trunk.mixture:
+    if found.trunk.mixture and not wanted.trunk.mixture:
         raise ValueError(f"{folder} is a mixture of transformers, and this run trains a dense model: set model.flow")
-    for theirs, ours in ((found.trunk, own.trunk), (found.flow, own.flow), (found.vision, own.vision)):
+    for theirs, ours in ((found.trunk, wanted.trunk), (found.flow, wanted.flow), (found.vision, wanted.vision)):
         fields = vars(theirs) if theirs and ours else {}
         for name, value in fields.items():
             if name not in MAY_DIFFER and value != getattr(ours, name):

@@ -27,7 +27,8 @@ def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
     """Share of captions whose words are those of one of their references."""
     _check(captions, references)
     hits = [
-        tokenise(caption) in [tokenise(one) for one in own] for caption, own in zip(captions, references, strict=True)
+        tokenise(caption) in [tokenise(one) for one in texts]
+        for caption, texts in zip(captions, references, strict=True)
     ]
     return sum(hits) / len(hits)
 
@@ -41,7 +42,7 @@ def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
     _check(captions, references)
     candidates, targets = _tokenised(captions, references)
     length = sum(map(len, candidates))
-    closest = sum(_closest_length(len(words), own) for words, own in zip(candidates, targets, strict=True))
+    closest = sum(_closest_length(len(words), texts) for words, texts in zip(candidates, targets, strict=True))
     precisions = [_clipped_precision(candidates, targets, n) for n in range(1, bleu_orders(references) + 1)]
     if not length or not precisions or min(precisions) == 0:
         return 0.0
@@ -51,7 +52,7 @@ def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
 
 def bleu_orders(references: Sequence[Sequence[str]]) -> int:
     """The highest n-gram order, at most 4, that any reference is long enough for."""
-    return min(MAX_NGRAM, max(len(tokenise(one)) for own in references for one in own))
+    return min(MAX_NGRAM, max(len(tokenise(one)) for texts in references for one in texts))
 
 
 def rouge_l(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -69,12 +70,12 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
     """
     _check(captions, references)
     candidates, targets = _tokenised(captions, references)
-    frequency = Counter(gram for own in targets for gram in {g for words in own for g in _all_ngrams(words)})
+    frequency = Counter(gram for texts in targets for gram in {g for words in texts for g in _all_ngrams(words)})
     log_documents = math.log(len(targets))
     weights = {gram: log_documents - math.log(count) for gram, count in frequency.items()}
 
-    def score(words: Words, own: list[Words]) -> float:
-        parts = [_similarity(words, one, n, weights, log_documents) for one in own for n in range(1, MAX_NGRAM + 1)]
+    def score(words: Words, texts: list[Words]) -> float:
+        parts = [_similarity(words, one, n, weights, log_documents) for one in texts for n in range(1, MAX_NGRAM + 1)]
         return CIDER_SCALE * sum(parts) / len(parts)
 
     return sum(map(score, candidates, targets)) / len(candidates)
@@ -83,13 +84,13 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
 def _check(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     if len(captions) != len(references) or not captions:
         raise ValueError(f"needs as many captions as pictures and at least one, got {len(captions)}, {len(references)}")
-    for index, own in enumerate(references):
-        if not any(tokenise(one) for one in own):
-            raise ValueError(f"picture {index} has no reference caption with a word in it, got {list(own)!r}")
+    for index, texts in enumerate(references):
+        if not any(tokenise(one) for one in texts):
+            raise ValueError(f"picture {index} has no reference caption with a word in it, got {list(texts)!r}")
 
 
 def _tokenised(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[Words], list[list[Words]]]:
-    return [tokenise(caption) for caption in captions], [[tokenise(one) for one in own] for own in references]
+    return [tokenise(caption) for caption in captions], [[tokenise(one) for one in texts] for texts in references]
 
 
 def _ngrams(words: Words, n: int) -> Counter[Ngram]:
@@ -100,27 +101,27 @@ def _all_ngrams(words: Words) -> Iterable[Ngram]:
     return (gram for n in range(1, MAX_NGRAM + 1) for gram in _ngrams(words, n))
 
 
-def _closest_length(length: int, own: list[Words]) -> int:
+def _closest_length(length: int, texts: list[Words]) -> int:
     """Length of the reference nearest in length; of two as near, the shorter."""
-    return min(map(len, own), key=lambda other: (abs(other - length), other))
+    return min(map(len, texts), key=lambda other: (abs(other - length), other))
 
 
 def _clipped_precision(candidates: list[Words], targets: list[list[Words]], n: int) -> float:
     correct = total = 0
-    for words, own in zip(candidates, targets, strict=True):
+    for words, texts in zip(candidates, targets, strict=True):
         grams = _ngrams(words, n)
-        most: Counter[Ngram] = Counter()
-        for one in own:
-            most |= _ngrams(one, n)
-        correct += (grams & most).total()
+        maximum: Counter[Ngram] = Counter()
+        for one in texts:
+            maximum |= _ngrams(one, n)
+        correct += (grams & maximum).total()
         total += grams.total()
     return correct / total if total else 0.0
 
 
-def _rouge_l_one(words: Words, own: list[Words]) -> float:
+def _rouge_l_one(words: Words, texts: list[Words]) -> float:
     if not words:
         return 0.0
-    common = [(_longest_common(words, one), len(one)) for one in own if one]
+    common = [(_common_length(words, one), len(one)) for one in texts if one]
     precision = max(length for length, _ in common) / len(words)
     recall = max(length / size for length, size in common)
     if precision == 0:
@@ -128,7 +129,7 @@ def _rouge_l_one(words: Words, own: list[Words]) -> float:
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
-def _longest_common(left: Words, right: Words) -> int:
+def _common_length(left: Words, right: Words) -> int:
     """Length of the longest common subsequence, one row at a time."""
     row = [0] * (len(right) + 1)
     for word in left:

@@ -80,7 +80,7 @@ def vqa_score(answer: str, references: Sequence[str]) -> float:
     if len(matches) <= MATCHES_FOR_FULL_SCORE:
         return float(any(matches))
     total = sum(matches)
-    return sum(min(1.0, (total - own) / MATCHES_FOR_FULL_SCORE) for own in matches) / len(matches)
+    return sum(min(1.0, (total - match) / MATCHES_FOR_FULL_SCORE) for match in matches) / len(matches)
 
 
 def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:

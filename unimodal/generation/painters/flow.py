@@ -58,8 +58,8 @@ class FlowPainter:
         for config in dict.fromkeys(one.request.config.flow for one in due):
             group = [one for one in due if one.request.config.flow == config]
             latents = self._draw(group, contexts(group, self.count + 2), config)
-            for one, own, pixels, body in zip(group, latents, *self.decode(latents), strict=True):
-                painted[one.number] = self._painted(own, pixels, body)
+            for one, drawn, pixels, body in zip(group, latents, *self.decode(latents), strict=True):
+                painted[one.number] = self._painted(drawn, pixels, body)
         return [painted[one.number] for one in due]
 
     def _painted(self, latents: Tensor, pixels: Tensor, body: list[int]) -> Painted:

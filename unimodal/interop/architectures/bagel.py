@@ -100,10 +100,10 @@ def _read_config(folder: Path) -> Qwen2Config:
     written = read_fields(path, "give a folder in the layout that BAGEL was published in")
     if written.get("model_type") != Qwen2Config.model_type:
         raise ValueError(f"{path} is of model type {written.get('model_type')!r}, BAGEL's is 'qwen2'")
-    lost = [name for name in NEEDED if name not in written]
-    lost += [] if {"rope_theta", "rope_parameters"} & set(written) else ["rope_theta"]
-    if lost:
-        raise ValueError(f"{path} lacks {len(lost)} fields that are needed, the first is {lost[0]}")
+    missing = [name for name in NEEDED if name not in written]
+    missing += [] if {"rope_theta", "rope_parameters"} & set(written) else ["rope_theta"]
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} fields that are needed, the first is {missing[0]}")
     whole = completed(Qwen2Config, written, path)
     for reason, wrong in _differences(whole).items():
         if wrong:

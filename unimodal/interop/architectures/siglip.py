@@ -86,16 +86,16 @@ def load_siglip(encoder: SiglipEncoder, folder: Path) -> None:
 
     Raises ValueError for a weight that is missing or of another shape.
     """
-    own = dict(encoder.named_parameters())
+    weights = dict(encoder.named_parameters())
     stored = read_weights(folder)
     for ours, theirs in siglip_names(encoder.config.num_layers).items():
         found = next((stored[prefix + theirs] for prefix in PREFIXES if prefix + theirs in stored), None)
         if found is None:
             raise ValueError(f"{folder} lacks {theirs}: it is not a SigLIP vision model, or not a whole one")
         flat = _of_patches(found, encoder.config.patches.size) if theirs == PATCHES else found
-        if flat.shape != own[ours].shape:
-            raise ValueError(f"{folder}: {theirs} has shape {tuple(flat.shape)}, {tuple(own[ours].shape)} is due")
-        own[ours].copy_(flat)
+        if flat.shape != weights[ours].shape:
+            raise ValueError(f"{folder}: {theirs} has shape {tuple(flat.shape)}, {tuple(weights[ours].shape)} is due")
+        weights[ours].copy_(flat)
 
 
 def _of_patches(weight: Tensor, patch: int) -> Tensor:

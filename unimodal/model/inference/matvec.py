@@ -40,6 +40,6 @@ def matvec(model: UnifiedModel) -> UnifiedModel:
     copied = copy.deepcopy(model, shared).eval()  # pyright: ignore[reportArgumentType]
     linears = [(name, module) for name, module in copied.named_modules() if isinstance(module, nn.Linear)]
     for name, module in linears:
-        parent, _, own = name.rpartition(".")
-        setattr(copied.get_submodule(parent), own, MatvecLinear(module))
+        parent, _, leaf = name.rpartition(".")
+        setattr(copied.get_submodule(parent), leaf, MatvecLinear(module))
     return copied

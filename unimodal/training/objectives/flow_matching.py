@@ -85,7 +85,7 @@ def noise_latents(
     spans_per_row = int(packed.spans.abs().max()) + 1
     times = logit_normal_times(shape[0] * spans_per_row, shift, generator).to(device)
     is_noised = packed.spans < 0
-    own = torch.where(is_noised, times[rows * spans_per_row + packed.spans.abs()], 0.0)
+    token_times = torch.where(is_noised, times[rows * spans_per_row + packed.spans.abs()], 0.0)
     noise = torch.randn(clean.values.shape, generator=generator).to(device)
-    entering = torch.where(is_noised[:, None], add_noise(clean.values, noise, own), clean.values)
-    return NoisedLatents(clean._replace(values=entering, times=own), noise - clean.values, packed.weights)
+    entering = torch.where(is_noised[:, None], add_noise(clean.values, noise, token_times), clean.values)
+    return NoisedLatents(clean._replace(values=entering, times=token_times), noise - clean.values, packed.weights)
