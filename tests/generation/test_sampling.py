@@ -171,3 +171,10 @@ def test_every_seed_has_its_own_stream_of_numbers() -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         SamplingConfig(**settings)
+
+
+def test_tokens_that_reach_top_p_exactly_leave_no_other_in() -> None:
+    logits = torch.tensor([[0.0, 0.0, -math.inf]])
+    rows = RowSampling.of([SamplingConfig(top_p=0.5)])
+    found = [float(log_probabilities(logits, torch.tensor([token]), rows)) for token in range(2)]
+    assert found == [0.0, -math.inf]

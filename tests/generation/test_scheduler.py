@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -243,3 +244,53 @@ def test_images_that_are_drawn_in_several_parts_are_those_that_are_drawn_alone(
     for answer, expected in zip(pipeline.engine.decode(asked), whole, strict=True):
         assert ids(answer) == ids(expected)
         torch.testing.assert_close(answer.pictures, expected.pictures, rtol=1e-5, atol=1e-5)
+
+
+def drawing_and_saying(pipeline: Pipeline, drawings: int, texts: int) -> list[Request]:
+    few = {"flow": FlowSamplingConfig(steps=2)}
+    draw, say = (pipeline.decode_config(mode, max_new_tokens=9, **few) for mode in ("image", "text"))
+    say = replace(say, constrained=False)
+    asked = pipeline.requests(["a red circle"] * drawings, draw)
+    return asked + pipeline.requests(["what color is it?"] * texts, say, 5)
+
+
+def test_no_more_rows_are_parked_than_were_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = tiny_flow_pipeline()
+    monkeypatch.setattr("unimodal.generation.painters.due.PAINT_AT_ONCE", 100)
+    monkeypatch.setattr("unimodal.generation.scheduler.PAINT_AT_ONCE", 1)
+    scheduler = pipeline.engine.scheduler(rows=3)
+    for request in drawing_and_saying(pipeline, 2, 6):
+        scheduler.submit(request)
+    sizes = []
+    while not scheduler.idle:
+        scheduler.step()
+        sizes.append(len(scheduler.batch))
+    assert max(sizes) == 3 + 1
+
+
+def test_images_wait_until_they_are_as_many_as_the_answers_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = tiny_flow_pipeline()
+    monkeypatch.setattr("unimodal.generation.painters.due.PAINT_AT_ONCE", 1)
+    scheduler = pipeline.engine.scheduler(rows=3)
+    for request in drawing_and_saying(pipeline, 1, 2):
+        scheduler.submit(request)
+    scheduler.step()
+    assert len(scheduler.batch.parked) == 1, "two answers move, one image is due"
+    scheduler.cancel(1)
+    assert any(update.pictures for update in scheduler.step())
+
+
+def test_a_request_may_be_cancelled_while_it_is_parked() -> None:
+    pipeline = tiny_flow_pipeline()
+    asked = drawing_and_saying(pipeline, 1, 2)
+    scheduler = pipeline.engine.scheduler(rows=3)
+    for request in asked:
+        scheduler.submit(request)
+    scheduler.step()
+    assert scheduler.batch.parked == {0}
+    scheduler.cancel(0)
+    assert not scheduler.batch.parked and len(scheduler.batch) == 2
+    answers: dict[int, Decoded] = {}
+    while not scheduler.idle:
+        answers |= {update.request: update.decoded for update in scheduler.step() if update.decoded}
+    assert [ids(answers[number]) for number in (1, 2)] == [ids(a) for a in pipeline.engine.decode(asked[1:])]
