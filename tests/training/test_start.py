@@ -54,6 +54,8 @@ def test_what_does_not_fit_a_bundle_is_named(bundle: Path) -> None:
     with pytest.raises(ValueError, match="its rope is"):
         other = tiny_model(pipeline.token_space.vocab_size, rope=RopeConfig(theta=5.0))
         load_bundle(other, bundle, pipeline.token_space)
+    with pytest.raises(ValueError, match=r"its norm_eps is 1e-05, this run's 0\.001"):
+        load_bundle(tiny_model(pipeline.token_space.vocab_size, norm_eps=1e-3), bundle, pipeline.token_space)
     with pytest.raises(ValueError, match="its hidden_dim is 24, this run's 32"):
         load_bundle(tiny_model(pipeline.token_space.vocab_size, hidden_dim=32), bundle, pipeline.token_space)
     with pytest.raises(ValueError, match="the data"):
