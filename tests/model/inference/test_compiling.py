@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.oracles.passes import media_at, on_table
 from tests.oracles.tiny import tiny_model
 from unimodal.model.branches.base import MediaTokens
+from unimodal.model.cache import KVCache
 from unimodal.model.config import FlowConfig
 from unimodal.model.inference.compiling import compile_blocks, sizes_vary
 from unimodal.model.model import LATENTS
@@ -63,4 +64,24 @@ def test_a_graph_serves_batches_of_any_number_of_latents(graphs: list[torch.fx.G
         media = media_of(count, *tokens.shape)
         sizes_vary(tensor for tensor in media if isinstance(tensor, Tensor))
         torch.testing.assert_close(compiled(tokens, media={LATENTS: media}), model(tokens, media={LATENTS: media}))
+    assert len(graphs) == 1
+
+
+def test_what_decodes_while_it_trains_makes_no_graph(graphs: list[torch.fx.GraphModule]) -> None:
+    """Samples are drawn between training steps: a graph for each layer and length would use up what dynamo allows."""
+    model, compiled = tiny_model(num_layers=4), tiny_model(num_layers=4)
+    compile_blocks(compiled)
+    tokens = torch.randint(24, (2, 10))
+    compiled(tokens).sum().backward()
+    caches = [KVCache(each.config.trunk, 2, 16, each.dtype) for each in (model, compiled)]
+    with torch.inference_mode():
+        for length in (6, 1, 1):
+            start = caches[0].used
+            positions = torch.arange(start, start + length).expand(2, -1)
+            found = []
+            for each, cache in zip((model, compiled), caches, strict=True):
+                cache.reserve(start + length)
+                found.append(each(tokens[:, start : start + length], positions, cache=cache))
+            torch.testing.assert_close(*found, rtol=0, atol=0)
+    compiled(tokens).sum().backward()
     assert len(graphs) == 1
