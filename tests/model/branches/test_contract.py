@@ -24,7 +24,7 @@ def model() -> UnifiedModel:
 
 def branch_of(model: UnifiedModel, name: str) -> Branch:
     branch = model.branches[name]
-    assert isinstance(branch, NAMES[name])
+    assert isinstance(branch, Branch) and isinstance(branch, NAMES[name])
     return branch
 
 

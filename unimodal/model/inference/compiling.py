@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from sysconfig import get_paths
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from unimodal.model.model import UnifiedModel
 
 log = logging.getLogger(__name__)
 
-Block = Callable[[Tensor, LayerContext], Tensor]
+Block = Callable[..., Any]
 """A layer of the trunk: (B, T, D) -> (B, T, D)."""
 
 
@@ -34,6 +35,7 @@ def compile_blocks(model: UnifiedModel) -> None:
     for block in model.trunk.blocks:
         block.compile()
         compiled = block._compiled_call_impl
+        assert compiled is not None
         block._compiled_call_impl = partial(_without_cache, compiled, block._call_impl)  # pyright: ignore[reportAttributeAccessIssue]
 
 
