@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,30 @@ def test_a_bundle_of_an_earlier_version_opens_and_is_sound(tmp_path: Path) -> No
     assert opened.model.config == today.model.config
     expected = today.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.model.state_dict().items())
+
+
+def fields(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The paths of all fields of nested objects."""
+    if not isinstance(values, dict):
+        return []
+    return [found for name, value in values.items() for found in ((*path, name), *fields(value, (*path, name)))]
+
+
+@pytest.mark.parametrize("part", ["", IMAGE_TOKENIZER, AUTOENCODER])
+def test_a_field_of_a_wrong_type_is_one_line_wherever_it_stands(part: str, tmp_path: Path) -> None:
+    tiny_flow_pipeline(vit=True).save(tmp_path / "whole")
+    file = tmp_path / "whole" / part / CONFIG_FILE
+    written = json.loads(file.read_text())
+    for path in fields(written):
+        for wrong in (None, [1], "x", {"x": 1}, True):
+            values = json.loads(json.dumps(written))
+            holder = values
+            for name in path[:-1]:
+                holder = holder[name]
+            if type(holder[path[-1]]) is type(wrong) or (wrong is None and path[-1] in ("qk_norm", "scaling")):
+                continue
+            holder[path[-1]] = wrong
+            file.write_text(json.dumps(values))
+            with pytest.raises(ValueError, match=re.escape(str(tmp_path / "whole"))) as error:
+                Bundle.open(tmp_path / "whole")
+            assert "\n" not in str(error.value), (path, wrong)

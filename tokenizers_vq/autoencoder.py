@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenizers_vq.backbones import BackboneConfig, build_backbone
 from tokenizers_vq.diffusers_autoencoder import DIFFUSERS_CLASS, open_diffusers
+from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.folder import (
     CONFIG_FILE,
     check_kind,
@@ -65,12 +66,8 @@ class ImageAutoencoderConfig:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
         check_kind(values, AUTOENCODER_KIND)
         try:
-            return cls(
-                image_size=values["image_size"],
-                backbone=part_from_dict(values["backbone"]),
-                latent_dim=values["latent_dim"],
-                latent_patch=values.get("latent_patch", 1),
-            )
+            fields = {name: value for name, value in values.items() if name != "kind"}
+            return from_plain(cls, {**fields, "backbone": part_from_dict(values["backbone"])})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not an image autoencoder config: {error}") from error
 

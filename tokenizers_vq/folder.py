@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenizers_vq.backbones import PatchBackboneConfig, VQGANBackboneConfig
+from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.quantizers import FSQConfig, LFQConfig, VQConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -41,7 +42,7 @@ def part_to_dict(part: Any) -> dict[str, Any]:
 def part_from_dict(values: dict[str, Any]) -> Any:
     """The inverse of `part_to_dict`. Raises KeyError, TypeError or AttributeError for anything else."""
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return KINDS[fields.pop("kind")](**fields)
+    return from_plain(KINDS[fields.pop("kind")], fields)
 
 
 def check_kind(values: Any, kind: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.backbones import BackboneConfig, build_backbone, check_sides
+from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.folder import check_kind, content_hash, open_module, part_from_dict, part_to_dict, save_module
 from tokenizers_vq.layout import FixedLayout, Size
 from tokenizers_vq.quantizers import QuantizerConfig, build_quantizer
@@ -48,11 +49,8 @@ class ImageTokenizerConfig:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
         check_kind(values, TOKENIZER_KIND)
         try:
-            return cls(
-                image_size=values["image_size"],
-                backbone=part_from_dict(values["backbone"]),
-                quantizer=part_from_dict(values["quantizer"]),
-            )
+            parts = {name: part_from_dict(values[name]) for name in ("backbone", "quantizer")}
+            return from_plain(cls, {"image_size": values["image_size"], **parts})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not an image tokenizer config: {error}") from error
 

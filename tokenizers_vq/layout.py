@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenizers_vq.field_types import from_plain
+
 Size = tuple[int, int]
 """Rows and columns of codes."""
 RATIO_STEP = 1.1
@@ -96,7 +98,7 @@ LAYOUTS: dict[str, type[Any]] = {"fixed": FixedLayout, "grid": GridLayout}
 def layout_from_dict(values: dict[str, Any]) -> Layout:
     """The layout of its plain values. Raises KeyError, TypeError or ValueError for anything else."""
     fields = dict(values)
-    return LAYOUTS[fields.get("kind", "fixed")](**fields)
+    return from_plain(LAYOUTS[fields.get("kind", "fixed")], fields)
 
 
 def nearest_size(layout: Layout, rows: float, columns: float) -> Size:

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers_vq.field_types import from_plain
+
 LATENTS, PATCHES = "latents", "patches"
 
 
@@ -118,6 +120,6 @@ class MediaSpec:
     def from_dict(cls, values: dict[str, Any]) -> MediaSpec:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
         try:
-            return cls(**{**values, "sizing": SIZINGS[values["name"]](**values["sizing"])})
-        except (TypeError, KeyError) as error:
+            return from_plain(cls, {**values, "sizing": from_plain(SIZINGS[values["name"]], values["sizing"])})
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a media spec: {error}") from error

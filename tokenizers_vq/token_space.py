@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.layout import FixedLayout, GridLayout, Layout, Size, in_rows, layout_from_dict
 
 __all__ = ["FixedLayout", "GridLayout", "ImageSpan", "Modality", "Specials", "TokenSpace", "TokenSpaceMismatch"]
@@ -155,9 +156,9 @@ class TokenSpace:
     def from_dict(cls, values: dict[str, Any]) -> TokenSpace:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
         try:
-            parts = {"layout": layout_from_dict(values["layout"]), "specials": Specials(**values["specials"])}
-            return cls(**{**values, **parts})
-        except (TypeError, KeyError) as error:
+            parts = {"layout": layout_from_dict(values["layout"]), "specials": from_plain(Specials, values["specials"])}
+            return from_plain(cls, {**values, **parts})
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a token space: {error}") from error
 
     def save(self, folder: Path) -> None:

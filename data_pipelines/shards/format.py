@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines.documents import WithMeta
 from data_pipelines.old_names import upgrade_manifest
+from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.media import MediaSpec
 from tokenizers_vq.token_space import TokenSpace
 
@@ -116,7 +117,7 @@ class Manifest:
         try:
             values = upgrade_manifest(values) if version == 1 else values
             media = {name: MediaSpec.from_dict(spec) for name, spec in values.get("media", {}).items()}
-            shards = tuple(ShardEntry(**entry) for entry in values["shards"])
-            return cls(**{**values, "shards": shards, "media": media})
+            shards = tuple(from_plain(ShardEntry, entry) for entry in values["shards"])
+            return from_plain(cls, {**values, "shards": shards, "media": media})
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise DamagedShard(f"not a shard manifest: {error}") from error

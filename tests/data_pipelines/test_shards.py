@@ -172,6 +172,19 @@ FOLDER_DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"holds no manifest\.json"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"format'), r"manifest\.json: "),
     "a manifest of noise": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), r"manifest\.json: "),
+    "a name that is a number": (
+        change_manifest(lambda m: m["shards"][0].update(name=7)),
+        r"name is of type str, got 7",
+    ),
+    "a count in words": (
+        change_manifest(lambda m: m["shards"][0].update(documents="two")),
+        r"documents is of type int",
+    ),
+    "skipped as a list": (change_manifest(lambda m: m.update(skipped=[1])), r"skipped is of type"),
+    "no sizes": (
+        change_manifest(lambda m: m["token_space"].update(text_size=None)),
+        r"text_size is of type int, got None",
+    ),
     "a list for a manifest": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest\.json: "),
     "another version": (
         change_manifest(lambda m: m.update(format_version=3)),

@@ -36,7 +36,7 @@ def read_config(folder: Path) -> ModelConfig:
     """The architecture of a model on disk. Raises ValueError with the reason where there is none."""
     try:
         return ModelConfig.from_dict(upgrade_model_config(json.loads((folder / CONFIG_FILE).read_text())))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a model: {' '.join(str(error).split())[:300]}") from error
 
 

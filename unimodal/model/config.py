@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.media import PatchSpec
 
 NormPlacement = Literal["pre", "swin"]
@@ -215,9 +216,8 @@ def _built(kind: type[Config], values: Any) -> Config:
     """A dataclass of plain values, its nested dataclasses too. Raises TypeError for what is no such thing."""
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is an object with fields, got {str(values)[:80]!r}")
-    optional = {item.name for item in dataclasses.fields(kind) if str(item.type).endswith("| None")}  # pyright: ignore[reportArgumentType]
     made = {
-        name: _built(NESTED[name], value) if name in NESTED and not (value is None and name in optional) else value
+        name: _built(NESTED[name], value) if name in NESTED and value is not None else value
         for name, value in values.items()
     }
-    return kind(**made)
+    return from_plain(kind, made)
