@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
+from unimodal.generation.batch import Batch
 from unimodal.generation.engine import Engine
 from unimodal.generation.flow_sampling import FlowSamplingConfig
 from unimodal.generation.forward import EagerForward, StaticForward
@@ -200,8 +201,7 @@ class Counted:
 
 def test_rows_that_wait_for_a_painter_are_parked_and_their_places_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = tiny_flow_pipeline()
-    monkeypatch.setattr("unimodal.generation.painters.due.PAINT_AT_ONCE", 100)
-    monkeypatch.setattr("unimodal.generation.scheduler.PAINT_AT_ONCE", 2)
+    monkeypatch.setattr("unimodal.generation.scheduler.PAINT_AT_ONCE", 3)
     few = {"flow": FlowSamplingConfig(steps=2)}
     drawing = pipeline.requests(["a red circle"] * 2, pipeline.decode_config("image", **few), 0)
     config = pipeline.decode_config("text", max_new_tokens=9, constrained=False, **few)
@@ -246,6 +246,15 @@ def test_images_that_are_drawn_in_several_parts_are_those_that_are_drawn_alone(
         torch.testing.assert_close(answer.pictures, expected.pictures, rtol=1e-5, atol=1e-5)
 
 
+def tiny_pipeline_scheduler(*, rows: int, drawings: int, texts: int) -> Scheduler:
+    """With requests for drawings and then for texts."""
+    pipeline = tiny_flow_pipeline()
+    scheduler = pipeline.engine.scheduler(rows=rows)
+    for request in drawing_and_saying(pipeline, drawings, texts):
+        scheduler.submit(request)
+    return scheduler
+
+
 def drawing_and_saying(pipeline: Pipeline, drawings: int, texts: int) -> list[Request]:
     few = {"flow": FlowSamplingConfig(steps=2)}
     draw, say = (pipeline.decode_config(mode, max_new_tokens=9, **few) for mode in ("image", "text"))
@@ -254,30 +263,51 @@ def drawing_and_saying(pipeline: Pipeline, drawings: int, texts: int) -> list[Re
     return asked + pipeline.requests(["what color is it?"] * texts, say, 5)
 
 
-def test_no_more_rows_are_parked_than_were_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = tiny_flow_pipeline()
-    monkeypatch.setattr("unimodal.generation.painters.due.PAINT_AT_ONCE", 100)
-    monkeypatch.setattr("unimodal.generation.scheduler.PAINT_AT_ONCE", 1)
-    scheduler = pipeline.engine.scheduler(rows=3)
-    for request in drawing_and_saying(pipeline, 2, 6):
-        scheduler.submit(request)
+def sizes_until_idle(scheduler: Scheduler) -> list[tuple[int, int]]:
+    """Answers in the batch, and those of them that are parked, after each step."""
     sizes = []
     while not scheduler.idle:
         scheduler.step()
-        sizes.append(len(scheduler.batch))
-    assert max(sizes) == 3 + 1
+        sizes.append((len(scheduler.batch), len(scheduler.batch.parked)))
+    return sizes
 
 
-def test_images_wait_until_they_are_as_many_as_the_answers_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = tiny_flow_pipeline()
-    monkeypatch.setattr("unimodal.generation.painters.due.PAINT_AT_ONCE", 1)
-    scheduler = pipeline.engine.scheduler(rows=3)
-    for request in drawing_and_saying(pipeline, 1, 2):
-        scheduler.submit(request)
+def test_no_more_rows_are_parked_than_were_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unimodal.generation.scheduler.PAINT_AT_ONCE", 3)
+    scheduler = tiny_pipeline_scheduler(rows=4, drawings=2, texts=6)
+    sizes = sizes_until_idle(scheduler)
+    assert max(parked for _, parked in sizes) == 2 and max(size for size, _ in sizes) == 4 + 2
+
+
+def test_images_wait_for_others_while_requests_can_join() -> None:
+    scheduler = tiny_pipeline_scheduler(rows=2, drawings=4, texts=0)
+    drawn = []
+    while not scheduler.idle:
+        drawn.append(sum(bool(update.pictures) for update in scheduler.step()))
+    assert drawn == [2, 2]
+
+
+def test_an_image_does_not_wait_for_ever_for_answers_that_keep_moving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a queue that never ends another request always moves."""
+    monkeypatch.setattr("unimodal.generation.painters.due.PATIENCE", 5)
+    scheduler = tiny_pipeline_scheduler(rows=4, drawings=1, texts=3)
+    pipeline, steps = tiny_flow_pipeline(), 0
+    while not any(update.request == 0 and update.decoded for update in scheduler.step()):
+        for request in drawing_and_saying(pipeline, 0, 4 - len(scheduler.batch)):
+            scheduler.submit(request)
+        steps += 1
+        assert steps < 20
+    assert steps == 5
+
+
+def test_the_host_syncs_once_a_step_while_the_same_rows_are_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = tiny_pipeline_scheduler(rows=4, drawings=1, texts=3)
     scheduler.step()
-    assert len(scheduler.batch.parked) == 1, "two answers move, one image is due"
-    scheduler.cancel(1)
-    assert any(update.pictures for update in scheduler.step())
+    syncs = []
+    real = Batch.sync
+    monkeypatch.setattr(Batch, "sync", lambda batch: (syncs.append(1), real(batch))[1])
+    scheduler.step()
+    assert scheduler.batch.parked == {0} and len(syncs) == 1
 
 
 def test_a_request_may_be_cancelled_while_it_is_parked() -> None:

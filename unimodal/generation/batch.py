@@ -114,11 +114,13 @@ class Batch:
             self.contexts.pop(number, None)
         self._arrange()
 
-    def park(self, numbers: Set[int]) -> None:
-        """Answers that a painter is going to draw for; their rows stay out of every step until `insert`."""
-        if numbers != self.parked:
-            self.parked = frozenset(numbers)
-            self._arrange()
+    def park(self, numbers: Set[int]) -> bool:
+        """Keep the rows of answers out of every step until `insert`; whether they are others than before."""
+        if numbers == self.parked:
+            return False
+        self.parked = frozenset(numbers)
+        self._arrange()
+        return True
 
     def assign_contexts(self, statuses: Mapping[int, RowStatus]) -> None:
         """Give rows to answers that wait for the contexts of their image, and take them from those outside images."""
@@ -130,8 +132,7 @@ class Batch:
         close_gaps(self.rows, kept, self.cache, self.limits.slots)
         for number in waiting:
             self._add_contexts(number, statuses[number].position)
-        if waiting:
-            self.has_contexts[self.integers([self.numbers.index(number) for number in waiting])] = True
+        self.has_contexts[self.integers([self.numbers.index(number) for number in waiting])] = True
         self._arrange()
 
     def painted(self, number: int) -> bool:

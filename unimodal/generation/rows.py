@@ -1,4 +1,4 @@
-"""What is known of the rows of a batch: which rows of the cache there are, and what the host learns of an answer."""
+"""Rows of a batch: which rows of the cache there are and how they move, and what the host learns of an answer."""
 
 from __future__ import annotations
 

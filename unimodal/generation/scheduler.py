@@ -30,7 +30,7 @@ from unimodal.generation.rows import BatchLimits, RowStatus
 from unimodal.model.model import UnifiedModel
 
 ROWS = 64
-"""Answers decoded side by side. As many more, but PAINT_AT_ONCE at most, wait for a painter."""
+"""Answers decoded side by side. Fewer more than that, and fewer than PAINT_AT_ONCE, wait for a painter."""
 
 REFILL = 8
 """The queue refills the batch once one row in REFILL is free: a prompt alone costs about as much as several."""
@@ -60,11 +60,10 @@ class Scheduler:
         check_number("sync_every", 1 if sync_every is None else sync_every, 1, 2**20, whole=True)
         context = model.config.trunk.max_length
         self.model, self.space, self.max_rows, self.reading = model, space, rows, reading or Reading()
-        self.max_parked = min(rows, PAINT_AT_ONCE)
         limits = limits or BatchLimits(2 * context, context)
         with torch.inference_mode():
             self.batch = Batch(model, space, limits, forward, painter, self.reading)
-        self.images = DueImages(self.batch)
+        self.images = DueImages(self.batch, min(rows, PAINT_AT_ONCE))
         self.sync_every = sync_every or SYNC_EVERY.get(self.batch.device.type, SYNC_EVERY_ELSEWHERE)
         self._submitted = self._groups = 0
         self._waiting: dict[int, tuple[Request, Piece]] = {}
@@ -109,7 +108,7 @@ class Scheduler:
             self.batch.step()
         statuses = self.batch.sync()
         self.batch.structured.follow(statuses)
-        if self.images.paint(statuses, self.max_parked if self._waiting else 0):
+        if self.images.paint(statuses, more=bool(self._waiting)):
             statuses = self.batch.sync()
             self.batch.structured.follow(statuses)
         updates = self._news(statuses, pieces)
@@ -119,7 +118,7 @@ class Scheduler:
     # -- the queue
 
     def _admit(self) -> None:
-        free = self.max_rows + min(len(self.batch.parked), self.max_parked) - len(self.batch)
+        free = self.max_rows + len(self.batch.parked) - len(self.batch)
         if not self._waiting or free < min(len(self._waiting), -(-self.max_rows // REFILL)):
             return
         if self._planned is None:

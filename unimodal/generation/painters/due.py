@@ -16,36 +16,39 @@ from unimodal.generation.rows import RowStatus
 PAINT_AT_ONCE = 16
 """Images that are drawn although other answers still move."""
 
+PATIENCE = 128
+"""Steps of other answers that an image waits for at most: in a queue that never ends, something always moves."""
+
 
 class DueImages:
     """Draws the images that a batch waits for. An answer's noise is drawn from its own seed, image after image."""
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    def __init__(self, batch: Batch, enough: int) -> None:
+        """enough: images that are drawn although other answers still move."""
+        self.batch, self.enough, self.waited = batch, enough, 0
         self.noise: dict[int, torch.Generator] = {}
         self.pictures: dict[int, list[Tensor]] = {}
 
-    def paint(self, statuses: Sequence[RowStatus], enough: int = 0) -> bool:
+    def paint(self, statuses: Sequence[RowStatus], *, more: bool) -> bool:
         """Draw what is due and let the answers resume, or park them; whether the batch has changed.
 
-        Few images wait for more of them as long as another answer moves, and then until there are `enough`: a solver's
-        step costs little more for many.
+        Few images wait for more of them as long as another answer moves or `more` requests can join: a solver's step
+        costs little more for many.
         """
         batch, painter = self.batch, self.batch.painter
         if painter is None:
             return False
         waiting = [number for number, status in zip(batch.numbers, statuses, strict=True) if status.waits]
         due = [self._due(number) for number in waiting if batch.painted(number)]
-        moving = sum(not (status.done or status.waits) for status in statuses)
-        ready = bool(due) and len(due) >= (max(PAINT_AT_ONCE, moving) if moving else enough)
-        if ready:
-            painted = painter.paint(due, self.contexts)
-            for one, image in zip(due, painted, strict=True):
-                self.pictures.setdefault(one.number, []).append(image.pixels)
-            batch.insert({one.number: image for one, image in zip(due, painted, strict=True)})
-        else:
-            batch.park({one.number for one in due})
-        return bool(due)
+        moving = any(not (status.done or status.waits) for status in statuses)
+        self.waited = self.waited + 1 if due else 0
+        if not due or (len(due) < self.enough and self.waited <= PATIENCE and (moving or more)):
+            return batch.park({one.number for one in due})
+        self.waited, painted = 0, painter.paint(due, self.contexts)
+        for one, image in zip(due, painted, strict=True):
+            self.pictures.setdefault(one.number, []).append(image.pixels)
+        batch.insert({one.number: image for one, image in zip(due, painted, strict=True)})
+        return True
 
     def forget(self, gone: set[int]) -> None:
         """Answers that have left need neither noise nor images."""

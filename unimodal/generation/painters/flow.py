@@ -94,6 +94,8 @@ class FlowPainter:
         """The first rows; those of about one length together: none attends over the slots of a much longer one."""
         lengths, device = contexts.lengths.tolist(), contexts.lengths.device
         at_once = max(1, TOKENS_AT_ONCE // (self.count + 2))
+        if rows == len(lengths) <= at_once:
+            return [(torch.arange(rows, device=device), contexts)]
         order = sorted(range(rows), key=lengths.__getitem__)
         parts = [order[start : start + at_once] for start in range(0, len(order), at_once)]
         return [(torch.tensor(part, device=device), contexts.part(part, self.count + 2)) for part in parts]
