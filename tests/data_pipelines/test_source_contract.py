@@ -24,10 +24,9 @@ def test_a_path_that_is_not_there_is_one_line(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_split_that_is_not_there_is_one_line(name: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError) as error:
-        list(open_source(name, path=tmp_path / "empty", split="nonsense", failures=FailureLog()).documents())
+def test_an_empty_folder_is_one_line_that_names_the_source(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=name) as error:
+        list(open_source(name, path=tmp_path, split="nonsense", failures=FailureLog()).documents())
     assert "\n" not in str(error.value)
 
 

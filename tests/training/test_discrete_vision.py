@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.oracles.tiny import PAINTS, tiny_picture, tiny_shards
-from tests.oracles.tiny_training import ADAMW, VISION, fit_arguments, logged
-from unimodal.generation.pipeline import load
+from tests.oracles.seeing import learns_to_name_what_it_sees
+from tests.oracles.tiny import tiny_shards
+from tests.oracles.tiny_training import VISION, fit_arguments, logged
 from unimodal.training.cli import run
 
 
@@ -35,13 +34,6 @@ def test_the_vit_gets_a_gradient_and_codes_are_learnt(shards: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_discrete_model_learns_to_name_what_it_sees_and_draws_codes(shards: Path, tmp_path: Path) -> None:
     """Codes of a picture that is asked about are nowhere read, so right answers come through the ViT."""
-    options: dict[str, Any] = {**VISION, **ADAMW, "data__templates__image_first": 1.0, "trainer__max_steps": 200}
-    run(fit_arguments(shards, tmp_path, **options))
-    text = logged(tmp_path, "train/loss_text")
-    assert float(text[199]) < 0.3 * float(text[0])
-    pipeline = load(tmp_path / "model")
-    prompts: list[Any] = [[tiny_picture(index), "what color is it?"] for index in range(8)]
-    answers = pipeline.generate(prompts, mode="text", temperature=0.0, max_new_tokens=8)
-    assert sum(answer == [PAINTS[index]] for index, answer in enumerate(answers)) >= 6, answers
+    pipeline = learns_to_name_what_it_sees(shards, tmp_path, **VISION)
     ((drawn,),) = pipeline.generate(["a red picture"], mode="image", guidance=2.0)
     assert isinstance(drawn, Image.Image) and drawn.size == (16, 16)

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from tests.oracles.tiny import PAINTS, tiny_picture, tiny_shards
+from tests.oracles.seeing import learns_to_name_what_it_sees
+from tests.oracles.tiny import tiny_picture, tiny_shards
 from tests.oracles.tiny_training import ADAMW, FLOW, VISION, Options, fit_arguments, logged, weights_after
 from tests.training.test_resume import LAST_SAVED, STEPS, refusal, train_and_kill, train_to_the_end
 from tokenizers_vq.media import MediaSpec, PatchSpec
-from unimodal.generation.pipeline import load
 from unimodal.interop.architectures.siglip import siglip_names
 from unimodal.training.branches import VisionBranchConfig
 from unimodal.training.cli import run
@@ -40,15 +40,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_model_learns_to_name_what_it_sees(shards: Path, tmp_path: Path) -> None:
     """Codes are nowhere read, so answers that are right come through the ViT."""
-    options = {**SEEN, **ADAMW, "data__templates__image_first": 1.0, "trainer__max_steps": 200}
-    run(fit_arguments(shards, tmp_path, **options))
-    text = logged(tmp_path, "train/loss_text")
-    assert float(text[199]) < 0.3 * float(text[0])
-    pipeline = load(tmp_path / "model")
-    prompts: list[Any] = [[tiny_picture(index), "what color is it?"] for index in range(8)]
-    answers = pipeline.generate(prompts, mode="text", temperature=0.0, max_new_tokens=8)
-    right = sum(answer == [PAINTS[index]] for index, answer in enumerate(answers))
-    assert right >= 6, answers
+    pipeline = learns_to_name_what_it_sees(shards, tmp_path, **SEEN)
     blind = pipeline.generate([[tiny_picture(0), "what color is it?"]] * 8, mode="text", temperature=0.0)
     assert all(answer == blind[0] for answer in blind)
 

@@ -20,7 +20,9 @@ from unimodal.model.model import UnifiedModel
 from unimodal.training.objectives import flow_matching, next_token
 from unimodal.training.objectives.base import Objective, Terms, total
 
-KINDS: dict[str, type[Objective]] = {kind.__name__: kind for kind in Objective.__subclasses__()}
+KINDS: dict[str, type[Objective]] = {
+    kind.__name__: kind for kind in Objective.__subclasses__() if kind.__module__.startswith("unimodal.")
+}
 assert KINDS.keys() >= {next_token.NextToken.__name__, flow_matching.FlowMatching.__name__}
 
 
