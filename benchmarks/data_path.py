@@ -197,6 +197,7 @@ class Pictures:
 
     def __init__(self, folder: Path, number: int) -> None:
         self.notes: dict[str, int] = {}
+        self.failures = FailureLog()
         self.files = [folder / f"{index:05d}.png" for index in range(number)]
         pixels = np.random.default_rng(0)
         for file in self.files:

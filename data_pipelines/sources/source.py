@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_pipelines.documents import Document
+from data_pipelines.failures import FailureLog
 
 
 class Source(Protocol):
@@ -15,6 +16,8 @@ class Source(Protocol):
 
     notes: dict[str, int]
     """Counts that a user should see beside the data, by what they count."""
+    failures: FailureLog
+    """Counts the samples that cannot be used."""
 
     def documents(self) -> Iterator[Document]:
         """Every usable document, in the same order each time. Raises TooMuchDamage past the failure limit."""

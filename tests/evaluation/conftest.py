@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import Document, ImageSegment, TextSegment
+from data_pipelines.failures import FailureLog
 from data_pipelines.images import to_tensor
 from tests.oracles.tiny import tiny_space
 from tokenizers_vq.token_space import TokenSpace
@@ -69,6 +70,11 @@ class FakeModel:
             return [Answer(self.draw(prompt, index), ids=ids) for index, prompt in enumerate(prompts)]
         return [Answer([f" {self._say(prompt)} "]) for prompt in prompts]
 
+    def refused(self, prompts: Sequence[Any], mode: str = "mixed", **settings: Any) -> dict[int, str]:
+        """Questions of more than a hundred characters do not fit it."""
+        texts = ["".join(part for part in prompt if isinstance(part, str)) for prompt in prompts]
+        return {number: "too long" for number, text in enumerate(texts) if len(text) > 100}
+
     def _ids(self, spans: int, malformed: int) -> list[int]:
         """An answer of image spans, the last of them without codes."""
         specials, code = self.token_space.specials, self.token_space.image_offset
@@ -91,6 +97,7 @@ class FakeSource:
 
     items: list[Document]
     notes: dict[str, int] = field(default_factory=dict)
+    failures: FailureLog = field(default_factory=FailureLog)
 
     def documents(self) -> Iterator[Document]:
         return iter(self.items)

@@ -87,3 +87,34 @@ def test_tokens_are_lower_case_words_without_punctuation() -> None:
 def test_a_picture_without_a_reference_is_named() -> None:
     with pytest.raises(ValueError, match="picture 1 has no reference"):
         cider(["a", "b"], [["a"], ["?"]])
+
+
+@pytest.mark.parametrize(
+    ("caption", "other"),
+    [
+        ("\u0915\u093e\u0932\u093e", "\u0915\u093f\u0932\u093e"),
+        ("\u0e19\u0e49\u0e33", "\u0e19\u0e33"),
+        ("\u0645\u064f\u062f\u064e\u0631\u0650\u0651\u0633", "\u0645\u062f\u0631\u0633"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc \u062e\u0648\u0627\u0647\u0645"),
+        ("minus -5 degrees", "minus 5 degrees"),
+        ("C++ on a screen", "C on a screen"),
+        ("1/2 full", "1 2 full"),
+        ("$5 note", "5 note"),
+        ("50% off", "50 off"),
+        ("a dog \U0001f600", "a dog \U0001f389"),
+        ("x < y", "x > y"),
+    ],
+)
+def test_captions_that_differ_in_a_sign_are_different(caption: str, other: str) -> None:
+    assert exact_match([caption, other], [[caption], [caption]]) == 0.5
+    assert cider([caption, other, "z"], [[caption], [caption], ["z"]]) < cider(
+        [caption, caption, "z"], [[caption], [caption], ["z"]]
+    )
+
+
+def test_a_caption_without_words_is_wrong() -> None:
+    assert exact_match(["?", ""], [["!", "a cat"], ["...", "a dog"]]) == 0
+
+
+def test_composed_and_decomposed_letters_are_one_word() -> None:
+    assert tokenise("cafe\u0301 noir") == tokenise("caf\u00e9 noir")

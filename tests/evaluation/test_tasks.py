@@ -38,7 +38,7 @@ class FakeJudge:
 
 
 def test_vqa_scores_are_those_counted_by_hand(model: Any, source: Any) -> None:
-    result = vqa.evaluate(model, source, answer_types=vqa.EASY_VQA_TYPES)
+    result = vqa.evaluate(model, source, scoring=vqa.EASY_VQA)
     assert result.n == 5
     assert result.metrics["accuracy"] == pytest.approx(3 / 5)
     assert result.metrics["accuracy_colour"] == 1
@@ -196,3 +196,48 @@ def test_questions_with_choices_are_asked_under_a_grammar_and_the_recipe_says_so
     assert result.recipe["choices"] == ["red", "blue"]
     assert vqa.evaluate(model, source).recipe["choices"] is None
     assert "grammar" not in model.calls[-1]
+
+
+def test_an_item_that_cannot_be_scored_is_left_out_by_name(model: Any, make_source: Any, make_sample: Any) -> None:
+    color, long = "what color is the shape?", "what " * 40
+    bad = make_sample("bad", "red", caption="\U0001f600\U0001f389", pairs=[(long, "red"), (color, "?")])
+    bad = replace(bad, meta={**bad.meta, "answers": [["red"] * 10, [" "] * 10]})
+    sound = [make_sample(str(n), "red", caption="a red circle", pairs=[(color, "red")]) for n in range(19)]
+    source = make_source([bad, *sound])
+    source.failures.good = 20
+    assert caption.evaluate(model, source).n == 19
+    assert [name for name, _ in source.failures.bad] == ["bad"]
+    source = make_source([bad, *sound])
+    source.failures.good = 40
+    assert vqa.evaluate(model, source).metrics["accuracy"] == 1
+    assert sorted(reason for _, reason in source.failures.bad) == ["no answer to compare with", "too long"]
+    assert all(name.startswith("bad, ") for name, _ in source.failures.bad)
+
+
+def test_a_caption_too_long_to_draw_is_left_out_by_name(model: Any, make_source: Any, make_sample: Any) -> None:
+    source = make_source([make_sample(str(n), "red", caption=f"{'word ' * 40 * (n == 3)}{n}") for n in range(20)])
+    source.failures.good = 20
+    assert t2i.evaluate(model, source, judge=None).n == 19
+    assert [reason for _, reason in source.failures.bad] == ["too long"]
+    with pytest.raises(ValueError, match=r"none of the first 1 captions can be drawn: too long"):
+        t2i.evaluate(model, make_source([make_sample("0", "red", caption="word " * 40)]), judge=None)
+
+
+def test_blind_answers_take_the_mean_picture_of_each_size(make_model: Any, make_source: Any) -> None:
+    """Red pictures of two shapes and a black one of the first: the blind answer is asked once for each shape."""
+
+    class Shaped(type(make_model())):
+        def preprocess(self, image: Image.Image) -> torch.Tensor:
+            return to_tensor(image.convert("RGB"))
+
+    def shaped(key: str, paint: str, size: tuple[int, int]) -> Document:
+        texts = (TextSegment(text="what color is the shape?", role="question"), TextSegment(text="red", role="answer"))
+        picture = ImageSegment(source=Image.new("RGB", size, paint))
+        return Document(key=key, segments=(picture, *texts), meta={"layout": "sample"})
+
+    model = Shaped()
+    source = make_source([shaped("0", "red", (8, 4)), shaped("1", "black", (8, 4)), shaped("2", "red", (4, 8))])
+    metrics = vqa.evaluate(model, source).metrics
+    blind = [prompt[0] for prompt in model.calls[-1]["prompts"]]
+    assert [(image.size, image.getpixel((0, 0))) for image in blind] == [((8, 4), (128, 0, 0)), ((4, 8), (255, 0, 0))]
+    assert metrics["accuracy"] == pytest.approx(2 / 3) and metrics["image_blind_accuracy"] == pytest.approx(1 / 3)

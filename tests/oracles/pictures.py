@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data_pipelines.documents import Document, ImageSegment, TextSegment
+from data_pipelines.failures import FailureLog
 from data_pipelines.shards import TokenDocument, TokenSegment
 from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
@@ -116,6 +117,7 @@ class ListSource:
 
     items: list[Document]
     notes: dict[str, int] = field(default_factory=dict)
+    failures: FailureLog = field(default_factory=FailureLog)
 
     def documents(self) -> Iterator[Document]:
         return iter(self.items)

@@ -37,6 +37,8 @@ def run(options: argparse.Namespace) -> int:
         table.add_row(name, f"{value:.4f}")
     console = Console()
     console.print(table)
+    if left_out := results["data"]["left_out"]["count"]:
+        console.print(f"{left_out:,} left out, named under data.left_out", highlight=False)
     console.print(f"-> {options.out}", highlight=False)
     return 0
 

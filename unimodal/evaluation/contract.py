@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.documents import Document
+from data_pipelines.failures import FailureLog
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.guidance import UNGUIDED
@@ -95,9 +96,16 @@ class AnyToAnyModel(Protocol):
         """An answer for each prompt; `progress(n)` after every n answers."""
         ...
 
+    def refused(self, prompts: Sequence[Prompt], mode: Mode = ..., **settings: Any) -> dict[int, str]:
+        """Number -> reason of every prompt that `generate` would refuse under these settings."""
+        ...
+
 
 class DocumentSource(Protocol):
     """A source as the tasks read it."""
+
+    failures: FailureLog
+    """Counts what cannot be used, of the source and of the tasks alike."""
 
     def documents(self) -> Iterator[Document]: ...
 

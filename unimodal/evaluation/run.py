@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +24,14 @@ from unimodal.generation.options import to_words
 JUDGED_SOURCE = "easy_vqa"
 """The source whose captions a judge of colour and shape can check."""
 
+LEFT_OUT_NAMED = 20
+"""Names of items that were not scored, in a results file."""
+
 EDITS = 384
 """How many edits are drawn where no limit is given."""
 
-ANSWER_TYPES = {"easy_vqa": vqa.EASY_VQA_TYPES}
+ANSWER_SCORING = {"easy_vqa": vqa.EASY_VQA, "vqav2": vqa.VQAV2}
+"""Sources whose answers are compared in a way of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,16 @@ def run(model: AnyToAnyModel, config: EvaluationConfig, out: Path, *, quiet: boo
     data = {"source": config.source, "split": config.split, "sha256": source.fingerprint(), "limit": config.limit}
     with _bars(quiet) as reporter:
         result = TASKS[config.task](model, source, config, out, reporter)
+    data["left_out"] = _left_out(failures)
     described = {"path": str(model.path or ""), "sha256": model.sha256}
     return write_results(result, out, model=described, data=data, command=command(model, config, out))
+
+
+def _left_out(failures: FailureLog) -> dict[str, Any]:
+    """What was not scored: how many, the reasons with their counts, and the first names."""
+    named = dict(failures.bad)
+    reasons = dict(Counter(named.values()).most_common())
+    return {"count": len(named), "reasons": reasons, "first": list(named)[:LEFT_OUT_NAMED]}
 
 
 def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
@@ -100,10 +113,10 @@ def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
 def _vqa(
     model: AnyToAnyModel, source: DocumentSource, config: EvaluationConfig, out: Path, reporter: Reporter
 ) -> TaskResult:
-    types = ANSWER_TYPES.get(config.source)
+    scoring = ANSWER_SCORING.get(config.source, vqa.AnswerScoring())
     sampling = config.sampling or TASK_SAMPLING["vqa"]
     shared: dict[str, Any] = _shared(config) | {"choices": config.choices}
-    return vqa.evaluate(model, source, sampling=sampling, answer_types=types, reporter=reporter, **shared)
+    return vqa.evaluate(model, source, sampling=sampling, scoring=scoring, reporter=reporter, **shared)
 
 
 def _caption(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
-from data_pipelines.failures import FailureLog
 from data_pipelines.images import to_image
 from unimodal.evaluation.contract import AnyToAnyModel, DocumentSource
+from unimodal.generation.prompts import Prompt
+from unimodal.generation.settings import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +33,13 @@ class Sample:
     questions: tuple[Question, ...]
 
 
-def read_samples(
-    source: DocumentSource, model: AnyToAnyModel, *, limit: int | None = None, failures: FailureLog | None = None
-) -> Iterator[Sample]:
+def read_samples(source: DocumentSource, model: AnyToAnyModel, *, limit: int | None = None) -> Iterator[Sample]:
     """The first `limit` sample documents with a picture, each at the model's own size; dialogues are passed over.
 
-    A picture that cannot be read is counted in `failures`; too many of them raise TooMuchDamage.
+    A picture that cannot be read is counted in the source's `failures`; too many of them raise TooMuchDamage.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the limit is at least 1, got {limit}")
-    failures = FailureLog() if failures is None else failures
     found = 0
     for document in source.documents():
         picture = next((segment for segment in document.segments if isinstance(segment, ImageSegment)), None)
@@ -49,14 +48,28 @@ def read_samples(
         try:
             image = to_image(model.preprocess(picture.open()))
         except DamagedSample as error:
-            failures.drop(document.key, str(error))
+            source.failures.revoke(document.key, str(error))
             continue
-        failures.keep()
         yield Sample(key=document.key, image=image, captions=_captions(document), questions=_questions(document))
         found += 1
         if found == limit:
             break
-    failures.close()
+    source.failures.close()
+
+
+def answerable(
+    model: AnyToAnyModel,
+    source: DocumentSource,
+    names: Sequence[str],
+    prompts: Sequence[Prompt],
+    mode: Mode,
+    settings: Mapping[str, Any],
+) -> list[int]:
+    """Numbers of the prompts that the model can take; the others are counted by name, before any work is done."""
+    refused = model.refused(prompts, mode, **settings)
+    for number, reason in refused.items():
+        source.failures.revoke(names[number], reason)
+    return [number for number in range(len(prompts)) if number not in refused]
 
 
 def _captions(document: Document) -> tuple[str, ...]:

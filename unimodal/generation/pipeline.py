@@ -24,6 +24,7 @@ from unimodal.generation.forward import EagerForward, Forward, compiled_forward
 from unimodal.generation.grammars import AnyGrammar, CompiledGrammar, GrammarCompiler, as_grammar
 from unimodal.generation.painters.flow import FlowPainter
 from unimodal.generation.prompts import Answer, Prompt, PromptCoder
+from unimodal.generation.refusals import refused
 from unimodal.generation.requests import DecodeConfig, Decoded, Request, Update
 from unimodal.generation.resolve import decode_config
 from unimodal.generation.scheduler import ROWS
@@ -155,6 +156,14 @@ class Pipeline:
             Request(prompt=ids, config=config, seed=seed + number, latents=latents, pixels=seen)
             for number, (ids, latents, seen) in enumerate(given)
         ]
+
+    def refused(self, prompts: Sequence[Prompt], mode: Mode = DecodeSettings.mode, **settings: Any) -> dict[int, str]:
+        """Number -> reason of every prompt that `generate` would refuse under these settings, one that is too long say.
+
+        Raises ValueError for settings that make no sense.
+        """
+        settings = {name: value for name, value in settings.items() if name not in ("seed", "batch_size")}
+        return refused(self.engine, self.coder, prompts, self.decode_config(mode, **settings))
 
     def answers(
         self,

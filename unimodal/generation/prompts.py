@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,14 @@ class PromptCoder:
         parts = [[prompt] if isinstance(prompt, str) else listed(prompt) for prompt in prompts]
         codes = self._codes(parts)
         return [self._ids(prompt, codes) for prompt in parts]
+
+    def outline(self, prompt: Prompt) -> list[int]:
+        """As `encode` of one prompt, as long but without its pixels: every picture has the codes 0."""
+        blank: dict[int, list[int]] = {}
+        for image in pictures_of(prompt):
+            size = nearest_size(self.space.layout, image.height, image.width)
+            blank[id(image)] = self.space.image_body([self.space.image_offset] * math.prod(size), size)
+        return self._ids([prompt] if isinstance(prompt, str) else listed(prompt), blank)
 
     def latents(self, prompts: Sequence[Prompt]) -> list[list[Tensor]]:
         """Of each prompt's pictures, in order, the latents (R, K, C); none without an autoencoder."""
@@ -167,6 +176,12 @@ def _parts(prompts: Sequence[Sequence[Any]]) -> Iterator[Any]:
     """The parts of all turns, in order."""
     for turn in itertools.chain(*prompts):
         yield from turn if isinstance(turn, list) else [turn]
+
+
+def pictures_of(prompt: Prompt) -> list[Image.Image]:
+    """The pictures of a prompt, in order."""
+    parts = [prompt] if isinstance(prompt, str) else listed(prompt)
+    return [part for part in _parts([parts]) if isinstance(part, Image.Image)]
 
 
 def listed(prompt: Any) -> list[Any]:

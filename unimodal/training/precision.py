@@ -13,14 +13,17 @@ import torch
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 """Names in `torch.cpu.get_capabilities()`."""
 
+NARROW = ("DEFAULT", "NO AVX", "AVX2")
+"""`torch.backends.cpu.get_cpu_capability()` where torch leaves such units alone (`ATEN_CPU_CAPABILITY=avx2`)."""
+
 
 def matmul_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device has units for it, else float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        capabilities = torch.cpu.get_capabilities()
-        native = device.type == "cpu" and any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
+        capabilities, allowed = torch.cpu.get_capabilities(), torch.backends.cpu.get_cpu_capability() not in NARROW
+        native = device.type == "cpu" and allowed and any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
     return torch.bfloat16 if native else torch.float32
 
 

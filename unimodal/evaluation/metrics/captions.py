@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+
+import regex
 
 Ngram = tuple[str, ...]
 Words = list[str]
@@ -15,22 +17,33 @@ ROUGE_BETA = 1.2
 CIDER_SIGMA = 6.0
 CIDER_SCALE = 10.0
 
-_WORD = re.compile(r"\w+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[.,\-]\w+)*")
+_LETTER = r"[\p{L}\p{M}\p{N}_\u200c\u200d]"
+"""Of a word: vowel signs and joiners too, which Hindi, Thai, Arabic and Persian spell words with."""
+_SIGN = r"[\p{S}%‰٪#&@°*/\\]"
+_WORD = regex.compile(
+    rf"{_LETTER}+?(?=n't(?!{_LETTER}))|n't(?!{_LETTER})|'(?:s|re|ve|ll|d|m)(?!{_LETTER})"
+    rf"|(?:(?<![\w)\]])[-+](?=\d))?{_LETTER}+(?:[.,\-]{_LETTER}+)*|{_SIGN}"
+)
 
 
 def tokenise(text: str) -> Words:
-    """Lower-case words without punctuation, contractions split as the Penn Treebank does (`do n't`, `it 's`)."""
-    return _WORD.findall(text.lower().replace("’", "'"))
+    """Lower-case words without punctuation, contractions split as the Penn Treebank does (`do n't`, `it 's`).
+
+    Signs that are no punctuation (`+`, `$`, `%`, emoji) are words of their own; a minus stays with its number.
+    """
+    return _WORD.findall(unicodedata.normalize("NFC", text).lower().replace("’", "'"))
+
+
+def has_words(text: str) -> bool:
+    """Whether a caption has a letter or a digit: one of signs alone cannot be scored."""
+    return any(character.isalnum() for word in tokenise(text) for character in word)
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of captions whose words are those of one of their references."""
+    """Share of captions whose words are those of one of their references; a caption without words is wrong."""
     _check(captions, references)
-    hits = [
-        tokenise(caption) in [tokenise(one) for one in texts]
-        for caption, texts in zip(captions, references, strict=True)
-    ]
-    return sum(hits) / len(hits)
+    candidates, targets = _tokenised(captions, references)
+    return sum(bool(words) and words in texts for words, texts in zip(candidates, targets, strict=True)) / len(captions)
 
 
 def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -85,7 +98,7 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None
     if len(captions) != len(references) or not captions:
         raise ValueError(f"needs as many captions as pictures and at least one, got {len(captions)}, {len(references)}")
     for index, texts in enumerate(references):
-        if not any(tokenise(one) for one in texts):
+        if not any(map(has_words, texts)):
             raise ValueError(f"picture {index} has no reference caption with a word in it, got {list(texts)!r}")
 
 

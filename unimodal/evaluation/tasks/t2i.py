@@ -26,6 +26,7 @@ from unimodal.evaluation.contract import (
 )
 from unimodal.evaluation.drawing import image_span_check
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
+from unimodal.evaluation.samples import answerable
 
 PICTURES_SHOWN_PER_PROMPT = 4
 CAPTIONS_DRAWN = 32
@@ -55,9 +56,9 @@ def evaluate(
     codec_of(model)
     if seeds_per_prompt < 1 or (limit is not None and limit < 1):
         raise ValueError(f"drawings are at least 1, got {seeds_per_prompt} and a limit of {limit}")
-    captions = colour_shape_captions() if judge else source_captions(source, limit or CAPTIONS_DRAWN)
-    prompts = (captions * (seeds_per_prompt if judge else 1))[:limit]
     settings = sampling.to_dict() | {"batch_size": batch_size}
+    captions = colour_shape_captions() if judge else _drawable(model, source, limit or CAPTIONS_DRAWN, settings)
+    prompts = (captions * (seeds_per_prompt if judge else 1))[:limit]
     outputs = model.generate(prompts, "image", progress=reporter("pictures", len(prompts)), **settings)
     pictures = [only_picture(parts) for parts in outputs]
     checks = captions * CHECKS_PER_PROMPT
@@ -105,6 +106,15 @@ def source_captions(source: DocumentSource, count: int) -> list[str]:
     if not found:
         raise ValueError("the source has no captions: t2i has nothing to draw")
     return list(found)
+
+
+def _drawable(model: AnyToAnyModel, source: DocumentSource, count: int, settings: dict[str, Any]) -> list[str]:
+    """The first captions, without those that are too long for the model, which are counted by name."""
+    found = source_captions(source, count)
+    captions = [found[number] for number in answerable(model, source, found, found, "image", settings)]
+    if not captions:
+        raise ValueError(f"none of the first {len(found)} captions can be drawn: {source.failures.bad[-1][1]}")
+    return captions
 
 
 def _malformed(

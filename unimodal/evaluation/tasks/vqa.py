@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
@@ -24,8 +25,9 @@ from unimodal.evaluation.contract import (
     codec_of,
     silent,
 )
-from unimodal.evaluation.metrics.vqa import normalise_answer, vqa_score
-from unimodal.evaluation.samples import Question, Sample, read_samples
+from unimodal.evaluation.metrics.answers import normalise_answer
+from unimodal.evaluation.metrics.vqa import AnswerScore, normalise_vqav2, vqa_score, vqav2_score
+from unimodal.evaluation.samples import Question, Sample, answerable, read_samples
 from unimodal.generation.grammars import Choices
 
 MAX_NEW_TOKENS = 8
@@ -38,6 +40,23 @@ EASY_VQA_TYPES: Mapping[str, frozenset[str]] = {"colour": frozenset(COLOURS), "s
 Item = tuple[Sample, Question]
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerScoring:
+    """How answers are compared: the score, the spelling that tells which are alike, and its name in results.
+
+    `types`: type of answer -> its answers, beyond yes_no, number and other.
+    """
+
+    score: AnswerScore = vqa_score
+    normalise: Callable[[str], str] = normalise_answer
+    normaliser: str = "case, spelling and sentence marks; nothing that tells answers apart"
+    types: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+EASY_VQA = AnswerScoring(types=EASY_VQA_TYPES)
+VQAV2 = AnswerScoring(score=vqav2_score, normalise=normalise_vqav2, normaliser="official VQAv2 evaluation")
+
+
 def evaluate(
     model: AnyToAnyModel,
     source: DocumentSource,
@@ -45,49 +64,46 @@ def evaluate(
     sampling: Sampling = GREEDY,
     limit: int | None = None,
     batch_size: int = 256,
-    answer_types: Mapping[str, frozenset[str]] | None = None,
+    scoring: AnswerScoring = AnswerScoring(),
     choices: Sequence[str] | None = None,
     reporter: Reporter = silent,
 ) -> TaskResult:
     """Ask every question of the first `limit` pictures.
 
-    `answer_types`: type -> its answers, beyond yes_no, number and other. The blind run replaces every picture by the
-    mean picture of the evaluated ones; majority_accuracy answers each type with that split's own commonest answer,
-    and question_prior_accuracy, where questions recur, each question: what a model that cannot see may reach at best.
-    With `choices` the model can give no other answer. Raises ValueError when the source has no questions.
+    The blind run replaces every picture by the mean of the evaluated ones of its size; majority_accuracy answers each
+    type with that split's commonest answer, and question_prior_accuracy, where questions recur, each question: what a
+    model that cannot see may reach at best. With `choices` the model can give no other answer. A question without an
+    answer that can be compared, or too long for the model, is left out by name. Raises ValueError without questions.
     """
     start = time.perf_counter()
     codec_of(model)
-    items = [(sample, question) for sample in read_samples(source, model, limit=limit) for question in sample.questions]
-    if not items:
-        raise ValueError("the source has no questions with answers: vqa has nothing to ask")
     max_new_tokens = sampling.max_new_tokens or MAX_NEW_TOKENS
     settings = sampling.to_dict() | {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     settings |= {"grammar": Choices(choices)} if choices is not None else {}
+    items = _items(model, source, limit, settings)
     prompts = [[sample.image, question.text] for sample, question in items]
     answers = _answers(model.generate(prompts, "text", progress=reporter("questions", len(items)), **settings))
     blind = _blind_answers(model, items, settings, reporter)
-    types = [answer_type(_consensus(question), answer_types or {}) for _, question in items]
-    metrics = _metrics(items, answers, blind, types)
+    metrics = _metrics(items, answers, blind, scoring)
     recipe = sampling.recipe() | {
         "max_new_tokens": max_new_tokens,
         "prompt_template": "image, question",
         "preprocessing": "border-pad to the model's image size",
-        "normaliser": "VQA evaluation",
+        "normaliser": scoring.normaliser,
         "choices": None if choices is None else list(choices),
-        "blind_image": "mean picture of the evaluated ones",
+        "blind_image": "mean picture of the evaluated ones of that size",
     }
     seconds = time.perf_counter() - start
-    examples = _examples(items, answers)
+    examples = _examples(items, answers, scoring)
     return TaskResult(task="vqa", metrics=metrics, n=len(items), seconds=seconds, recipe=recipe, examples=examples)
 
 
-def answer_type(answer: str, answer_types: Mapping[str, frozenset[str]]) -> str:
-    """yes_no, a type of `answer_types`, number or other."""
-    normalised = normalise_answer(answer)
+def answer_type(answer: str, scoring: AnswerScoring) -> str:
+    """yes_no, a type of `scoring.types`, number or other."""
+    normalised = scoring.normalise(answer)
     if normalised in YES_NO:
         return "yes_no"
-    for name, members in answer_types.items():
+    for name, members in scoring.types.items():
         if normalised in members:
             return name
     return "number" if re.fullmatch(r"\d+([.,]\d+)*", normalised) else "other"
@@ -101,61 +117,84 @@ def mean_picture(images: Sequence[Image.Image]) -> Image.Image:
     return to_image(total / len(images))
 
 
+def _items(model: AnyToAnyModel, source: DocumentSource, limit: int | None, settings: dict) -> list[Item]:
+    """Questions with an answer, those left out by name that cannot be asked or scored."""
+    found: list[Item] = []
+    for sample in read_samples(source, model, limit=limit):
+        for question in sample.questions:
+            if any(answer.strip() for answer in question.answers):
+                found.append((sample, question))
+            else:
+                source.failures.revoke(f"{sample.key}, {question.text!r}", "no answer to compare with")
+    names = [f"{sample.key}, {question.text[:60]!r}" for sample, question in found]
+    prompts = [[sample.image, question.text] for sample, question in found]
+    items = [found[number] for number in answerable(model, source, names, prompts, "text", settings)]
+    if not items:
+        raise ValueError("the source has no questions with answers: vqa has nothing to ask")
+    return items
+
+
 def _answers(outputs: Sequence[Sequence[str | Image.Image]]) -> list[str]:
     return ["".join(part for part in parts if isinstance(part, str)).strip() for parts in outputs]
 
 
 def _blind_answers(model: AnyToAnyModel, items: Sequence[Item], settings: dict, reporter: Reporter) -> list[str]:
-    """Answers to the same questions beside the mean picture; the same question is asked once."""
+    """Answers to the same questions beside the mean picture of the size; the same question is asked once a size."""
     pictures = {sample.key: sample.image for sample, _ in items}
-    mean = mean_picture(list(pictures.values()))
-    questions = list(dict.fromkeys(question.text for _, question in items))
-    prompts = [[mean, question] for question in questions]
+    sizes = dict.fromkeys(image.size for image in pictures.values())
+    means = {size: mean_picture([image for image in pictures.values() if image.size == size]) for size in sizes}
+    asked = list(dict.fromkeys((sample.image.size, question.text) for sample, question in items))
+    prompts = [[means[size], question] for size, question in asked]
     outputs = model.generate(prompts, "text", progress=reporter("questions, blind", len(prompts)), **settings)
-    answers = dict(zip(questions, _answers(outputs), strict=True))
-    return [answers[question.text] for _, question in items]
+    answers = dict(zip(asked, _answers(outputs), strict=True))
+    return [answers[sample.image.size, question.text] for sample, question in items]
 
 
-def _consensus(question: Question) -> str:
-    """The commonest answer; of two as common, the first."""
-    return Counter(map(normalise_answer, question.answers)).most_common(1)[0][0]
+def _consensus(question: Question, scoring: AnswerScoring) -> str:
+    """The commonest answer, as it was first written; of two as common, the first."""
+    written: dict[str, str] = {}
+    for answer in question.answers:
+        written.setdefault(scoring.normalise(answer), answer)
+    return written[Counter(map(scoring.normalise, question.answers)).most_common(1)[0][0]]
 
 
 def _metrics(
-    items: Sequence[Item], answers: Sequence[str], blind: Sequence[str], types: Sequence[str]
+    items: Sequence[Item], answers: Sequence[str], blind: Sequence[str], scoring: AnswerScoring
 ) -> dict[str, float]:
-    scores = [vqa_score(answer, question.answers) for answer, (_, question) in zip(answers, items, strict=True)]
-    blind_scores = [vqa_score(answer, question.answers) for answer, (_, question) in zip(blind, items, strict=True)]
+    questions = [question for _, question in items]
+    types = [answer_type(_consensus(question, scoring), scoring) for question in questions]
+    references = [question.answers for question in questions]
+    scores = [scoring.score(answer, own) for answer, own in zip(answers, references, strict=True)]
+    blind_scores = [scoring.score(answer, own) for answer, own in zip(blind, references, strict=True)]
     by_type: defaultdict[str, list[float]] = defaultdict(list)
     for kind, score in zip(types, scores, strict=True):
         by_type[kind].append(score)
     metrics = {"accuracy": fmean(scores), "image_blind_accuracy": fmean(blind_scores)}
-    questions = [question for _, question in items]
-    metrics["majority_accuracy"] = _majority_accuracy(questions, types)
+    metrics["majority_accuracy"] = _majority_accuracy(questions, types, scoring)
     texts = [question.text for question in questions]
     if len(texts) >= QUESTION_OFTEN * len(set(texts)):
-        metrics["question_prior_accuracy"] = _majority_accuracy(questions, texts)
+        metrics["question_prior_accuracy"] = _majority_accuracy(questions, texts, scoring)
     return metrics | {f"accuracy_{kind}": fmean(by_type[kind]) for kind in sorted(by_type)}
 
 
-def _majority_accuracy(questions: Sequence[Question], groups: Sequence[str]) -> float:
+def _majority_accuracy(questions: Sequence[Question], groups: Sequence[str], scoring: AnswerScoring) -> float:
     """Score of always giving the commonest answer of the question's group."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for group, question in zip(groups, questions, strict=True):
-        counts[group][_consensus(question)] += 1
+        counts[group][_consensus(question, scoring)] += 1
     commonest = {group: answers.most_common(1)[0][0] for group, answers in counts.items()}
-    return fmean(vqa_score(commonest[group], q.answers) for group, q in zip(groups, questions, strict=True))
+    return fmean(scoring.score(commonest[group], q.answers) for group, q in zip(groups, questions, strict=True))
 
 
-def _examples(items: Sequence[Item], answers: Sequence[str]) -> list[Example]:
+def _examples(items: Sequence[Item], answers: Sequence[str], scoring: AnswerScoring) -> list[Example]:
     """Questions spread evenly over the split, for the report."""
     step = max(1, len(items) // NUM_EXAMPLES)
     return [
         Example(
             prompt=question.text,
             answer=answer,
-            reference=_consensus(question),
-            right=vqa_score(answer, question.answers) >= 0.5,
+            reference=_consensus(question, scoring),
+            right=scoring.score(answer, question.answers) >= 0.5,
             images={"shown": sample.image},
         )
         for (sample, question), answer in list(zip(items, answers, strict=True))[::step][:NUM_EXAMPLES]
