@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -11,6 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers_vq.token_space import SPECIAL_STRINGS, Specials
 
 TOKENIZER_FILE = "tokenizer.json"
+
+BROKEN = "\ufffd"
+"""What an incomplete UTF-8 character decodes to."""
+
+STRAY_BYTES = ("<0xFF>", "\u00ff")
+"""Tokens of a byte that begins no character, with byte fallback (Llama 2) and in byte-level vocabularies (GPT-2)."""
 
 
 class TextTokenizer:
@@ -74,6 +81,26 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text; special ids are skipped, broken UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode([i for i in ids if i not in self._special_ids], skip_special_tokens=True)
+
+    def settled(self, ids: Sequence[int]) -> str:
+        """The beginning of `decode(ids)` that no further id changes: what may be shown while an answer is made.
+
+        A decoder may look ahead: a stray byte breaks the bytes before it (byte fallback), a mark takes the space before
+        it. What differs when such an id follows is held back, and characters that are not whole.
+        """
+        text = self.decode(ids)
+        for probe in self._probes:
+            other = self.decode([*ids, probe])
+            pairs = enumerate(zip(text, other, strict=False))
+            text = text[: next((place for place, (one, two) in pairs if one != two), min(len(text), len(other)))]
+        return text.rstrip(BROKEN)
+
+    @cached_property
+    def _probes(self) -> list[int]:
+        """Ids that change as much as any of what stands before them."""
+        ids = [self._tokenizer.token_to_id(name) for name in STRAY_BYTES]
+        ids += [each[-1] for text in (".", "a", "n't") if (each := self._tokenizer.encode(text).ids)]
+        return [number for number in dict.fromkeys(ids) if number is not None and number not in self._special_ids]
 
     def to_json(self) -> str:
         """The text of its tokenizer.json."""

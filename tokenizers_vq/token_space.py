@@ -65,6 +65,8 @@ class TokenSpace:
     [image_offset, image_offset + codebook_size).
 
     `text_hash` is the SHA-256 of the text tokenizer's file, `image_hash` that of the image tokenizer's weights.
+    `also_end` are text ids that end an answer as eos does, such as the end of a turn of an imported chat model; data
+    of either kind are the same token space.
     """
 
     text_size: int
@@ -73,10 +75,18 @@ class TokenSpace:
     image_hash: str
     layout: Layout
     specials: Specials = field(default_factory=Specials)
+    also_end: tuple[int, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.text_size < len(SPECIAL_NAMES) + 1 or self.codebook_size < 2:
             raise ValueError(f"a token space needs text and image ids, got {self}")
+        if not all(0 <= token < self.text_size for token in self.also_end):
+            raise ValueError(f"ids that end an answer are text ids below {self.text_size}, got {self.also_end}")
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end an answer, eos first."""
+        return (self.specials.eos, *self.also_end)
 
     @property
     def image_offset(self) -> int:
@@ -149,15 +159,17 @@ class TokenSpace:
         return size if size in self.layout.sizes else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values, ready for JSON; `also_end` where there is any."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name != "also_end" or value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenSpace:
         """The inverse of `to_dict`. Raises ValueError for anything else."""
         try:
             parts = {"layout": layout_from_dict(values["layout"]), "specials": from_plain(Specials, values["specials"])}
-            return from_plain(cls, {**values, **parts})
+            given = {**values, **parts, "also_end": tuple(values.get("also_end", ()))}
+            return from_plain(cls, given)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a token space: {error}") from error
 
@@ -185,7 +197,7 @@ class TokenSpace:
 
     def check_same(self, other: TokenSpace, mine: str, theirs: str) -> None:
         """Raise TokenSpaceMismatch, naming both artefacts and the first field that differs."""
-        for item in dataclasses.fields(self):
+        for item in (item for item in dataclasses.fields(self) if item.compare):
             a, b = getattr(self, item.name), getattr(other, item.name)
             if a != b:
                 raise TokenSpaceMismatch(f"{mine} and {theirs} have different token spaces: {item.name} is {a} and {b}")

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from rich.console import Console
 
 from unimodal.generation.pipeline import Pipeline, load
 from unimodal.generation.prompts import Answer, Turn
 from unimodal.report import write_report
+from unimodal.terminal import open_console, say
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
@@ -95,14 +95,14 @@ def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, bran
     `programs` runs the arguments of `train.py` and of `unimodal` in this process and gives their exit codes.
     Raises ValueError where a step fails.
     """
-    console = Console()
+    console = open_console()
     steps = demo_plan(out, quick=quick, branch=branch)
     _clear(out)
     timings: list[dict[str, object]] = []
 
     def timed(title: str, command: str, action: Callable[[], object]) -> None:
-        console.rule(f"[bold]{title}")
-        console.print(f"$ {command}", style="cyan", highlight=False, markup=False)
+        console.rule(title, style="bold")
+        say(f"$ {command}")
         started = time.perf_counter()
         if action():
             raise ValueError(f"the step {title!r} failed: {command}")
@@ -115,8 +115,8 @@ def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, bran
     timed("a mixed dialogue", "unimodal.load(...).generate(...)", lambda: write_dialogue(load(out / "model"), out))
     page = write_report(out)
     total = sum(float(str(timing["seconds"])) for timing in timings)
-    console.rule("[bold]done")
-    console.print(f"{total / 60:.1f} minutes in all. Open {page}", highlight=False)
+    console.rule("done", style="bold")
+    say(f"{total / 60:.1f} minutes in all. Open {page}")
     return page
 
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.oracles.tiny import IMAGE_SIZE, tiny_pipeline
-from unimodal.generation.events import BROKEN, Ended, Event, ImageDone, ImageRows, ImageStarted, Narrator, TextPiece
+from tokenizers_vq.text import BROKEN
+from unimodal.generation.events import Ended, Event, ImageDone, ImageRows, ImageStarted, Narrator, TextPiece
 from unimodal.generation.pipeline import Pipeline
 
 

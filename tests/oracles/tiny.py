@@ -86,9 +86,9 @@ def tiny_pipeline(*, dtype: torch.dtype = torch.float32, with_images: bool = Tru
     return Pipeline(Bundle(model, space, Tokenizers(text, image if with_images else None)))
 
 
-def tiny_bundle(folder: Path) -> Path:
+def tiny_bundle(folder: Path, **changes: Any) -> Path:
     """A saved `tiny_pipeline`."""
-    tiny_pipeline().save(folder)
+    tiny_pipeline(**changes).save(folder)
     return folder
 
 

@@ -60,7 +60,19 @@ def test_a_space_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_the_list_of_changes_above_covers_every_field() -> None:
-    assert set(CHANGES) == {field.name for field in dataclasses.fields(TokenSpace)}
+    assert set(CHANGES) == {field.name for field in dataclasses.fields(TokenSpace) if field.compare}
+
+
+def test_other_ends_are_kept_and_part_of_the_file_but_not_of_what_data_are(tmp_path: Path) -> None:
+    chat = dataclasses.replace(SPACE, also_end=(9, 11))
+    chat.save(tmp_path)
+    back = TokenSpace.open(tmp_path)
+    assert back.also_end == (9, 11) and back.ends == (SPACE.specials.eos, 9, 11)
+    assert chat.fingerprint != SPACE.fingerprint
+    chat.check_same(SPACE, "the model", "data/a")
+    for bad in (100, -1):
+        with pytest.raises(ValueError, match="ids that end an answer are text ids below 100"):
+            dataclasses.replace(SPACE, also_end=(bad,))
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from rich.console import Console
 from rich.table import Table
 
 from unimodal.evaluation.contract import Sampling
@@ -13,6 +12,7 @@ from unimodal.evaluation.run import TASK_SAMPLING, EvaluationConfig
 from unimodal.evaluation.run import run as evaluate
 from unimodal.generation.options import from_arguments
 from unimodal.generation.pipeline import load
+from unimodal.terminal import open_console, say
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,11 +35,10 @@ def run(options: argparse.Namespace) -> int:
     table = Table("metric", "value", title=f"{options.task}, n = {results['n']:,}, {results['seconds']:.0f} s")
     for name, value in results["metrics"].items():
         table.add_row(name, f"{value:.4f}")
-    console = Console()
-    console.print(table)
-    if left_out := results["data"]["left_out"]["count"]:
-        console.print(f"{left_out:,} left out, named under data.left_out", highlight=False)
-    console.print(f"-> {options.out}", highlight=False)
+    open_console().print(table)
+    if skipped := results["data"]["skipped"]["count"]:
+        say(f"{skipped:,} skipped, named under data.skipped")
+    say(f"-> {options.out}")
     return 0
 
 

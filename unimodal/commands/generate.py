@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.console import Console
 
 from data_pipelines.documents import ImageSegment
 from unimodal.commands.progress import progress_bar
@@ -21,13 +20,13 @@ from unimodal.generation.pipeline import load
 from unimodal.generation.prompts import Answer
 from unimodal.generation.requests import Finish
 from unimodal.generation.settings import DecodeSettings, chosen
+from unimodal.terminal import counted, say
 
 PARTIAL = "so-far.png"
 
 
 def run(options: argparse.Namespace) -> int:
     """Write pictures and answer.txt into the out folder, and print the texts."""
-    console = Console()
     pictures = [ImageSegment(source=_existing(path)).open() for path in options.image]
     prompt = [*pictures, *([options.prompt] if options.prompt else [])]
     if not prompt:
@@ -45,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
     model = load(options.model, dtype=dtype, compile=options.compile)
     started = time.perf_counter()
     if options.stream:
-        answers = [_show(model.generate([prompt], stream=True, seed=options.seed, **settings), options.out, console)]
+        answers = [_show(model.generate([prompt], stream=True, seed=options.seed, **settings), options.out)]
     else:
-        with progress_bar("answers", options.number, unit="answers", console=console) as progress:
+        with progress_bar("answers", options.number, unit="answers") as progress:
             answers = model.generate(
                 [prompt] * options.number, seed=options.seed, progress=progress, think=options.think, **settings
             )
@@ -56,10 +55,10 @@ def run(options: argparse.Namespace) -> int:
     (options.out / "answer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for answer in answers:
         if answer.finish == "no room for an image":
-            console.print("an answer ended because there was no room for an image", highlight=False)
+            say("an answer ended because there was no room for an image")
     for line in [] if options.stream else lines:
-        console.print(line, highlight=False, markup=False)
-    console.print(f"{len(answers)} answers in {time.perf_counter() - started:.1f} s -> {options.out}", highlight=False)
+        say(line)
+    say(f"{counted(len(answers), 'answer')} in {time.perf_counter() - started:.1f} s -> {options.out}")
     return 0
 
 
@@ -74,28 +73,25 @@ def _grammar(options: argparse.Namespace) -> Grammar | None:
     return Regex(options.regex) if options.regex is not None else None
 
 
-def _show(events: Iterator[Event], out: Path, console: Console) -> Answer:
+def _show(events: Iterator[Event], out: Path) -> Answer:
     """Print an answer as it comes; a picture's upper rows lie in the out folder while it is drawn."""
     out.mkdir(parents=True, exist_ok=True)
     parts: list[str | Image.Image] = []
     finish: Finish = "end"
 
-    def say(text: str) -> None:
-        console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
-
     for event in events:
         if isinstance(event, TextPiece):
-            say(event.text)
+            say(event.text, end="")
             before = parts.pop() if parts and isinstance(parts[-1], str) else ""
             parts.append(f"{before}{event.text}")
         elif isinstance(event, ImageRows):
             event.image.save(out / PARTIAL)
         elif isinstance(event, ImageDone):
-            say(f"[{_name(0, len(parts))}]")
+            say(f"[{_name(0, len(parts))}]", end="")
             parts.append(event.image)
         elif isinstance(event, Ended):
             finish = event.finish
-    say("\n")
+    say("")
     (out / PARTIAL).unlink(missing_ok=True)
     return Answer(parts, finish=finish)
 

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_shard
@@ -14,6 +13,7 @@ from data_pipelines.shards.format import MANIFEST_FILE
 from tokenizers_vq.layout import Layout
 from unimodal.bundle import Bundle
 from unimodal.report import write_documents
+from unimodal.terminal import open_console, say
 
 
 def run(path: Path, page: Path | None = None, documents: int = 24) -> int:
@@ -27,7 +27,7 @@ def run(path: Path, page: Path | None = None, documents: int = 24) -> int:
     code = _shards(path)
     if page is not None and code == 0:
         write_documents(path, page, documents)
-        Console().print(f"open {page}", highlight=False)
+        say(f"open {page}")
     return code
 
 
@@ -50,7 +50,7 @@ def _shards(folder: Path) -> int:
             problems.append(str(error))
         counts = (entry.documents, entry.text_tokens, entry.image_tokens)
         table.add_row(entry.name, *(f"{count:,}" for count in counts), state)
-    Console().print(table)
+    open_console().print(table)
     listed = {entry.name for entry in manifest.shards}
     problems += [f"{tar} is not in the manifest" for tar in sorted(folder.glob("*.tar")) if tar.name not in listed]
     return _damaged(problems) if problems else 0
@@ -84,7 +84,7 @@ def _bundle(folder: Path) -> int:
         table.add_row("autoencoder", bundle.tokenizers.autoencoder.hash[:16])
     table.add_row("token space", space.fingerprint[:16])
     table.add_row("weights", bundle.sha256[:16])
-    Console().print(table)
+    open_console().print(table)
     return 0
 
 

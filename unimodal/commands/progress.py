@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from unimodal.terminal import open_console
 
 
 @contextmanager
-def progress_bar(
-    title: str, total: int | None, *, unit: str, console: Console | None = None
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int | None, *, unit: str) -> Iterator[Callable[[int], None]]:
     """A bar with speed and time left; gives a function to call with how many more are done."""
     bar = Progress(
-        TextColumn("[bold]{task.description}[/]"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console or Console(),
+        console=open_console(),
     )
     with bar:
         task = bar.add_task(title, total=total, rate="")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.failures import FailureLog
@@ -24,13 +23,13 @@ from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
 from unimodal.commands.progress import progress_bar
+from unimodal.terminal import open_console, say
 
 AUGMENTATIONS = ("flip", "place")
 
 
 def run(options: argparse.Namespace) -> int:
     """Tokenize, with the tokenizers beside the shards. A killed command resumes when it is given again."""
-    console = Console()
     config = TokenizeConfig(
         copies=options.copies,
         augmentations=_augmentations(options.augment),
@@ -47,20 +46,20 @@ def run(options: argparse.Namespace) -> int:
     image = ImageTokenizer.open(options.image_tokenizer).to(device)
     media = _media(options, device)
     layout_of(image, config.aspect_ratio)  # refuses an impossible ratio before anything is trained or written
-    text = _text_tokenizer(options, console)
+    text = _text_tokenizer(options)
     failures = FailureLog(limit=options.max_bad)
     source = _source(options, failures)
 
     autoencoder = next((maker.autoencoder for maker in media if isinstance(maker, LatentsMaker)), None)
     tokenizers = Tokenizers(text, image, autoencoder)
     total = len(source) * config.copies if hasattr(source, "__len__") else None
-    with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents", console=console) as report:
+    with progress_bar(f"tokenize {options.source} {options.split}", total, unit="documents") as report:
         hooks = TokenizeHooks(started=partial(tokenizers.save, options.out), progress=report)
         whole = tokenize(source, text, image, options.out, failures, config, media, hooks)
     if whole:
-        _print_summary(options.out, console)
+        _print_summary(options.out)
     else:
-        console.print(f"rank {config.rank} of {config.world_size} is done; the last rank to end writes the manifest")
+        say(f"rank {config.rank} of {config.world_size} is done; the last rank to end writes the manifest")
     return 0
 
 
@@ -89,21 +88,21 @@ def _source(options: argparse.Namespace, failures: FailureLog) -> Source:
     return open_source(options.source, path=options.path, split=options.split, failures=failures, **chosen)
 
 
-def _text_tokenizer(options: argparse.Namespace, console: Console) -> TextTokenizer:
+def _text_tokenizer(options: argparse.Namespace) -> TextTokenizer:
     if options.text_tokenizer is not None:
         return TextTokenizer.open(options.text_tokenizer)
     source = _source(options, FailureLog(limit=1.0, loud=False))
     text = train_text_tokenizer(source, options.text_vocabulary)
-    console.print(f"trained a byte-level BPE of {text.size} ids on the texts of {options.source} {options.split}")
+    say(f"trained a byte-level BPE of {text.size} ids on the texts of {options.source} {options.split}")
     return text
 
 
-def _print_summary(folder: Path, console: Console) -> None:
+def _print_summary(folder: Path) -> None:
     manifest = open_manifest(folder)
     table = Table("shard", "documents", "text tokens", "image tokens", title=str(folder))
     for entry in manifest.shards:
         table.add_row(entry.name, f"{entry.documents:,}", f"{entry.text_tokens:,}", f"{entry.image_tokens:,}")
-    console.print(table)
-    counted: dict[str, Any] = {**manifest.source.get("notes", {}), **manifest.skipped}
-    for reason, count in counted.items():
-        console.print(f"{count:,} {reason}", highlight=False)
+    open_console().print(table)
+    counts: dict[str, Any] = {**manifest.source.get("notes", {}), **manifest.skipped}
+    for reason, count in counts.items():
+        say(f"{count:,} {reason}")

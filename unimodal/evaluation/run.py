@@ -20,11 +20,12 @@ from unimodal.evaluation.judge import STEPS, Judge, cached_judge
 from unimodal.evaluation.results import write_results
 from unimodal.evaluation.tasks import caption, edit, reconstruction, t2i, vqa
 from unimodal.generation.options import to_words
+from unimodal.terminal import open_console
 
 JUDGED_SOURCE = "easy_vqa"
 """The source whose captions a judge of colour and shape can check."""
 
-LEFT_OUT_NAMED = 20
+SKIPPED_NAMED = 20
 """Names of items that were not scored, in a results file."""
 
 EDITS = 384
@@ -79,16 +80,16 @@ def run(model: AnyToAnyModel, config: EvaluationConfig, out: Path, *, quiet: boo
     data = {"source": config.source, "split": config.split, "sha256": source.fingerprint(), "limit": config.limit}
     with _bars(quiet) as reporter:
         result = TASKS[config.task](model, source, config, out, reporter)
-    data["left_out"] = _left_out(failures)
+    data["skipped"] = _skipped(failures)
     described = {"path": str(model.path or ""), "sha256": model.sha256}
     return write_results(result, out, model=described, data=data, command=command(model, config, out))
 
 
-def _left_out(failures: FailureLog) -> dict[str, Any]:
+def _skipped(failures: FailureLog) -> dict[str, Any]:
     """What was not scored: how many, the reasons with their counts, and the first names."""
     named = dict(failures.bad)
     reasons = dict(Counter(named.values()).most_common())
-    return {"count": len(named), "reasons": reasons, "first": list(named)[:LEFT_OUT_NAMED]}
+    return {"count": len(named), "reasons": reasons, "first": list(named)[:SKIPPED_NAMED]}
 
 
 def command(model: AnyToAnyModel, config: EvaluationConfig, out: Path) -> str:
@@ -201,8 +202,10 @@ def _judge_folder(config: EvaluationConfig, out: Path) -> Path:
 @contextmanager
 def _bars(quiet: bool) -> Iterator[Reporter]:
     """A reporter with one progress bar for each thing that is counted."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=quiet) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=open_console(), disable=quiet
+    ) as progress:
 
         def start(description: str, total: int) -> Callable[[int], None]:
             bar = progress.add_task(description, total=total)

@@ -14,9 +14,6 @@ from tokenizers_vq.layout import FixedLayout, Size
 from unimodal.generation.prompts import PromptCoder
 from unimodal.generation.requests import Finish
 
-BROKEN = "\ufffd"
-"""What an incomplete UTF-8 character decodes to."""
-
 
 @dataclass(frozen=True)
 class Event:
@@ -85,7 +82,7 @@ class Narrator:
                 self.image.append(token)
                 if token == specials.eoi:
                     yield from self._finish_image()
-            elif token < self.space.text_size and token not in (specials.eos, specials.eoi):
+            elif token < self.space.text_size and token not in (*self.space.ends, specials.eoi):
                 self.text.append(token)
         yield from self._text_so_far()
         yield from self._rows_so_far()
@@ -97,7 +94,7 @@ class Narrator:
         yield Ended(self.prompt, finish)
 
     def _text_so_far(self) -> Iterator[Event]:
-        whole = self.coder.text.decode(self.text).rstrip(BROKEN)
+        whole = self.coder.text.settled(self.text)
         if len(whole) > self.num_reported:
             yield TextPiece(self.prompt, whole[self.num_reported :])
             self.num_reported = len(whole)
@@ -119,7 +116,7 @@ class Narrator:
             yield ImageDone(self.prompt, to_image(given[0]) if given else self.coder.pictures([span])[0])
 
     def _give_up_image(self) -> None:
-        special = {self.space.specials.boi, self.space.specials.eoi, self.space.specials.eos}
+        special = {self.space.specials.boi, self.space.specials.eoi, *self.space.ends}
         self.text += [token for token in self.image if token < self.space.text_size and token not in special]
         self.image = []
 

@@ -88,6 +88,7 @@ class ModalityMachine:
         self.space, self.device = space, torch.device(device)
         self.is_grid = not isinstance(space.layout, FixedLayout)
         self.sizes = torch.tensor(space.layout.sizes, device=device)
+        self.ends = torch.tensor(space.ends, device=device)
         self.spans = torch.tensor([space.layout.span_of(size) for size in space.layout.sizes], device=device)
         self.table = torch.where(_allowed_table(space), 0.0, float("-inf")).to(device)
         counts = torch.arange(space.layout.num_tokens if self.is_grid else 0, device=device)
@@ -154,7 +155,7 @@ class ModalityMachine:
         kind = torch.where(opened, int(Kind.ROWS if self.is_grid else Kind.CODE), kind)
         kind = torch.where(closed | free, state.outside, kind)
         planned = opened & (state.outside == Kind.PLAN)
-        ended = (tokens == specials.eos) | (closed & (state.outside == Kind.IMAGE)) | planned
+        ended = (tokens[:, None] == self.ends).any(-1) | (closed & (state.outside == Kind.IMAGE)) | planned
         return ModalityState(
             kind=kind,
             outside=state.outside,

@@ -204,7 +204,7 @@ def split(ids: Sequence[int], space: TokenSpace) -> list[list[int] | ImageSpan]:
             spans += [text, image] if text else [image]
             text, index = [], image.end
             continue
-        if ids[index] < space.text_size and ids[index] not in (specials.eos, specials.boi, specials.eoi):
+        if ids[index] < space.text_size and ids[index] not in (*space.ends, specials.boi, specials.eoi):
             text.append(ids[index])
         index += 1
     return [*spans, text] if text else spans

@@ -179,6 +179,6 @@ class Scheduler:
         drew_nothing = config.mode == "image" and rules and specials.boi not in ids
         if drew_nothing or self.batch.structured.stuck(index):
             return "no room for an image"
-        ended = ids[-1] == specials.eos or (config.mode == "image" and rules and ids[-1] == specials.eoi)
+        ended = ids[-1] in self.space.ends or (config.mode == "image" and rules and ids[-1] == specials.eoi)
         ended |= config.until_image and ids[-1] == specials.boi
         return "end" if ended else "length"

@@ -76,7 +76,8 @@ def to_transformers(model: UnifiedModel) -> PreTrainedModel:
 
 def _write_model(model: PreTrainedModel, space: TokenSpace, folder: Path) -> None:
     specials = space.specials
-    ids = {"bos_token_id": specials.bos, "eos_token_id": specials.eos, "pad_token_id": specials.pad}
+    ends = list(space.ends) if space.also_end else specials.eos
+    ids = {"bos_token_id": specials.bos, "eos_token_id": ends, "pad_token_id": specials.pad}
     for name, value in ids.items():
         setattr(model.config, name, value)
     model.generation_config = GenerationConfig(**ids)

@@ -39,11 +39,15 @@ class HFModel(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """What came of an import: which special tokens had which name there, and how many weights were skipped."""
+    """What came of an import: which special tokens had which name there, and how many weights were skipped.
+
+    `also_end`: id -> name of the tokens beside <eos> at which an answer ends.
+    """
 
     architecture: str
     space: TokenSpace
     found: dict[str, str]
+    also_end: dict[int, str]
     skipped: int
 
 
@@ -80,11 +84,12 @@ def import_hf(source: Path, out: Path, image_tokenizer: Path | None = None) -> I
     if not ours and image_tokenizer is None:
         raise ValueError(f"{source} has no token space of ours: give an image tokenizer, whose codes it is to learn")
     if image_tokenizer is None:
-        space, found = _bring_back(source, theirs.config, theirs.weights, out), {}
+        space, found, also_end = _bring_back(source, theirs.config, theirs.weights, out), {}, {}
     else:
         adopted = adopt_tokenizer(source, theirs.written)
         space, found = _settle(adopted, theirs.config, theirs.weights, image_tokenizer, out), adopted.found
-    return Imported(theirs.architecture.model_type, space, found, theirs.skipped)
+        also_end = adopted.also_end
+    return Imported(theirs.architecture.model_type, space, found, also_end, theirs.skipped)
 
 
 def _bring_back(source: Path, config: ModelConfig, weights: dict[str, Tensor], out: Path) -> TokenSpace:
@@ -116,7 +121,7 @@ def _settle(
     if adopted.known > config.vocab_size:
         raise ValueError(f"its tokenizer has {adopted.known} ids, its embedding only {config.vocab_size} rows")
     image = ImageTokenizer.open(image_tokenizer)
-    space = make_token_space(adopted.text, image)
+    space = dataclasses.replace(make_token_space(adopted.text, image), also_end=tuple(adopted.also_end))
     tables = (EMBEDDING,) if config.trunk.tied_head else (EMBEDDING, HEAD)
     for seed, name in enumerate(tables, start=SEED):
         weights[name] = grow(weights[name], adopted.known, space.vocab_size, seed)

@@ -18,16 +18,22 @@ from tokenizers_vq.text import TOKENIZER_FILE, TextTokenizer
 ROLES = {"<eos>": "eos_token_id", "<bos>": "bos_token_id", "<pad>": "pad_token_id"}
 """Special tokens that other models have too, and where their config says which; of one id for two, the first has it."""
 
+GENERATION_CONFIG = "generation_config.json"
+
 NOISE = 0.1
 """New rows differ from the mean of the old by this share of their standard deviation."""
 
 
 class Adopted(NamedTuple):
-    """A tokenizer with our special tokens, `known` ids of it from before, and which special was which token there."""
+    """A tokenizer with our special tokens, `known` ids of it from before, and which special was which token there.
+
+    `also_end`: id -> name of the tokens beside <eos> that end an answer.
+    """
 
     text: TextTokenizer
     known: int
     found: dict[str, str]
+    also_end: dict[int, str]
 
 
 def adopt_tokenizer(folder: Path, config: Mapping[str, Any]) -> Adopted:
@@ -52,7 +58,25 @@ def adopt_tokenizer(folder: Path, config: Mapping[str, Any]) -> Adopted:
     added = tokenizer.get_vocab(with_added_tokens=True).items() - old.items()
     if any(number < known for _, number in added):
         raise ValueError(f"{file} has unused ids below {known}, into which new special tokens would fall")
-    return Adopted(text, known, found)
+    names = {number: name for name, number in old.items()}
+    also_end = {number: names[number] for number in end_ids(folder, config) if number in names}
+    also_end.pop(text.specials.eos, None)
+    return Adopted(text, known, found, also_end)
+
+
+def end_ids(folder: Path, config: Mapping[str, Any]) -> list[int]:
+    """Every id that config.json and generation_config.json name as the end of an answer; a chat model has several.
+
+    Raises ValueError for a generation_config.json that cannot be read.
+    """
+    file = folder / GENERATION_CONFIG
+    try:
+        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        named = [fields.get("eos_token_id") for fields in (config, generation)]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is no JSON object: {error}") from error
+    ids = [number for each in named for number in (each if isinstance(each, list) else [each])]
+    return [number for number in dict.fromkeys(ids) if isinstance(number, int)]
 
 
 def _take_names(plain: dict[str, Any], config: Mapping[str, Any]) -> dict[str, str]:

@@ -68,9 +68,9 @@ def _unwrapped(text: str) -> str:
 
 
 def _without_end(word: str) -> str:
-    """Without the marks behind it that end a sentence, where something that can be said stands before them."""
+    """Without the marks behind it that end a sentence, where a word stands before them."""
     rest = word.rstrip(_AFTER_WORDS)
     if rest and rest[-1].isnumeric():
         rest = word.rstrip(_SENTENCE_ENDS)
-    said = rest and (unicodedata.category(rest[-1])[0] in "LMN" or rest[-1] in _QUOTES + ")]")
-    return rest if said else word
+    ends_in_word = rest and (unicodedata.category(rest[-1])[0] in "LMN" or rest[-1] in _QUOTES + ")]")
+    return rest if ends_in_word else word

@@ -34,7 +34,7 @@ def evaluate(
 ) -> TaskResult:
     """Caption every captioned picture among the first `limit`.
 
-    A picture whose captions have no word, or which is too large for the model, is left out by name. Raises ValueError
+    A picture whose captions have no word, or which is too large for the model, is skipped by name. Raises ValueError
     when the source has no captions.
     """
     start = time.perf_counter()
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def _samples(model: AnyToAnyModel, source: DocumentSource, limit: int | None, settings: dict[str, Any]) -> list[Sample]:
-    """Captioned pictures, those left out by name that cannot be captioned or scored."""
+    """Captioned pictures, those skipped by name that cannot be captioned or scored."""
     found: list[Sample] = []
     for sample in read_samples(source, model, limit=limit):
         if any(map(has_words, sample.captions)):

@@ -73,7 +73,7 @@ def evaluate(
     The blind run replaces every picture by the mean of the evaluated ones of its size; majority_accuracy answers each
     type with that split's commonest answer, and question_prior_accuracy, where questions recur, each question: what a
     model that cannot see may reach at best. With `choices` the model can give no other answer. A question without an
-    answer that can be compared, or too long for the model, is left out by name. Raises ValueError without questions.
+    answer that can be compared, or too long for the model, is skipped by name. Raises ValueError without questions.
     """
     start = time.perf_counter()
     codec_of(model)
@@ -118,7 +118,7 @@ def mean_picture(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _items(model: AnyToAnyModel, source: DocumentSource, limit: int | None, settings: dict) -> list[Item]:
-    """Questions with an answer, those left out by name that cannot be asked or scored."""
+    """Questions with an answer, those skipped by name that cannot be asked or scored."""
     found: list[Item] = []
     for sample in read_samples(source, model, limit=limit):
         for question in sample.questions:
@@ -164,8 +164,8 @@ def _metrics(
     questions = [question for _, question in items]
     types = [answer_type(_consensus(question, scoring), scoring) for question in questions]
     references = [question.answers for question in questions]
-    scores = [scoring.score(answer, own) for answer, own in zip(answers, references, strict=True)]
-    blind_scores = [scoring.score(answer, own) for answer, own in zip(blind, references, strict=True)]
+    scores = [scoring.score(answer, given) for answer, given in zip(answers, references, strict=True)]
+    blind_scores = [scoring.score(answer, given) for answer, given in zip(blind, references, strict=True)]
     by_type: defaultdict[str, list[float]] = defaultdict(list)
     for kind, score in zip(types, scores, strict=True):
         by_type[kind].append(score)

@@ -8,8 +8,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from unimodal.terminal import open_console, say
 
 SECONDS_BETWEEN_LINES = 20.0
 SHOWN = ("loss", "loss_text", "loss_image", "psnr")
@@ -21,7 +22,7 @@ class StepProgress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
-        self._console = Console()
+        self._console = open_console()
         self._progress: Progress | None = None
         self._task: Any = None
         self._units, self._first_step = 0, 0
@@ -41,10 +42,10 @@ class StepProgress(ProgressBar):
         if not self._enabled or not trainer.is_global_zero or not self._console.is_terminal:
             return
         self._progress = Progress(
-            TextColumn("[bold]fit[/]"),
+            TextColumn("fit", style="bold"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
+            TextColumn("{task.fields[shown]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -67,7 +68,7 @@ class StepProgress(ProgressBar):
             self._last_line = time.perf_counter()
             left = self._time_left(step, trainer.max_steps)
             shown = self._shown(trainer.callback_metrics, batch)
-            self._console.print(f"step {step}/{trainer.max_steps}  {shown}  {left}", highlight=False)
+            say(f"step {step}/{trainer.max_steps}  {shown}  {left}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         del trainer, pl_module

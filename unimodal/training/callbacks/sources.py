@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import lightning as L
-from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.spec import FolderTotals, data_spec
+from unimodal.terminal import open_console
 from unimodal.training.module import TransformerModule
 
 
@@ -72,7 +72,7 @@ class SourceTable(L.Callback):
             epochs = f"{share.epochs:.1f}" if steps else "-"
             table.add_row(folder.name, *(f"{n:,}" for n in counts), f"{share.draws:.1%}", f"{share.tokens:.1%}", epochs)
             self._log(trainer, folder, share)
-        Console().print(table)
+        open_console().print(table)
 
     def _log(self, trainer: L.Trainer, folder: FolderTotals, share: SourceShare) -> None:
         figures = {"text_tokens": folder.text_tokens, "image_tokens": folder.image_tokens, "epochs": share.epochs}
