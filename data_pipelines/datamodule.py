@@ -29,9 +29,10 @@ from data_pipelines.shards.format import Manifest, TokenDocument
 from data_pipelines.shards.reader import Shard, open_manifest
 from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
 from data_pipelines.sources.registry import open_source
-from data_pipelines.spec import DataSpec, FolderTotals
+from data_pipelines.spec import Contents, DataSpec, FolderTotals
 from data_pipelines.stream import PackedStream, epoch_batches
 from data_pipelines.templates import TemplateConfig
+from tokenizers_vq.identity import IDENTITY, check_identity, plain, tensor_hash
 from tokenizers_vq.media import MediaSpec, PatchSpec
 from tokenizers_vq.token_space import TokenSpace
 
@@ -96,6 +97,20 @@ class ImageDataModule(L.LightningDataModule):
         )
         return StatefulDataLoader(stream, batch_size=None)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the position of the stream belongs to."""
+        return {IDENTITY: self.identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError, with the first difference, for a position in other pictures."""
+        check_identity(state_dict.get(IDENTITY), self.identity(), "the checkpoint's position in the data")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which picture comes when."""
+        pictures = {"count": len(self.images), "sha256": tensor_hash(self.images)}
+        chosen = {"batch_size": self.batch_size, "flip": self.flip, "place": self.place, "seed": self.seed}
+        return plain({"pictures": pictures, **chosen, "validation_images": self.validation_images})
+
     def val_dataloader(self) -> DataLoader[Tensor]:
         """The held-out pictures."""
         held_out = self.images[: self._held_out].float() / 127.5 - 1
@@ -144,6 +159,7 @@ class TokenDataModule(L.LightningDataModule):
         self.validation_share, self.num_workers = validation_share, num_workers
         self.train_sources: list[Documents] = []
         self.val_documents = Documents([])
+        self.contents: list[Contents] = []
         self._spec: DataSpec | None = None
 
     @property
@@ -175,6 +191,7 @@ class TokenDataModule(L.LightningDataModule):
         groups = opened if self.mixture else [[shard for shards in opened for shard in shards]]
         self.train_sources = [self.split_documents(shards, held_out=False) for shards in groups]
         self.val_documents = self.split_documents([shard for shards in opened for shard in shards], held_out=True)
+        self.contents = [Contents.of(manifest) for manifest in manifests]
         totals = [FolderTotals.of(address, m.shards) for address, m in zip(self.shards, manifests, strict=True)]
         self.describe(space, media, folders[0], totals)
 
@@ -210,6 +227,20 @@ class TokenDataModule(L.LightningDataModule):
         )
         start: Any = "fork" if self.num_workers else None  # shards are mapped memory, which no other start hands on
         return StatefulDataLoader(stream, batch_size=None, num_workers=self.num_workers, multiprocessing_context=start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the position of the stream belongs to: shards, order of documents, templates."""
+        return {IDENTITY: self.identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError, with the first difference, for a position in other data."""
+        check_identity(state_dict.get(IDENTITY), self.identity(), "the checkpoint's position in the data")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which document comes when; folders count by what they hold, not by their names."""
+        stream = {name: value for name, value in vars(self.stream).items() if name != "rows"}
+        chosen = {"stream": stream, "templates": self.templates, "mixture": self.mixture}
+        return plain({"shards": self.contents, **chosen, "validation_share": self.validation_share})
 
     def val_dataloader(self) -> DataLoader[PackedBatch]:
         """The held-out documents, the same batches every time."""

@@ -111,5 +111,8 @@ class Mixture:
         saved = state["turns"]
         if len(saved) != len(self.cursors):
             raise ValueError(f"this run was saved with {len(saved)} sources, now there are {len(self.cursors)}")
+        for source, (_, taken, _) in enumerate(saved):
+            if taken > self.totals[source]:
+                raise ValueError(f"this run was saved with more documents than the {self.totals[source]} there are now")
         self.stage = state["stage"]
         self.cursors = [SourceCursor(epoch=epoch, taken=taken, draws=draws) for epoch, taken, draws in saved]

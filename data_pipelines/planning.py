@@ -142,10 +142,17 @@ class Plan:
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`; counts of the report start at 0."""
         self.mixture.load_state(state["mixture"])
+        self._check_parts([*state["waiting"], *(part for row in state["rows"] for part in row)])
         self.windows, self.rows_given, self.ended = state["windows"], state["rows_given"], state["ended"]
         self.waiting = [DocumentPart(*part) for part in state["waiting"]]
         self.rows = [[DocumentPart(*part) for part in row] for row in state["rows"]]
         self._outlines = {}
+
+    def _check_parts(self, parts: Iterable[Sequence[int]]) -> None:
+        """Raise ValueError for a position in other documents: an index that is not there."""
+        for source, _, index, _ in parts:
+            if source >= len(self.sources) or index >= len(self.sources[source]):
+                raise ValueError(f"the position in the data is one of other documents: there is no {index} of {source}")
 
     def _pack_window(self) -> None:
         self.mixture.start_stage(int(self.rows_given + len(self.rows) >= self.second_stage_row))

@@ -21,6 +21,7 @@ from data_pipelines.media_makers import LatentsMaker, MediaMaker, PatchesMaker
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards.format import DocumentSequence, TokenDocument, TokenSegment
 from data_pipelines.sources.registry import open_source
+from data_pipelines.spec import Contents
 from data_pipelines.templates import TemplateConfig
 from data_pipelines.tokenize import check_media, layout_of, make_token_space
 from tokenizers_vq.autoencoder import open_autoencoder
@@ -190,6 +191,7 @@ class RawDataModule(TokenDataModule):
         documents = RawDocuments(list(source.documents()), text, image, failures, self.aspect_ratio, media)
         self.train_sources = [self.split_documents([documents], held_out=False)]
         self.val_documents = self.split_documents([documents], held_out=True)
+        self.contents = [Contents(documents=len(documents), sha256=source.fingerprint())]
         specs = {maker.spec.name: maker.spec for maker in media}
         self.describe(documents.space, specs, self.tokenizers)
 

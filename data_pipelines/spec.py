@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.mixture import MixtureConfig
-from data_pipelines.shards.format import ShardEntry, TokenDocument
+from data_pipelines.shards.format import Manifest, ShardEntry, TokenDocument
 from tokenizers_vq.media import MediaSpec
 from tokenizers_vq.token_space import TokenSpace
 
@@ -36,6 +37,20 @@ class FolderTotals:
             text_tokens=sum(entry.text_tokens for entry in entries),
             image_tokens=sum(entry.image_tokens for entry in entries),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What tells one source of documents from another, wherever it lies."""
+
+    documents: int
+    sha256: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Contents:
+        """Of a folder of shards: the hashes of its files, in order."""
+        digest = hashlib.sha256("".join(entry.sha256 for entry in manifest.shards).encode())
+        return cls(documents=sum(entry.documents for entry in manifest.shards), sha256=digest.hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq.backbones import PatchBackboneConfig, VQGANBackboneConfig
 from tokenizers_vq.field_types import from_plain
+from tokenizers_vq.identity import check_finite
 from tokenizers_vq.quantizers import FSQConfig, LFQConfig, VQConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -67,7 +68,8 @@ def content_hash(config: dict[str, Any], weights: Mapping[str, Tensor]) -> str:
 
 
 def save_module(folder: Path, config: dict[str, Any], module: nn.Module) -> None:
-    """Write config.json and model.safetensors."""
+    """Write config.json and model.safetensors. Raises ValueError, and writes nothing, where a weight is not finite."""
+    check_finite(module.state_dict(), f"{folder} is not written")
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2))
@@ -82,7 +84,9 @@ def open_module(folder: Path, build: Callable[[Any], Module], holds: str) -> Mod
         values = json.loads((folder / CONFIG_FILE).read_text())
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn and thrown away
             module = build(values)
-        module.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        weights = load_file(folder / WEIGHTS_FILE)
+        module.load_state_dict(weights)
+        check_finite(weights, WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder} does not hold {holds}: {one_line(error)}") from error
     return module.eval().requires_grad_(False)

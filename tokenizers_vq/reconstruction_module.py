@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,7 @@ from tokenizers_vq.discriminator import (
     discriminator_loss,
     generator_loss,
 )
+from tokenizers_vq.identity import IDENTITY, check_identity, check_weights, plain
 from tokenizers_vq.losses import PerceptualLoss, PerceptualLossConfig, ReconstructionLossConfig, reconstruction_loss
 from tokenizers_vq.metrics import psnr, ssim
 
@@ -31,6 +33,10 @@ class TokenizerOptimizerConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     warmup_steps: int = 50
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf or self.warmup_steps < 1:
+            raise ValueError(f"rates are finite numbers above 0, and there is a step of warm-up at least, got {self}")
 
 
 class ReconstructionModule(L.LightningModule, Generic[Network]):
@@ -87,8 +93,11 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
         optimizers = _as_list(self.optimizers())
         images, regularisers = self.reconstruct(batch)
         terms = self._terms(batch, images, regularisers)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss.detach()):
+            raise FloatingPointError(f"the loss is {float(loss)} at step {self._steps()}: lower the learning rate")
         optimizers[0].zero_grad()
-        self.manual_backward(torch.stack(list(terms.values())).sum())
+        self.manual_backward(loss)
         optimizers[0].step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
@@ -97,6 +106,19 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
         self.log("train/psnr", psnr(images.detach(), batch).mean(), prog_bar=True)
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", sum(value.detach() for value in terms.values()), prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The network's config travels with the weights."""
+        checkpoint[IDENTITY] = self._identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises ValueError for a checkpoint of another network."""
+        check_identity(checkpoint.get(IDENTITY), self._identity(), "the checkpoint")
+        check_weights(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
+
+    def _identity(self) -> dict[str, Any]:
+        adversarial = self.adversarial is not None
+        return plain({"model": self.tokenizer.config, "adversarial": adversarial, "perceptual": self.perceptual_weight})
 
     def log_quality(self, images: Tensor, targets: Tensor) -> None:
         """Log PSNR and SSIM of validation reconstructions in [-1, 1], (B, 3, S, S) both."""

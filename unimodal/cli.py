@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ from unimodal.generation.settings import OPTIONS
 Handler = Callable[[argparse.Namespace], int]
 EVALUATED = tuple(name for name in OPTIONS if name not in ("mode", "constrained"))
 """Settings of `unimodal evaluate`; a task has its own mode, and draws with rules and without."""
+
+
+RESUMES = {"tokenize": "; the same command resumes where it stopped"}
+"""What an interrupted command adds to the line that says so."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -206,6 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except KeyboardInterrupt:
+        print(f"unimodal {options.command}: interrupted{RESUMES.get(options.command, '')}", file=sys.stderr)
+        code = 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         print(f"unimodal {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2

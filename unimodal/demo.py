@@ -16,6 +16,7 @@ from typing import Literal
 
 from PIL import Image
 
+from data_pipelines.outputs import check_folder
 from unimodal.generation.pipeline import Pipeline, load
 from unimodal.generation.prompts import Answer, Turn
 from unimodal.report import write_report
@@ -41,7 +42,9 @@ GUIDANCE: dict[DemoBranch, tuple[str, ...]] = {"discrete": (), "flow": ("--guida
 Program = Callable[[Sequence[str]], object]
 """Runs arguments; gives an exit code, None or 0 when all went well."""
 
-FILES = ("timings.json", "dialogue.json", "report.html")
+TIMINGS = "timings.json"
+"""There from the first moment on: it tells a demo's folder from another."""
+FILES = (TIMINGS, "dialogue.json", "report.html")
 
 REQUESTS: tuple[tuple[str, float], ...] = (
     ("draw a red circle and describe it", 1.0),
@@ -107,7 +110,7 @@ def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, bran
         if action():
             raise ValueError(f"the step {title!r} failed: {command}")
         timings.append({"step": title, "seconds": time.perf_counter() - started, "command": command})
-        (out / "timings.json").write_text(json.dumps(timings, indent=2))
+        (out / TIMINGS).write_text(json.dumps(timings, indent=2))
 
     for step in steps:
         timed(step.title, step.command, lambda step=step: programs[step.program](step.arguments))
@@ -195,12 +198,17 @@ def _config(name: str) -> Path:
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier demo left, and nothing else."""
+    """Remove what an earlier demo left, and nothing else. Raises ValueError for a folder that is not a demo's."""
+    check_folder(out)
+    found = [name for name in (*FOLDERS, *FILES) if (out / name).exists()]
+    if found and not (out / TIMINGS).is_file():
+        raise ValueError(f"{out} holds {found[0]}, which no demo made: give another folder")
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in FILES:
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
+    (out / TIMINGS).write_text("[]")
 
 
 def _keep_logs(out: Path) -> None:

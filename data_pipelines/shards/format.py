@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -19,6 +20,13 @@ FORMAT_VERSION = 2
 """1 had `autoencoder`, `patches` and `skipped` in the manifest and stored whole images for a ViT; it is still read."""
 READABLE_VERSIONS = (1, 2)
 MANIFEST_FILE = "manifest.json"
+PARTS_FOLDER, RECIPE_FILE = "parts", "recipe.json"
+"""Of a folder whose manifest is not written yet."""
+
+
+def has_parts(folder: Path) -> bool:
+    """Whether a folder holds what an interrupted job left, which another call resumes."""
+    return (folder / PARTS_FOLDER / RECIPE_FILE).is_file()
 
 
 class DamagedShard(ValueError):

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.old_names import MANIFEST_KEYS, renamed
-from data_pipelines.shards.format import ShardEntry
+from data_pipelines.shards.format import PARTS_FOLDER, RECIPE_FILE, ShardEntry
 from data_pipelines.shards.writer import write_whole
-
-PARTS_FOLDER, RECIPE_FILE = "parts", "recipe.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.shards.format import MANIFEST_FILE, Manifest, ShardEntry, TokenDocument
+from data_pipelines.outputs import check_folder
+from data_pipelines.shards.format import MANIFEST_FILE, Manifest, ShardEntry, TokenDocument, has_parts
 from data_pipelines.shards.media import stored_media
 from tokenizers_vq.media import MediaSpec
 from tokenizers_vq.token_space import TokenSpace
 
 PARTIAL_SUFFIX = ".partial"
+SHARD = re.compile(r"\d{6,}\.tar", re.IGNORECASE)
+"""Names that shards get."""
 
 
 class ShardWriter:
@@ -88,9 +92,17 @@ class ShardWriter:
 
 
 def check_unwritten(folder: Path) -> None:
-    """Raises ValueError where a folder already holds shards."""
+    """Raises ValueError where a folder already holds shards, or anything that a new job would overwrite.
+
+    What an interrupted job left is no obstacle: its parts say that it is one of ours.
+    """
+    check_folder(folder)
     if (folder / MANIFEST_FILE).exists():
         raise ValueError(f"{folder} already holds shards; give another folder or remove it")
+    if not has_parts(folder):
+        for path in sorted(folder.glob("*.tar")):
+            if SHARD.fullmatch(path.name):
+                raise ValueError(f"{path} is there already and would be overwritten; give another folder")
 
 
 def write_shard(

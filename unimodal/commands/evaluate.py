@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.table import Table
 
 from unimodal.evaluation.contract import Sampling
+from unimodal.evaluation.results import check_results_place
 from unimodal.evaluation.run import TASK_SAMPLING, EvaluationConfig
 from unimodal.evaluation.run import run as evaluate
 from unimodal.generation.options import from_arguments
@@ -31,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
         config = replace(config, seeds_per_prompt=options.seeds_per_prompt)
     if options.choices is not None:
         config = replace(config, choices=tuple(options.choices))
+    check_results_place(options.out)
     results = evaluate(load(options.model), config, options.out)
     table = Table("metric", "value", title=f"{options.task}, n = {results['n']:,}, {results['seconds']:.0f} s")
     for name, value in results["metrics"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from data_pipelines.documents import ImageSegment
+from data_pipelines.outputs import check_folder, check_names_free
 from unimodal.commands.progress import progress_bar
 from unimodal.generation.events import Ended, Event, ImageDone, ImageRows, TextPiece
 from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Regex
@@ -23,6 +25,8 @@ from unimodal.generation.settings import DecodeSettings, chosen
 from unimodal.terminal import counted, say
 
 PARTIAL = "so-far.png"
+WRITTEN = re.compile(r"\d{3,}-\d+\.png|so-far\.png|answer\.txt", re.IGNORECASE)
+"""Names that this command writes."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     if options.stream and options.number != 1:
         raise ValueError(f"--stream shows one answer, --number asks for {options.number}")
     settings = chosen(from_arguments(options, DecodeSettings(), grammar=_grammar(options)))
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is not a folder: answers cannot go there")
+    check_folder(options.out)
+    check_names_free(options.out, WRITTEN, [*options.image, *filter(None, [options.json_schema])])
     dtype = getattr(torch, options.dtype) if options.dtype else None
     model = load(options.model, dtype=dtype, compile=options.compile)
     started = time.perf_counter()

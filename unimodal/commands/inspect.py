@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from data_pipelines.outputs import check_file
 from data_pipelines.shards import DamagedShard, Manifest, open_manifest, read_shard
 from data_pipelines.shards.format import MANIFEST_FILE
 from tokenizers_vq.layout import Layout
@@ -24,6 +25,10 @@ def run(path: Path, page: Path | None = None, documents: int = 24) -> int:
         if page is not None:
             raise ValueError(f"{path} holds no shards: a page of documents cannot be made of it")
         return _bundle(path)
+    if page is not None:
+        check_file(page)
+        if page.exists() and page.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"{page} is there already and no page: name another file")
     code = _shards(path)
     if page is not None and code == 0:
         write_documents(path, page, documents)

@@ -13,12 +13,14 @@ from rich.table import Table
 from data_pipelines.failures import FailureLog
 from data_pipelines.images import Augmentation
 from data_pipelines.media_makers import LatentsMaker, MediaMaker, PatchesMaker
+from data_pipelines.outputs import check_apart
+from data_pipelines.shards.format import has_parts
 from data_pipelines.shards.reader import open_manifest
 from data_pipelines.shards.writer import check_unwritten
 from data_pipelines.sources.registry import Source, open_source
 from data_pipelines.tokenize import TokenizeConfig, TokenizeHooks, layout_of, tokenize, train_text_tokenizer
 from tokenizers_vq.autoencoder import open_autoencoder
-from tokenizers_vq.bundle_files import Tokenizers
+from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER, Tokenizers
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         rank=options.rank,
         world_size=options.world_size,
     )
-    check_unwritten(options.out)
+    _check_out(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     image = ImageTokenizer.open(options.image_tokenizer).to(device)
     media = _media(options, device)
@@ -61,6 +63,19 @@ def run(options: argparse.Namespace) -> int:
     else:
         say(f"rank {config.rank} of {config.world_size} is done; the last rank to end writes the manifest")
     return 0
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    """Raise ValueError where the shards cannot be written, or would take the place of what is read or was there."""
+    given = (options.path, options.image_tokenizer, options.autoencoder, options.text_tokenizer)
+    check_apart(options.out, given, "give the shards a folder of their own")
+    check_unwritten(options.out)
+    if has_parts(options.out):
+        return
+    for name in (TEXT_TOKENIZER, IMAGE_TOKENIZER, AUTOENCODER):
+        place = options.out / name
+        if place.exists() and place.resolve() not in [path.resolve() for path in given if path is not None]:
+            raise ValueError(f"{place} is there already and would be overwritten; give another folder")
 
 
 def _media(options: argparse.Namespace, device: torch.device) -> list[MediaMaker]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.outputs import check_file, check_folder
 from unimodal.evaluation.contract import Example, TaskResult
 
 PACKAGES = ("torch", "torchvision", "transformers", "tokenizers", "vector-quantize-pytorch", "torchmetrics", "numpy")
 PACKAGES += ("pillow", "safetensors", "easy-vqa")
 UNKNOWN = "unknown"
+EXAMPLE = re.compile(r"\d{3,}_\w+\.png")
+"""Names of the examples' pictures."""
 
 
 def write_results(
@@ -39,6 +43,31 @@ def write_results(
     }
     _write_atomically(out, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return content
+
+
+def check_results_place(out: Path) -> None:
+    """Raise ValueError, before the work, where results cannot be written or would overwrite what are no results."""
+    check_file(out)
+    if out.exists() and not _holds_results(out):
+        raise ValueError(f"{out} is there already and no results file: name another")
+    folder = examples_folder(out)
+    check_folder(folder)
+    foreign = [path.name for path in folder.iterdir() if not EXAMPLE.fullmatch(path.name)] if folder.exists() else []
+    if foreign:
+        raise ValueError(f"{folder} holds {sorted(foreign)[0]}, which would be lost: name another results file")
+
+
+def _holds_results(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"task", "metrics"} <= content.keys()
+
+
+def examples_folder(out: Path) -> Path:
+    """Where the examples' pictures lie beside a results file."""
+    return out.with_name(f"{out.stem}_examples")
 
 
 def software() -> dict[str, str]:
@@ -66,7 +95,7 @@ def _commit() -> str:
 
 def _write_examples(examples: list[Example], out: Path) -> list[dict[str, Any]]:
     """Pictures become PNG files in `STEM_examples/`; their paths are relative to the results file."""
-    folder = out.with_name(f"{out.stem}_examples")
+    folder = examples_folder(out)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

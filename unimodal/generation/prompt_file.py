@@ -7,6 +7,7 @@ grammar as `json_schema`, `choices`, `regex` or `lark`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from data_pipelines.documents import DamagedSample, ImageSegment
+from data_pipelines.outputs import check_folder, check_names_free
 from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Lark, Regex
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import Answer
@@ -25,6 +27,8 @@ from unimodal.generation.settings import OPTIONS, DecodeSettings, chosen
 
 GRAMMARS: dict[str, type[Any]] = {"json_schema": JSONSchema, "choices": Choices, "regex": Regex, "lark": Lark}
 ANSWERS = "answers.jsonl"
+PICTURE = re.compile(r"[\w.\-]{1,100}-\d+\.png", re.ASCII | re.IGNORECASE)
+"""Names of pictures beside the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,21 @@ class PromptLine:
             raise ValueError(f"{self.where}: {error}") from error
         return request
 
+    @property
+    def pictures(self) -> list[Path]:
+        """The files that the prompt names."""
+        parts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return [self.folder / name for part in parts for name in _named(part)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over all that the answer follows from but the model: prompt, pictures, settings, seed."""
+        digest = hashlib.sha256(json.dumps([self.prompt, self.seed], sort_keys=True).encode())
+        digest.update(repr(sorted(chosen(self.settings).items())).encode())
+        for path in self.pictures:
+            digest.update(path.read_bytes() if path.is_file() else b"")
+        return digest.hexdigest()[:16]
+
     def _part(self, part: Any) -> Any:
         if isinstance(part, Mapping) and set(part) == {"image"}:
             file = self.folder / str(part["image"])
@@ -60,6 +79,14 @@ class PromptLine:
         if isinstance(part, str):
             return part
         raise ValueError(f'a prompt is made of strings, {{"image": FILE}} and {{"answer": [...]}}, got {part!r}')
+
+
+def _named(part: Any) -> list[str]:
+    """Names of picture files in a part of a prompt."""
+    if isinstance(part, Mapping):
+        inner = part.get("answer")
+        return [str(part["image"])] if "image" in part else _named(inner)
+    return [name for each in part for name in _named(each)] if isinstance(part, list) else []
 
 
 def read_prompts(path: Path, defaults: Mapping[str, Any] | None = None) -> list[PromptLine]:
@@ -128,21 +155,48 @@ def with_grammar(settings: Mapping[str, Any]) -> dict[str, Any]:
 class AnswerFolder:
     """`answers.jsonl` and the pictures beside it. A line comes after its pictures: where it is, they are whole."""
 
-    def __init__(self, folder: Path, name: str = ANSWERS) -> None:
-        self.folder, self.file = folder, folder / name
+    def __init__(self, folder: Path, name: str = ANSWERS, model: str = "") -> None:
+        """`model` is the hash of what answers. Raises ValueError where the folder cannot be written."""
+        check_folder(folder)
+        self.folder, self.file, self.model = folder, folder / name, model[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        self.done = self._read()
+        self._rows = self._read()
 
-    def _read(self) -> set[str]:
-        """Ids of whole lines; the rest of a line that a kill cut off is removed."""
+    @property
+    def done(self) -> set[str]:
+        """Ids of the prompts that are answered."""
+        return set(self._rows)
+
+    def left_over(self, lines: Sequence[PromptLine]) -> list[PromptLine]:
+        """The lines that have no answer yet.
+
+        Raises ValueError, with the first difference, where the folder holds answers of another model, prompt or
+        setting, and where a picture that is written would take the place of one that is read.
+        """
+        check_names_free(self.folder, PICTURE, [path for line in lines for path in line.pictures])
+        known = {line.id: line for line in lines}
+        for name, row in self._rows.items():
+            if name not in known:
+                raise self._of_another_job(f"answer {name!r} has no prompt now")
+            if row.get("model") != self.model:
+                raise self._of_another_job(f"answer {name!r} is another model's")
+            if row.get("request") != known[name].digest:
+                raise self._of_another_job(f"prompt, pictures, settings or seed of {name!r} were others")
+        return [line for line in lines if line.id not in self._rows]
+
+    def _of_another_job(self, difference: str) -> ValueError:
+        return ValueError(f"{self.file} holds answers of another job: {difference}; give another folder or remove it")
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Whole lines by id; the rest of a line that a kill cut off is removed."""
         if not self.file.exists():
-            return set()
+            return {}
         content = self.file.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             self.file.write_bytes(whole)
         try:
-            return {json.loads(line)["id"] for line in whole.splitlines()}
+            return {row["id"]: row for row in map(json.loads, whole.splitlines())}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.file} holds a line that is no answer: {error}") from error
 
@@ -157,21 +211,17 @@ class AnswerFolder:
             else:
                 parts.append(part)
         row = {"id": line.id, "answer": parts, "finish": answer.finish, "seed": line.seed}
+        row |= {"model": self.model, "request": line.digest}
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.done.add(line.id)
+        self._rows[line.id] = row
 
     def put_in_order(self, lines: Sequence[PromptLine]) -> None:
         """Bring the answers into the order of their prompts, in which an unbroken run and a resumed one agree."""
-        if self.done:
+        if self._rows:
             order = {line.id: index for index, line in enumerate(lines)}
             rows = self.file.read_bytes().splitlines(keepends=True)
             rows.sort(key=lambda row: order.get(json.loads(row)["id"], len(order)))
             whole = self.file.with_suffix(".tmp")
             whole.write_bytes(b"".join(rows))
             whole.replace(self.file)
-
-
-def left_over(lines: Sequence[PromptLine], folder: AnswerFolder) -> list[PromptLine]:
-    """The lines that have no answer yet."""
-    return [line for line in lines if line.id not in folder.done]

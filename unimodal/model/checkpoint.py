@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tokenizers_vq.identity import check_finite
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import ModelConfig
 from unimodal.model.model import TOKENS, UnifiedModel
@@ -23,6 +24,7 @@ def save_model(model: UnifiedModel, space: TokenSpace, folder: Path) -> None:
     """Write a model and its token space into a folder. A tied head is written once, as the embedding."""
     if model.config.vocab_size != space.vocab_size:
         raise ValueError(f"a vocabulary of {model.config.vocab_size} does not fit {space.vocab_size} ids")
+    check_finite(model.state_dict(), f"{folder} is not written")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.trunk.tied_head:
@@ -49,7 +51,8 @@ def open_model(folder: Path) -> tuple[UnifiedModel, TokenSpace]:
     try:
         tensors = {name: _aligned(tensor) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
         model = assembled(config, upgrade_state(tensors))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        check_finite(tensors, WEIGHTS_FILE)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder} does not hold a model: {reason}") from error
     space = TokenSpace.open(folder)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -34,6 +35,7 @@ from unimodal.training.objectives import flow_matching as _flow_matching
 from unimodal.training.objectives import next_token as _next_token
 from unimodal.training.old_names import upgrade_arguments, upgrade_run_config
 from unimodal.training.precision import trainer_precision
+from unimodal.training.run_checks import check_run
 
 KNOWN_CLASSES = (
     _datamodules,
@@ -57,6 +59,10 @@ HARMLESS = (
     r".*overridden `transfer_batch_to_device` in `LightningModule`.*",
     r".*Total length of `DataLoader` across ranks is zero.*",
 )
+
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MisconfigurationException)
+"""What a user can mend: settings, files, a run that diverged."""
 
 
 class OneLineParser(LightningArgumentParser):
@@ -111,6 +117,8 @@ class TrainingCLI(LightningCLI):
             config.checkpoint.dirpath = str(root / "checkpoints")
         if config.trainer.precision is None:
             config.trainer.precision = trainer_precision(config.trainer.accelerator)
+        if self.subcommand == "fit":
+            check_run(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A trainer with this project's loggers, progress and checkpoint format."""
@@ -162,6 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SIGTERMException:
         print("train.py: stopped by SIGTERM; --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
-    except (ValueError, FileNotFoundError) as error:
+    except USER_ERRORS as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

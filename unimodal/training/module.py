@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_pipelines.batch import MIN_WEIGHT, PackedBatch
 from data_pipelines.spec import DataSpec, data_spec
+from tokenizers_vq.identity import IDENTITY, check_identity, check_weights, plain
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch_media import media_tokens
 from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
@@ -211,6 +212,7 @@ class TransformerModule(L.LightningModule):
         checkpoint["random_state"] = self._random_state
         checkpoint["token_space"] = self.space.to_dict()
         checkpoint["media"] = {name: spec.source for name, spec in self.spec.media.items()}
+        checkpoint[IDENTITY] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume with the same random numbers; refuse another token space or another autoencoder's latents."""
@@ -226,6 +228,16 @@ class TransformerModule(L.LightningModule):
             if wanted[name] != source:
                 raise ValueError(f"the checkpoint was trained on {name} of another autoencoder than the data's")
         self._random_state = checkpoint["random_state"]
+        check_identity(checkpoint.get(IDENTITY), self._identity(), "the checkpoint")
+        check_weights(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
+
+    def _identity(self) -> dict[str, Any]:
+        """What cannot change between a checkpoint and its resumption: shapes, objectives and kind of optimizer."""
+        assert self.model is not None
+        config = self.model.config.to_dict()
+        del config["trunk"]["dropout"]
+        names = {"optimizer": type(self.optimizer_config).__name__}
+        return plain({**config, **names, "objectives": [type(objective).__name__ for objective in self.objectives]})
 
 
 def _get_random_state(device: torch.device) -> Tensor:

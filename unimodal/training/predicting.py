@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from unimodal.commands.progress import progress_bar
 from unimodal.generation.pipeline import load
-from unimodal.generation.prompt_file import ANSWERS, AnswerFolder, PromptLine, left_over, read_prompts
+from unimodal.generation.prompt_file import ANSWERS, AnswerFolder, PromptLine, read_prompts
 
 AT_ONCE = 512
 """Prompts whose pictures and answers are held in memory together; the engine's queue runs over them."""
@@ -35,9 +35,10 @@ class PromptFile(L.LightningDataModule):
         assert self.trainer is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         name = ANSWERS if ranks == 1 else f"answers.{rank}-of-{ranks}.jsonl"
-        self.answers = AnswerFolder(self.out, name)
         self.all_lines = read_prompts(self.path, self.settings)[rank::ranks]
-        self.lines = left_over(self.all_lines, self.answers)
+        pipeline: Any = getattr(self.trainer.lightning_module, "pipeline", None)
+        self.answers = AnswerFolder(self.out, name, "" if pipeline is None else pipeline.sha256)
+        self.lines = self.answers.left_over(self.all_lines)
 
     def predict_dataloader(self) -> DataLoader[list[PromptLine]]:
         """Lists of lines."""

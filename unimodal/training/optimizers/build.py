@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ class AdamWConfig(OptimizerConfig):
     eps: float = 1e-8
     weight_decay: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_rates(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MuonConfig(OptimizerConfig):
@@ -38,6 +42,18 @@ class MuonConfig(OptimizerConfig):
     steps: int = 5
     adamw: AdamWConfig | None = None
     """For the rest; None is AdamW as it comes."""
+
+    def __post_init__(self) -> None:
+        check_rates(self)
+        if self.steps < 1:
+            raise ValueError(f"Muon orthogonalises in 1 step at least, got {self.steps}")
+
+
+def check_rates(config: Any) -> None:
+    """Raise ValueError for a learning rate or decay that is not a finite number, or negative."""
+    for name in ("learning_rate", "weight_decay"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} is a finite number, not negative, got {getattr(config, name)}")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,56 @@
+"""What is wrong with the config of a run before anything is built: counts that are divided by, folders in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.outputs import check_apart, check_folder
+from tokenizers_vq.token_space import TOKEN_SPACE_FILE
+
+ABOVE_ZERO = ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
+READ = ("path", "tokenizers", "bundle", "vision", "codebook")
+"""Settings that name a folder or file that is read."""
+WEIGHTS = ("config.json", "model.safetensors")
+
+
+def check_run(config: Any) -> None:
+    """Raise ValueError, in one line, for a run that cannot be made or would overwrite what it reads.
+
+    `config`: sections `trainer`, `model`, `data` and `bundle`, as LightningCLI parses them.
+    """
+    values: Mapping[str, Any] = config.as_dict() if hasattr(config, "as_dict") else config
+    trainer = values["trainer"]
+    for name in ABOVE_ZERO:
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            raise ValueError(f"trainer.{name} is above 0, got {value}")
+    root = Path(trainer["default_root_dir"])
+    check_folder(root)
+    read = [Path(path) for path in _folders_read({name: values.get(name) for name in ("model", "data")})]
+    model = values.get("model") or {}
+    out = (model.get("init_args") or {}).get("out")
+    bundle = (values.get("bundle") or {}).get("out") or root / "model"
+    written = [(out, WEIGHTS)] if out is not None else [(bundle, (*WEIGHTS, TOKEN_SPACE_FILE))]
+    for place, holds in written:
+        _check_place(Path(place), holds, read)
+
+
+def _check_place(place: Path, holds: tuple[str, ...], read: list[Path]) -> None:
+    """A place for weights is free, or holds such weights of an earlier run."""
+    check_folder(place)
+    check_apart(place, read)
+    if place.exists() and any(place.iterdir()) and not all((place / name).is_file() for name in holds):
+        raise ValueError(f"{place} holds other things than an earlier result: give another folder")
+
+
+def _folders_read(value: Any, name: str = "") -> Iterator[str]:
+    """Every path under a setting of READ, and every folder of shards on this machine."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _folders_read(each, str(key))
+    elif isinstance(value, list) and name == "shards":
+        yield from (str(each) for each in value if "://" not in str(each))
+    elif name in READ and isinstance(value, str | Path):
+        yield str(value)
