@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from data_pipelines.pictures import TooManyPixels, decode, to_rgb
 
 MAX_IMAGE_PIXELS = 64_000_000
 """Larger pictures are refused as decompression bombs."""
@@ -34,7 +35,7 @@ class TextSegment:
     def __post_init__(self) -> None:
         if self.role not in TEXT_ROLES:
             raise ValueError(f"text role must be one of {TEXT_ROLES}, got {self.role!r}")
-        if not self.text.strip():
+        if not is_visible(self.text):
             raise DamagedSample(f"empty {self.role}")
 
 
@@ -71,11 +72,10 @@ class ImageSegment:
     def _decode(self) -> Image.Image:
         if isinstance(self.source, Image.Image):
             return self.source
-        image = Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise DamagedSample(f"{self.name}: {image.width}x{image.height} pixels, over {MAX_IMAGE_PIXELS}")
-        image.load()
-        return image
+        try:
+            return decode(self.source, MAX_IMAGE_PIXELS)
+        except TooManyPixels as error:
+            raise DamagedSample(f"{self.name}: {error}") from error
 
 
 Segment = TextSegment | ImageSegment
@@ -123,29 +123,16 @@ class Document(WithMeta):
             raise DamagedSample(f"{self.key}: a document without segments")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to RGB, upright as its EXIF orientation says; transparency is laid over white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
-    return image.convert("RGB")
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Joiners, fillers and blanks that Unicode counts among marks, letters and symbols (UAX 44, Default_Ignorable)."""
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, 32 bits or floats to 8 bits, where Pillow alone would cut everything above 255 to white.
-
-    16 bits have a scale of their own. The others do not: the full scale is the first of 1 (floats only), 255 and
-    65535 that holds the brightest pixel, or else that pixel. Below 0 is black.
-    """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    if image.mode.startswith("I;16"):
-        scale = 65535.0
-    else:
-        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        brightest = float(values.max(initial=0.0))
-        scale = next((scale for scale in scales if brightest <= scale), brightest)
-    return Image.fromarray((values.clip(0, scale) * (255 / scale)).round().astype(np.uint8))
+def is_visible(text: str) -> bool:
+    """Whether a reader would see anything of it: more than spaces, controls, joiners and variation selectors."""
+    return any(
+        unicodedata.category(c) not in ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Cn")
+        and c not in _INVISIBLE
+        and not 0xFE00 <= ord(c) <= 0xFE0F
+        and not 0xE0100 <= ord(c) <= 0xE01EF
+        for c in text
+    )

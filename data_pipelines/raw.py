@@ -14,7 +14,7 @@ from torch import Tensor
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.deferred import Deferred
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
-from data_pipelines.encoding import image_bodies
+from data_pipelines.encoding import image_bodies, spelled
 from data_pipelines.failures import FailureLog
 from data_pipelines.images import ImagePolicy, PixelSize, to_tensor
 from data_pipelines.media_makers import LatentsMaker, MediaMaker, PatchesMaker
@@ -73,7 +73,7 @@ class RawDocuments(DocumentSequence):
         self.text, self.image = text, image
         self.space = make_token_space(text, image, layout_of(image, aspect_ratio))
         self.policy = ImagePolicy.of(image, self.space.layout)
-        self.documents = usable(documents, self.policy, failures)
+        self.documents = usable(documents, text, self.policy, failures)
         max_length = max(map(self.space.layout.span_of, self.space.layout.sizes))
         self.body = lru_cache(maxsize=BYTES_KEPT // (8 * max_length))(self._body)
         self.makers = {maker.spec.name: maker for maker in media}
@@ -95,8 +95,7 @@ class RawDocuments(DocumentSequence):
 
     def _segment(self, document: int, number: int, segment: TextSegment | ImageSegment) -> TokenSegment:
         if isinstance(segment, TextSegment):
-            ids = np.asarray(self.text.encode(segment.text), dtype=np.int64)
-            return TokenSegment(kind="text", role=segment.role, ids=ids)
+            return TokenSegment(kind="text", role=segment.role, ids=spelled(segment, self.text))
         original, coded = self.documents[document].sizes[number]
         grid = (coded[0] // self.image.reduction, coded[1] // self.image.reduction)
         ids: Any = Deferred((self.space.layout.span_of(grid) - 2,), partial(self.body, document, number))
@@ -127,12 +126,17 @@ def _remembering(make: MakeMedia, maker: MediaMaker) -> MakeMedia:
     return lru_cache(maxsize=max(1, BYTES_KEPT // (2 * largest)))(make)
 
 
-def usable(documents: Sequence[Document], policy: ImagePolicy, failures: FailureLog) -> list[Usable]:
-    """Documents whose pictures can all be read; the others are named and counted in `failures`."""
+def usable(
+    documents: Sequence[Document], text: TextTokenizer, policy: ImagePolicy, failures: FailureLog
+) -> list[Usable]:
+    """Documents whose pictures can all be read, and texts written; the others are counted by name in `failures`."""
     kept = []
     for document in documents:
         pictures = {n: segment for n, segment in enumerate(document.segments) if isinstance(segment, ImageSegment)}
         try:
+            for segment in document.segments:
+                if isinstance(segment, TextSegment):
+                    spelled(segment, text)
             sizes = {number: _sizes(segment.open(), policy) for number, segment in pictures.items()}
         except DamagedSample as error:
             failures.revoke(document.key, str(error))

@@ -167,19 +167,21 @@ class _Job:
     def run(self) -> None:
         documents: list[TokenDocument] = []
         skipped: list[SkippedCopy] = []
-        for batch, pixels in read_ahead(self._work(), self.encoder, self.config.workers):
+        notes: Counter[str] = Counter()
+        for batch, read in read_ahead(self._work(), self.encoder, self.config.workers):
             usable = []
-            for (document, copy), pictures in zip(batch.items, pixels, strict=True):
-                if isinstance(pictures, DamagedSample):
-                    skipped.append(SkippedCopy(name=document.key, copy=copy, reason=str(pictures)))
+            for (document, copy), found in zip(batch.items, read, strict=True):
+                if isinstance(found, DamagedSample):
+                    skipped.append(SkippedCopy(name=document.key, copy=copy, reason=str(found)))
                     self._skip(skipped[-1])
                 else:
-                    usable.append(((document, copy), pictures))
-            documents += self.encoder.encode([item for item, _ in usable], [pictures for _, pictures in usable])
+                    usable.append(((document, copy), found))
+                    notes.update(found.notes)
+            documents += self.encoder.encode([item for item, _ in usable], [found for _, found in usable])
             self.progress(len(batch.items))
             if batch.last:
-                self._finish(batch.shard, documents, skipped)
-                documents, skipped = [], []
+                self._finish(batch.shard, documents, skipped, notes)
+                documents, skipped, notes = [], [], Counter()
         self.failures.close()
 
     def merge(self, empty: Manifest) -> bool:
@@ -189,9 +191,10 @@ class _Job:
             return False
         before_encoding = Counter(self.failures.summary()) - Counter(self.skipped)
         skipped = before_encoding + Counter(one.reason for part in parts for one in part.skipped)
+        notes = sum((Counter(part.notes) for part in parts), Counter())
         manifest = replace(
             empty,
-            source={**empty.source, "notes": dict(self.source.notes)},
+            source={**empty.source, "notes": {**self.source.notes, **notes}},
             shards=tuple(part.entry for part in parts if part.entry is not None),
             skipped=dict(sorted(skipped.items())),
         )
@@ -231,12 +234,14 @@ class _Job:
             self.skipped.append(one.reason)
             self.failures.revoke(one.name, one.reason)
 
-    def _finish(self, shard: int, documents: list[TokenDocument], skipped: list[SkippedCopy]) -> None:
+    def _finish(
+        self, shard: int, documents: list[TokenDocument], skipped: list[SkippedCopy], notes: Counter[str]
+    ) -> None:
         entry = None
         if documents:
             media = {maker.spec.name: maker.spec for maker in self.encoder.media}
             entry = write_shard(self.parts.shards, shard, documents, self.encoder.space, media)
-        self.parts.finish(shard, FinishedShard(entry=entry, skipped=tuple(skipped)))
+        self.parts.finish(shard, FinishedShard(entry=entry, skipped=tuple(skipped), notes=dict(notes)))
 
 
 def _groups(items: Iterator[DocumentCopy], size: int) -> Iterator[list[DocumentCopy]]:

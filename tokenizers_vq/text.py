@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers_vq.token_space import SPECIAL_STRINGS, Specials
 
 TOKENIZER_FILE = "tokenizer.json"
+
+SAMPLES = ("caf\u00e9 \u732b\u044f", "\U0001f600\U0001f9ff", "\u0939\u093f\u0902\u0e19\u0e49\u0e33", "\x00\ud7ff\u2028")
+"""Text that only a tokenizer of bytes writes whole."""
 
 BROKEN = "\ufffd"
 """What an incomplete UTF-8 character decodes to."""
@@ -35,6 +41,9 @@ class TextTokenizer:
             **{name.strip("<>"): int(tokenizer.token_to_id(name) or 0) for name in SPECIAL_STRINGS}
         )
         self._special_ids = {getattr(self.specials, name.strip("<>")) for name in SPECIAL_STRINGS}
+        unknown = _unknown_id(tokenizer)
+        added = tokenizer.get_added_tokens_decoder().items()
+        self._never_typed = self._special_ids | {i for i, token in added if token.special and i != unknown}
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> TextTokenizer:
@@ -72,11 +81,29 @@ class TextTokenizer:
         self._tokenizer.save(str(folder / TOKENIZER_FILE))
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, never a special one: `<boi>` typed by a user is spelt out in pieces."""
+        """Text -> ids, never a special one: `<boi>` typed by a user is spelt out in pieces.
+
+        Raises ValueError for a text that this tokenizer knows as a special token alone.
+        """
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if not self._special_ids.isdisjoint(ids):
+        if not self._never_typed.isdisjoint(ids):
             raise ValueError(f"this text cannot be encoded without special tokens: {text[:80]!r}")
         return ids
+
+    def loses(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether letters of a text are gone from its ids: unknown ones, which this tokenizer cannot write.
+
+        Case, accents, spaces and compatible forms, which a normaliser may even out, are no loss.
+        """
+        if self._writes_all:
+            return False
+        before, after = Counter(_letters(text)), Counter(_letters(self.decode(ids)))
+        return bool(before - after)
+
+    @cached_property
+    def _writes_all(self) -> bool:
+        """Whether letters of every kind come back, as with bytes."""
+        return all(self.decode(self._tokenizer.encode(text).ids).strip() == text for text in SAMPLES)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text; special ids are skipped, broken UTF-8 becomes U+FFFD."""
@@ -115,3 +142,16 @@ class TextTokenizer:
     def hash(self) -> str:
         """SHA-256 of the serialised tokenizer."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of characters that a model does not know, where it has one."""
+    model = json.loads(tokenizer.to_str())["model"]
+    name = model.get("unk_token")
+    return model.get("unk_id") if name is None else tokenizer.token_to_id(name)
+
+
+def _letters(text: str) -> str:
+    """What no normaliser takes from a text: its letters, digits and signs, without case, accents and forms."""
+    plain = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(c for c in plain if unicodedata.category(c)[0] in "LNPS")

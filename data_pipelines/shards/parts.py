@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ class SkippedCopy:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedShard:
-    """Its line for the manifest (None where nothing of it was usable) and what was skipped."""
+    """Its line for the manifest (None where nothing of it was usable), what was skipped, and counts beside that."""
 
     entry: ShardEntry | None
     skipped: tuple[SkippedCopy, ...]
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 class JobParts:
@@ -60,7 +61,8 @@ class JobParts:
         values = renamed(values, MANIFEST_KEYS)
         try:
             entry = ShardEntry(**values["entry"]) if values["entry"] else None
-            part = FinishedShard(entry=entry, skipped=tuple(SkippedCopy(**one) for one in values["skipped"]))
+            skipped = tuple(SkippedCopy(**one) for one in values["skipped"])
+            part = FinishedShard(entry=entry, skipped=skipped, notes=dict(values.get("notes", {})))
         except (KeyError, TypeError, ValueError):
             return None
         return part if entry is None or self._is_whole(entry) else None

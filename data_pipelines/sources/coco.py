@@ -13,6 +13,7 @@ from typing import Any
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
 from data_pipelines.failures import FailureLog
+from data_pipelines.sources.files import visible_files
 from data_pipelines.sources.reading import inside, read_object, rows_of, text_field, whole_number
 from data_pipelines.sources.source import fingerprint_files
 
@@ -40,7 +41,7 @@ class CocoCaptions:
 
     def fingerprint(self) -> str:
         """SHA-256 over the captions and over the names and sizes of the pictures."""
-        pictures = [file for file in self.pictures.iterdir() if file.is_file()]
+        pictures = list(visible_files(self.pictures))
         return fingerprint_files(self.file.parent.parent, whole=[self.file], listed=pictures)
 
     def documents(self) -> Iterator[Document]:

@@ -6,12 +6,15 @@ the text or instead of it: `question` and `answer` as two strings or two lists, 
 
 from __future__ import annotations
 
+import lzma
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, Segment, TextSegment
 from data_pipelines.failures import FailureLog
+from data_pipelines.sources.files import as_utf8, ending, is_hidden, not_read, open_file, visible_files
 from data_pipelines.sources.reading import check_picture, inside, parse_object, questions_of, text_field
 from data_pipelines.sources.source import fingerprint_files
 
@@ -33,8 +36,9 @@ class ImageFolder:
     def __init__(self, *, path: Path | None = None, split: str, failures: FailureLog) -> None:
         self.split, self.failures = split, failures
         self.folder = _split_folder(path, split)
-        self.rows = [(number, line) for number, line in _numbered_lines(self.folder / METADATA) if line.strip()]
-        self.notes: dict[str, int] = {}
+        self.metadata = _metadata(self.folder)
+        self.rows = [(number, line) for number, line in _numbered_lines(self.metadata) if line.strip()]
+        self.notes = not_read(self.folder, [self.metadata, *self._pictures()])
         if path == self.folder and split != "train":
             self.notes[NO_SPLIT_ROWS] = len(self.rows)
 
@@ -43,7 +47,7 @@ class ImageFolder:
 
     def fingerprint(self) -> str:
         """SHA-256 over metadata.jsonl and over the names and sizes of the pictures in the folder."""
-        return fingerprint_files(self.folder, whole=[self.folder / METADATA], listed=self._pictures())
+        return fingerprint_files(self.folder, whole=[self.metadata], listed=self._pictures())
 
     def documents(self) -> Iterator[Document]:
         """Good rows as documents, each picture opened once. Raises TooMuchDamage past the failure limit."""
@@ -83,7 +87,8 @@ class ImageFolder:
     def _pictures(self) -> list[Path]:
         """Picture files below the folder, without those of split folders inside it."""
         splits = _split_folders(self.folder)
-        files = (file for file in self.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        visible = (file for file in self.folder.rglob("*") if not is_hidden(file.relative_to(self.folder)))
+        files = (file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         return [file for file in files if not any(file.is_relative_to(split) for split in splits)]
 
 
@@ -96,18 +101,41 @@ def _split_folder(path: Path | None, split: str) -> Path:
     splits = _split_folders(path)
     if path / split in splits:
         return path / split
-    if (path / METADATA).is_file() and (split == "train" or not splits):
+    if _has_metadata(path) and (split == "train" or not splits):
         return path
     if splits:
         raise ValueError(
             f"imagefolder: {path} has no split {split!r}; choose one of {', '.join(s.name for s in splits)}"
         )
-    raise ValueError(f"imagefolder: {path} holds no {METADATA}, nor do folders in it; write one with a row per image")
+    found = next((f", but {file.name}" for file in visible_files(path) if file.stem.lower() == "metadata"), "")
+    raise ValueError(
+        f"imagefolder: {path} holds no {METADATA}{found}, nor do folders in it; write one with a row per image"
+    )
 
 
 def _split_folders(path: Path) -> list[Path]:
-    return sorted(metadata.parent for metadata in path.glob(f"*/{METADATA}"))
+    folders = (folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(PurePath(folder.name)))
+    return sorted(filter(_has_metadata, folders))
+
+
+def _has_metadata(folder: Path) -> bool:
+    return any(map(_is_metadata, visible_files(folder)))
+
+
+def _is_metadata(file: Path) -> bool:
+    name = file.name.lower()
+    return name == METADATA or (name.startswith(METADATA) and ending(file) == ".jsonl")
+
+
+def _metadata(folder: Path) -> Path:
+    """`metadata.jsonl`, however its name is written and compressed; the shortest of several."""
+    return min(filter(_is_metadata, visible_files(folder)), key=lambda file: (len(file.name), file.name))
 
 
 def _numbered_lines(metadata: Path) -> Iterator[tuple[int, bytes]]:
-    return enumerate(metadata.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+    try:
+        with open_file(metadata) as file:
+            content = as_utf8(file.read())
+    except (DamagedSample, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"imagefolder: {metadata} cannot be read ({error})") from error
+    return enumerate(content.split(b"\n"), start=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data_pipelines.documents import DamagedSample, ImageSegment, Segment, TextSegment
+from data_pipelines.sources.files import is_hidden
 from data_pipelines.sources.imagefolder import IMAGE_SUFFIXES
 from data_pipelines.sources.reading import at, picture_of, text_field, whole_number
 from data_pipelines.sources.rows import Reader, RowFiles, SourceRow, as_object, json_lines, parquet_rows
@@ -38,12 +39,14 @@ class Interleaved(RowFiles):
 
     name, layout = "interleaved", "interleaved"
     columns, counted = (*OBELICS, *MMC4), (OBELICS[0], MMC4[0])
+    beside = IMAGE_SUFFIXES
     readers: ClassVar[Mapping[str, Reader]] = {".jsonl": json_lines, ".parquet": parquet_rows}
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of the files and the names and sizes of the images in their folder."""
         folder = self.files[0].parent
-        pictures = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        visible = (file for file in folder.rglob("*") if not is_hidden(file.relative_to(folder)))
+        pictures = (file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         both = super().fingerprint() + fingerprint_files(folder, whole=[], listed=pictures)
         return hashlib.sha256(both.encode()).hexdigest()
 

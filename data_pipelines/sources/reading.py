@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.documents import DamagedSample, ImageSegment
+from data_pipelines.sources.files import decoded
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -35,7 +36,7 @@ def named(sample: str, error: DamagedSample) -> str:
 def read_object(path: Path, source: str) -> dict[str, Any]:
     """A file with one JSON object. Raises ValueError, which names the source, where it is not that."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = json.loads(decoded(path.read_bytes()))
     except FileNotFoundError as error:
         raise ValueError(f"{source}: {path} is not there") from error
     except (ValueError, RecursionError) as error:
@@ -66,9 +67,9 @@ def whole_number(row: Any, field: str) -> int:
 def parse_object(line: bytes) -> dict[str, Any]:
     """Bytes of one JSON object. Raises DamagedSample."""
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DamagedSample("not UTF-8") from error
+        row = json.loads(decoded(line))
+    except DamagedSample:
+        raise
     except (ValueError, RecursionError) as error:
         raise DamagedSample("not JSON") from error
     if not isinstance(row, dict):
@@ -77,7 +78,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def text_field(row: Mapping[str, Any], field: str) -> str:
-    """A field that must be text which can be written as UTF-8. Raises DamagedSample."""
+    """A field that must be text which can be written as UTF-8, without a byte order mark. Raises DamagedSample."""
     value = row.get(field)
     if value is None:
         raise DamagedSample(f"no {field}")
@@ -87,7 +88,7 @@ def text_field(row: Mapping[str, Any], field: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DamagedSample(f"{field} holds half a character (a lone surrogate)") from error
-    return value
+    return value.removeprefix("\ufeff")
 
 
 def inside(folder: Path, file_name: str, field: str = "file_name") -> Path:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import importlib
 import importlib.metadata
+import lzma
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from pathlib import Path, PurePath
+from typing import IO, Any, ClassVar
 
 from data_pipelines.documents import DamagedSample, Document, Segment
 from data_pipelines.failures import FailureLog
+from data_pipelines.sources.files import as_utf8, ending, is_hidden, not_read, open_file, visible_files
 from data_pipelines.sources.reading import named, parse_object
 
 OLDEST_PYARROW = 15
 """Before 14.0.1, reading a parquet file could run code from it (CVE-2023-47248)."""
 ROWS_AT_ONCE = 256
 """Rows of a parquet file that are in memory together; they may hold pictures."""
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NO_SPLIT_FILES = "files read from the whole folder, because it has no split folders"
 
 SourceRow = bytes | Mapping[str, Any]
@@ -43,11 +46,13 @@ class RowFiles(ABC):
     """What is read of a parquet file."""
     counted: ClassVar[tuple[str, ...]]
     """The columns that suffice to count its rows."""
+    beside: ClassVar[frozenset[str]] = frozenset()
+    """Endings of files that rows name, which may lie beside theirs."""
 
     def __init__(self, *, path: Path | None = None, split: str, failures: FailureLog) -> None:
         self.split, self.failures = split, failures
         self.files = find_files(path, split, self.name, list(self.readers))
-        self.notes: dict[str, int] = {}
+        self.notes = {} if path in self.files else not_read(self.files[0].parent, self.files, self.beside)
         if split != "train" and path in (self.files[0], self.files[0].parent):
             self.notes[NO_SPLIT_FILES] = len(self.files)
         if parquet := [file for file in self.files if file.suffix.lower() == ".parquet"]:
@@ -80,12 +85,13 @@ class RowFiles(ABC):
         """Rows of every file as far as it can be read."""
         for file in self.files:
             try:
-                for number, row in self.readers[file.suffix.lower()](file, columns):
+                for number, row in self.readers[ending(file)](file, columns):
                     yield file, number, row
             except DamagedSample as error:
                 failures.drop(file.name, str(error))
-            except OSError as error:
-                failures.drop(file.name, f"cannot be read ({error.strerror or error})")
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                failures.drop(file.name, f"cannot be read ({reason})")
 
     def _document(self, file: Path, number: int, row: SourceRow) -> Document:
         meta = {"layout": self.layout, "source": self.name, "split": self.split, "file": file.name, "row": number}
@@ -95,10 +101,20 @@ class RowFiles(ABC):
 
 def json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, bytes]]:
     """Lines that are not blank, one in memory at a time, with all that they hold."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if (content := line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).strip():
-                yield number, content
+    with open_file(file) as lines:
+        for number, line in enumerate(_in_utf8(lines), start=1):
+            if line.strip():
+                yield number, line
+
+
+def _in_utf8(lines: IO[bytes]) -> Iterator[bytes]:
+    """Lines without a byte order mark; a file that begins with another mark than UTF-8's is converted whole."""
+    first = lines.readline()
+    if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or first[:4] == codecs.BOM_UTF32_BE:
+        yield from as_utf8(first + lines.read()).split(b"\n")
+    else:
+        yield as_utf8(first)
+        yield from lines
 
 
 def parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -143,12 +159,12 @@ def find_files(path: Path | None, split: str, source: str, suffixes: Sequence[st
     kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if path is None:
         raise ValueError(f"{source} needs a path: a {kinds} file, or a folder of them")
-    if path.is_file() and path.suffix.lower() in suffixes:
+    if path.is_file() and _is_read(path, suffixes):
         return [path]
     if not path.is_dir():
         raise ValueError(f"{source}: {path} is not a folder, nor a {kinds} file")
     inside = _files(path, suffixes)
-    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    folders = [each for each in sorted(path.iterdir()) if each.is_dir() and not is_hidden(PurePath(each.name))]
     splits = {folder.name: files for folder in folders if (files := _files(folder, suffixes))}
     if split in splits:
         return splits[split]
@@ -160,7 +176,13 @@ def find_files(path: Path | None, split: str, source: str, suffixes: Sequence[st
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+    return [file for file in visible_files(folder) if _is_read(file, suffixes)]
+
+
+def _is_read(file: Path, suffixes: Sequence[str]) -> bool:
+    """Whether a file is of a kind that is read. Parquet, which is compressed inside, is not read from a `.gz`."""
+    suffix = file.suffix.lower()
+    return ending(file) in suffixes and (suffix == ending(file) or ending(file) != ".parquet")
 
 
 def _check_pyarrow(file: Path, source: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
 from data_pipelines.failures import FailureLog
+from data_pipelines.sources.files import visible_files
 from data_pipelines.sources.reading import read_object, rows_of, text_field, whole_number
 from data_pipelines.sources.source import fingerprint_files
 
@@ -59,7 +60,7 @@ class VQAv2:
 
     def fingerprint(self) -> str:
         """SHA-256 over questions and annotations and over the names and sizes of the pictures."""
-        pictures = [file for file in self.pictures.iterdir() if file.is_file()]
+        pictures = list(visible_files(self.pictures))
         return fingerprint_files(self.path, whole=self.files.values(), listed=pictures)
 
     def documents(self) -> Iterator[Document]:

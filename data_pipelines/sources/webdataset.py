@@ -7,18 +7,26 @@ Members of one sample share the name up to the first dot and follow one another:
 
 from __future__ import annotations
 
+import io
+import lzma
 import re
 import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, Segment, TextSegment
 from data_pipelines.failures import FailureLog
+from data_pipelines.sources.files import COMPRESSED, HIDDEN, decoded, ending, is_hidden, not_read, visible_files
 from data_pipelines.sources.reading import parse_object, questions_of, text_field
 from data_pipelines.sources.source import fingerprint_files
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "png", "webp", "avif", "bmp", "gif", "pgm", "ppm", "tif", "tiff")
+TAR_ENDINGS = {".tgz": ".gz", ".tbz2": ".bz2", ".txz": ".xz"}
+"""Short endings of compressed tars."""
+BUFFER = 2**16
 END_MARK = bytes(tarfile.BLOCKSIZE)
 NO_SPLIT_TARS = "tars read for a split that has no folder of its own"
 
@@ -29,9 +37,10 @@ Members = dict[str, bytes]
 class WebDataset:
     """One document for each good sample, tar by tar in the order of their names; nothing is unpacked to the disk.
 
-    path: a folder of tars, or of split folders with tars; or one tar. A sample without picture or text, with text
-    that is not UTF-8, or with the key of an earlier one is named and counted, and so are members that are no plain
-    files or whose names lead elsewhere, and a tar that is cut off or damaged: what stood before the damage is kept.
+    path: a folder of tars, or of split folders with tars; or one tar; they may be compressed (gz, bz2, xz). A sample
+    without picture or text, with text that is not UTF-8, or with the key of an earlier one is named and counted, and so
+    are members that are no plain files or whose names lead elsewhere, and a tar that is cut off or damaged: what stood
+    before the damage is kept.
     Pictures are decoded when they are tokenized. Raises ValueError where there is no tar.
     """
 
@@ -40,16 +49,16 @@ class WebDataset:
             raise ValueError("webdataset needs a path: a folder of tar files, or one tar file")
         self.split, self.failures = split, failures
         self.root = path / split if (path / split).is_dir() else path
-        self.tars = [path] if path.is_file() else sorted(self.root.glob("*.tar"))
+        self.tars = [path] if path.is_file() else _tars(self.root)
         if not self.tars:
             raise ValueError(f"webdataset: {self.root} holds no .tar file")
-        self.notes: dict[str, int] = {}
+        self.notes = {} if path.is_file() else not_read(self.root, self.tars)
         if self.root == path and split != "train":
             self.notes[NO_SPLIT_TARS] = len(self.tars)
 
     def __len__(self) -> int:
         failures = FailureLog(limit=1.0, loud=False)
-        return sum(1 for tar in self.tars for _ in _samples(tar, failures, content=False))
+        return sum(1 for tar in self.tars for _ in _samples(tar, failures, Counter(), content=False))
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and sizes of the tars."""
@@ -58,8 +67,9 @@ class WebDataset:
     def documents(self) -> Iterator[Document]:
         """Good samples. Raises TooMuchDamage past the failure limit."""
         keys: set[str] = set()
+        counts: Counter[str] = Counter()
         for tar in self.tars:
-            for name, members in _samples(tar, self.failures):
+            for name, members in _samples(tar, self.failures, counts):
                 key = f"{self.split}-{tar.stem}-{name}".replace(".", "_")
                 try:
                     if key in keys:
@@ -71,6 +81,7 @@ class WebDataset:
                     keys.add(key)
                     self.failures.keep()
                     yield document
+        self.notes |= counts
         self.failures.close()
 
     def _document(self, key: str, name: str, members: Members) -> Document:
@@ -95,18 +106,34 @@ def _caption(members: Members, row: dict[str, Any]) -> str | None:
     """From the txt, or else from the json."""
     if "txt" not in members:
         return text_field(row, "caption") if row.get("caption") is not None else None
-    try:
-        return members["txt"].decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise DamagedSample("its txt is not UTF-8") from error
+    return decoded(members["txt"], "its txt is").strip()
 
 
-def _samples(tar: Path, failures: FailureLog, *, content: bool = True) -> Iterator[tuple[str, Members]]:
-    """(name, members) of every sample; without `content`, members are empty bytes."""
+def _tars(folder: Path) -> list[Path]:
+    """Tars by name, compressed ones too."""
+    short = tuple(TAR_ENDINGS)
+    files = visible_files(folder) if folder.is_dir() else ()
+    return [file for file in files if ending(file) == ".tar" or file.suffix.lower() in short]
+
+
+def _open_tar(path: Path) -> BinaryIO:
+    """A tar's bytes, unpacked; the buffer keeps a step back from being unpacked from the start again."""
+    suffix = path.suffix.lower()
+    opener = COMPRESSED.get(TAR_ENDINGS.get(suffix, suffix))
+    return io.BufferedReader(opener(path, "rb"), BUFFER) if opener else path.open("rb")
+
+
+def _samples(
+    tar: Path, failures: FailureLog, counts: Counter[str], *, content: bool = True
+) -> Iterator[tuple[str, Members]]:
+    """(name, members) of every sample; without `content`, members are empty bytes. Hidden ones go into `counts`."""
     name, members = "", {}
-    with tar.open("rb") as file:
+    with _open_tar(tar) as file:
         try:
             for member, data in _members(file, tar.name, failures, content):
+                if is_hidden(PurePosixPath(member)):
+                    counts[HIDDEN] += 1
+                    continue
                 stem, ending = _split(member)
                 if stem != name and members:
                     yield name, members
@@ -116,7 +143,7 @@ def _samples(tar: Path, failures: FailureLog, *, content: bool = True) -> Iterat
                     failures.drop(f"{tar.name} {member}", "its sample has this member already")
                 else:
                     members[ending] = data
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             failures.drop(tar.name, f"cut off or damaged; what follows is lost ({error})")
             return
     if members:

@@ -186,9 +186,9 @@ def encoder(seed: int = 0) -> Encoder:
 
 
 def read(document: Document, copy: int) -> list[Image.Image]:
-    pictures = encoder().read((document, copy))
-    assert not isinstance(pictures, DamagedSample)
-    return [to_image(picture.pixels) for picture in pictures]
+    found = encoder().read((document, copy))
+    assert not isinstance(found, DamagedSample)
+    return [to_image(picture.pixels) for picture in found.pictures]
 
 
 def test_both_pictures_of_an_edit_are_augmented_alike(edits: list[Document]) -> None:

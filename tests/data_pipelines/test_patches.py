@@ -17,7 +17,7 @@ from PIL import Image
 from data_pipelines.batch import collate
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.documents import Document, ImageSegment
-from data_pipelines.encoding import Encoder
+from data_pipelines.encoding import Encoder, ReadDocument
 from data_pipelines.forms import LatentTemplateConfig
 from data_pipelines.images import ImagePolicy, cut_patches, join_patches, resize_to_patches
 from data_pipelines.media_makers import PatchesMaker
@@ -155,7 +155,9 @@ def test_a_vit_sees_the_variant_that_was_made_into_codes() -> None:
     picture.save(content, "PNG")
     one = Document(key="d", segments=(ImageSegment(source=content.getvalue()),))
     for copy in range(6):
-        (read,) = encoder.read((one, copy))  # type: ignore[misc]
+        found = encoder.read((one, copy))
+        assert isinstance(found, ReadDocument)
+        [read] = found.pictures
         seen = join_patches(read.media["patches"], 8)
         assert seen.shape == (32, 32, 3)
         small = torch.from_numpy(seen).permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -13,6 +13,7 @@ from data_pipelines import documents as documents_module
 from data_pipelines.documents import Document, ImageSegment, TextSegment
 from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.sources import open_source
+from data_pipelines.sources.files import NOT_READ
 from data_pipelines.sources.imagefolder import NO_SPLIT_ROWS, UNMENTIONED, ImageFolder
 
 
@@ -133,7 +134,7 @@ def test_pictures_that_no_row_mentions_are_counted(tmp_path: Path) -> None:
     rows = [{"file_name": "a.png", "text": "a"}, {"file_name": "sub/b.png", "text": ""}]
     folder = write_folder(tmp_path, rows, pictures=("a.png", "sub/b.png", "sub/c.png", "d.JPG"))
     (folder / "notes.txt").write_text("not a picture")
-    assert read(folder)[2].notes == {UNMENTIONED: 2}
+    assert read(folder)[2].notes == {UNMENTIONED: 2, f"{NOT_READ} (notes.txt)": 1}
 
 
 def test_a_byte_order_mark_windows_line_ends_and_blank_lines_do_no_harm(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_a_bad_row_is_named_with_its_reason_and_the_rest_goes_on(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "empty text"), (b"\n \n", "empty text"), (b"\xff\xfea", "not UTF-8")]
+    ("content", "reason"),
+    [(b"", "empty text"), (b"\n \n", "empty text"), (b"\xff\xfea", "not UTF-16, as its byte order mark says")],
 )
 def test_a_bad_text_file_is_named_and_the_others_are_read(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)

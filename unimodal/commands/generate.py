@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 def _grammar(options: argparse.Namespace) -> Grammar | None:
     if options.json_schema is not None:
         try:
-            return JSONSchema(json.loads(_existing(options.json_schema).read_text(encoding="utf-8")))
+            return JSONSchema(json.loads(_existing(options.json_schema).read_text(encoding="utf-8-sig")))
         except ValueError as error:
             raise ValueError(f"{options.json_schema}: {error}") from error
     if options.choices is not None:

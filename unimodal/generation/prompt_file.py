@@ -19,6 +19,7 @@ from PIL import Image
 
 from data_pipelines.documents import DamagedSample, ImageSegment
 from data_pipelines.outputs import check_folder, check_names_free
+from data_pipelines.sources.files import as_utf8
 from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Lark, Regex
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.prompts import Answer
@@ -99,7 +100,7 @@ def read_prompts(path: Path, defaults: Mapping[str, Any] | None = None) -> list[
     defaults = _settings(defaults or {}, "settings")
     lines: list[PromptLine] = []
     ids: dict[str, str] = {}
-    for number, text in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, text in enumerate(as_utf8(path.read_bytes()).split(b"\n"), start=1):
         if text.strip():
             line = _line(text, f"{path} line {number}", len(lines), path.parent, defaults)
             if line.id in ids:

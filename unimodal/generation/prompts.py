@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipelines.documents import to_rgb
 from data_pipelines.images import ImagePolicy, resize_to_patches, to_image, to_tensor
+from data_pipelines.pictures import to_rgb
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.latents import LatentAutoencoder
 from tokenizers_vq.layout import nearest_size
