@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 """Chunks without which there are no pixels; their checksums have to be right."""
-HELPFUL = (b"tRNS", b"iCCP", b"sRGB")
+COLOUR_CHUNKS = (b"tRNS", b"iCCP", b"sRGB")
 """Chunks that change what a viewer shows, kept where their checksums are right."""
 JPEG_START = b"\xff\xd8"
 JPEG_METADATA = (0xE1, 0xE2, 0xE3, 0xEC, 0xED, 0xFE)
@@ -39,7 +39,7 @@ def without_metadata(content: bytes) -> bytes | None:
 
 
 def _kept(name: bytes, sound: bool) -> bool:
-    return name in NEEDED or (name in HELPFUL and sound)
+    return name in PIXEL_CHUNKS or (name in COLOUR_CHUNKS and sound)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bool]]:

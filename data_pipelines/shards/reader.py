@@ -1,7 +1,8 @@
 """Reads token shards: nothing is trusted that the manifest does not vouch for.
 
 A shard is verified once, when it is opened: its hash, its tar, every document's description and every id. After that
-its documents are views into the mapped file, so that shards larger than memory can be trained on in any order.
+its documents are views into the mapped file, so that shards larger than memory can be trained on in any order, and
+files are opened when they are used and closed again (mapped.py).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import tarfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -29,11 +29,11 @@ from data_pipelines.shards.format import (
     TokenDocument,
     TokenSegment,
 )
+from data_pipelines.shards.mapped import Data, MappedFile
 from data_pipelines.shards.media import MediaCodec, codecs
 from data_pipelines.shards.tar import members
 from tokenizers_vq.token_space import TokenSpace
 
-Data = bytes | mmap.mmap
 MAGIC = 8
 """Bytes of a .npy file before the length of its header."""
 
@@ -85,11 +85,11 @@ class Shard(DocumentSequence):
         path = folder / entry.name
         if Path(entry.name).name != entry.name or not path.is_file():
             raise DamagedShard(f"{path} is in the manifest but not in the folder")
-        self.data, self.codecs = _mapped(path), codecs(manifest)
-        if hashlib.sha256(self.data).hexdigest() != entry.sha256:
+        self.file, self.codecs = MappedFile(path), codecs(manifest)
+        if hashlib.sha256(self.file.data).hexdigest() != entry.sha256:
             raise DamagedShard(f"{path}: its SHA-256 is not the manifest's; the file was damaged or changed")
         try:
-            self.locations = list(_locations(self.data, self.codecs))
+            self.locations = list(_locations(self.file.data, self.codecs))
             check_documents(list(self), manifest.space)
         except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
             raise DamagedShard(f"{path}: {error}") from error
@@ -107,9 +107,10 @@ class Shard(DocumentSequence):
     def document(self, index: int) -> TokenDocument:
         """One document, its ids still in the file."""
         location = self.locations[index]
-        key, ids = location.key, location.ids.view(self.data)
-        rest = {name: array.view(self.data) for name, array in location.media.items()}
-        described: dict[str, Any] = json.loads(self.data[location.json_start : location.json_end])
+        data = self.file.data
+        key, ids = location.key, location.ids.view(data)
+        rest = {name: array.view(data) for name, array in location.media.items()}
+        described: dict[str, Any] = json.loads(data[location.json_start : location.json_end])
         segments, end = [], 0
         for s in described["segments"]:
             media: dict[str, np.ndarray] = {}
@@ -156,12 +157,6 @@ def read_all(folder: Path) -> tuple[TokenSpace, list[TokenDocument]]:
     manifest = open_manifest(folder)
     documents = [document for entry in manifest.shards for document in read_shard(folder, entry, manifest)]
     return manifest.space, documents
-
-
-def _mapped(path: Path) -> Data:
-    """The bytes of a file, read from disk where they are used."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
 
 
 def _locations(data: Data, known: Mapping[str, MediaCodec]) -> Iterator[Location]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -11,9 +14,17 @@ from data_pipelines.shards.format import MANIFEST_FILE, DamagedShard
 from data_pipelines.shards.reader import open_manifest
 from data_pipelines.shards.writer import write_whole
 
+LOCK = ".lock"
 DEFAULT_CACHE = Path("~/.cache/unimodal/shards")
-BESIDE = ("text_tokenizer/tokenizer.json", "image_tokenizer/config.json", "image_tokenizer/model.safetensors")
-"""Tokenizers that may lie beside shards; training puts them into its bundle."""
+BESIDE = (
+    "text_tokenizer/tokenizer.json",
+    "image_tokenizer/config.json",
+    "image_tokenizer/model.safetensors",
+    "autoencoder/config.json",
+    "autoencoder/model.safetensors",
+    "autoencoder/diffusion_pytorch_model.safetensors",
+)
+"""Files of tokenizers and autoencoders that may lie beside shards; training puts them into its bundle."""
 
 
 def local_folder(address: str, cache: Path) -> Path:
@@ -27,6 +38,13 @@ def local_folder(address: str, cache: Path) -> Path:
     address = address.rstrip("/")
     folder = cache.expanduser() / hashlib.sha256(address.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(folder):
+        _bring_up_to_date(address, folder)
+    return folder
+
+
+def _bring_up_to_date(address: str, folder: Path) -> None:
+    """Fetch what the folder lacks, and remove what no longer lies beside the shards."""
     write_whole(folder / MANIFEST_FILE, _fetch(f"{address}/{MANIFEST_FILE}"))
     for entry in open_manifest(folder).shards:
         if Path(entry.name).name != entry.name:
@@ -40,10 +58,23 @@ def local_folder(address: str, cache: Path) -> Path:
                 )
             write_whole(path, data)
     for name in BESIDE:
-        if (data := _fetch_if_there(f"{address}/{name}")) is not None:
+        data = _fetch_if_there(f"{address}/{name}")
+        if data is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
             (folder / name).parent.mkdir(exist_ok=True)
             write_whole(folder / name, data)
-    return folder
+    for name in {Path(name).parent for name in BESIDE}:
+        if (folder / name).is_dir() and not any((folder / name).iterdir()):
+            (folder / name).rmdir()
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """The processes of a machine wait for the first, and find everything there."""
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch(address: str) -> bytes:

@@ -15,7 +15,7 @@ from data_pipelines.documents import DamagedSample
 COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """Ending of a compressed file -> what opens it."""
 NOT_READ = "files beside the data that are not read"
-HIDDEN = "hidden files and members that are not read"
+HIDDEN_FILES = "hidden files and members that are not read"
 
 _WIDE = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -57,7 +57,7 @@ def not_read(folder: Path, read: Iterable[Path], beside: frozenset[str] = frozen
 
 
 def as_utf8(content: bytes) -> bytes:
-    """UTF-8 without a byte order mark; UTF-16 and UTF-32 are told by theirs. Raises DamagedSample."""
+    """UTF-8 without a byte order mark; UTF-16 and UTF-32 are recognised by theirs. Raises DamagedSample."""
     content = content.removeprefix(codecs.BOM_UTF8)
     for mark, encoding in _WIDE.items():
         if content.startswith(mark):

@@ -108,7 +108,7 @@ def json_lines(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, bytes]
 
 
 def _in_utf8(lines: IO[bytes]) -> Iterator[bytes]:
-    """Lines without a byte order mark; a file that begins with another mark than UTF-8's is converted whole."""
+    """Lines without a byte order mark; a file with another mark than UTF-8's is converted whole."""
     first = lines.readline()
     if first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or first[:4] == codecs.BOM_UTF32_BE:
         yield from as_utf8(first + lines.read()).split(b"\n")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, Segment, TextSegment
 from data_pipelines.failures import FailureLog
-from data_pipelines.sources.files import COMPRESSED, HIDDEN, decoded, ending, is_hidden, not_read, visible_files
+from data_pipelines.sources.files import COMPRESSED, HIDDEN_FILES, decoded, ending, is_hidden, not_read, visible_files
 from data_pipelines.sources.reading import parse_object, questions_of, text_field
 from data_pipelines.sources.source import fingerprint_files
 
@@ -132,7 +132,7 @@ def _samples(
         try:
             for member, data in _members(file, tar.name, failures, content):
                 if is_hidden(PurePosixPath(member)):
-                    counts[HIDDEN] += 1
+                    counts[HIDDEN_FILES] += 1
                     continue
                 stem, ending = _split(member)
                 if stem != name and members:

@@ -21,7 +21,7 @@ from data_pipelines.documents import DamagedSample, Document, ImageSegment, Text
 from data_pipelines.encoding import LOSSY
 from data_pipelines.failures import FailureLog
 from data_pipelines.shards.reader import open_manifest
-from data_pipelines.sources.files import HIDDEN, NOT_READ, as_utf8
+from data_pipelines.sources.files import HIDDEN_FILES, NOT_READ, as_utf8
 from data_pipelines.sources.registry import open_source
 from data_pipelines.tokenize import TokenizeConfig, tokenize
 from tests.oracles.pictures import ListSource
@@ -140,7 +140,7 @@ def test_what_a_mac_leaves_in_a_tar_does_not_break_samples_apart(tmp_path: Path)
         members |= {f"._{name}": b"\0\5\x16\7", name: data, f"__MACOSX/._{name}": b"x"}
     write_tar(tmp_path / "0.tar", members)
     texts, notes, failures = read("webdataset", tmp_path)
-    assert texts == ["a red picture"] * 3 and not failures.bad and notes == {HIDDEN: 13}
+    assert texts == ["a red picture"] * 3 and not failures.bad and notes == {HIDDEN_FILES: 13}
 
 
 def test_members_that_begin_with_a_dot_and_a_slash_are_not_hidden(tmp_path: Path) -> None:

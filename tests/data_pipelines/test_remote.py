@@ -89,3 +89,14 @@ def test_a_tokenizer_that_is_there_but_cannot_be_read_is_refused_and_not_passed_
     monkeypatch.setattr(remote, "_read", denied)
     with pytest.raises(ValueError, match=r"text_tokenizer/tokenizer\.json cannot be read \(no right to read\)"):
         local_folder(ADDRESS, tmp_path)
+
+
+def test_an_autoencoder_beside_the_shards_is_fetched_and_goes_when_it_is_gone(
+    bucket: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        bucket.pipe(f"/bucket/shards/autoencoder/{name}", name.encode())
+    folder = local_folder(ADDRESS, tmp_path)
+    assert (folder / "autoencoder" / "model.safetensors").read_bytes() == b"model.safetensors"
+    bucket.rm("/bucket/shards/autoencoder", recursive=True)
+    assert local_folder(ADDRESS, tmp_path) == folder and not (folder / "autoencoder").exists()
