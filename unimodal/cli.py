@@ -191,6 +191,11 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
 }
 
 
+def _stop(number: int, frame: Any) -> NoReturn:
+    """A signal to end is answered as Ctrl-C is, so that what is open is closed."""
+    raise KeyboardInterrupt(number)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = CommandParser(prog="unimodal", description="Any-to-any image and text models on discrete tokens.")
@@ -205,15 +210,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. What a user did wrong becomes one line on stderr and exit code 2."""
     options = build_parser().parse_args(arguments)
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
         code = options.handler(options)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(f"unimodal {options.command}: interrupted{RESUMES.get(options.command, '')}", file=sys.stderr)
-        code = 128 + signal.SIGINT
+        code = 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     except (ValueError, OSError) as error:
         print(f"unimodal {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
