@@ -19,7 +19,7 @@ from tests.data_pipelines.test_foreign_files import samples, write_tar
 from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_picture_folder, tiny_shards, tiny_text_tokenizer
 from tests.oracles.tiny_training import ROOT, fit_arguments
 from unimodal.cli import main
-from unimodal.demo import run as demo
+from unimodal.demo.tour import run as demo
 from unimodal.training.cli import main as train
 
 

@@ -147,13 +147,16 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     about = "discrete draws code by code, flow draws latents and edits, which takes longer"
     parser.add_argument("--branch", default="discrete", help=about)
+    about = "train for as many steps as fit into this time; without it all steps, chosen for the machine"
+    parser.add_argument("--minutes", type=float, default=None, metavar="N", help=about)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from unimodal.demo import run
+    from unimodal.demo.tour import run
     from unimodal.training.cli import main as train
 
-    run(options.out, {"train.py": train, "unimodal": main}, quick=options.quick, branch=options.branch)
+    programs = {"train.py": train, "unimodal": main}
+    run(options.out, programs, quick=options.quick, branch=options.branch, minutes=options.minutes)
     return 0
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from unimodal.demo import DOCUMENTS
+from unimodal.demo.tour import DOCUMENTS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

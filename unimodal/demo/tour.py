@@ -1,4 +1,4 @@
-"""`unimodal demo`: the whole chain on easy-VQA with the commands a user would type, then a page that shows it.
+"""The tour: its steps, in order, for a recipe, and running them.
 
 Two branches draw: `discrete`, code by code, and `flow`, latents by flow matching; with the latter the model edits too.
 """
@@ -10,35 +10,46 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import cast
 
 from PIL import Image
 
 from data_pipelines.outputs import check_folder
+from unimodal.demo.machine import (
+    BRANCHES,
+    DemoBranch,
+    Machine,
+    Recipe,
+    decoder_steps_left,
+    estimate,
+    fitted_to,
+    measure,
+    recipe_for,
+    tokenizer_pace,
+)
 from unimodal.generation.pipeline import Pipeline, load
 from unimodal.generation.prompts import Answer, Turn
 from unimodal.report import write_report
 from unimodal.terminal import open_console, say
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FOLDERS = ("tokenizer", "autoencoder", "shards", "training", "model", "results", "logs", "dialogue")
-DemoBranch = Literal["discrete", "flow"]
-BRANCHES: tuple[DemoBranch, ...] = ("discrete", "flow")
 DOCUMENTS: dict[DemoBranch, dict[str, int]] = {
-    "discrete": {"dialogues": 400},
+    "discrete": {"dialogues": 400, "shape_questions": 4},
     "flow": {"dialogues": 100, "edits": 400, "shape_questions": 4},
 }
 """Beside 4,000 pictures with captions and questions. Dialogues are enough to learn the form of one: half as many as
 pictures, the source's own choice, took 41% of all tokens. Edits are recoloured pictures. The data set has few yes-or-no
-questions about shapes, and without more of them the flow branch had not learnt these in its time (docs/log.md)."""
+questions about shapes, and without more of them these are not learnt in the time there is (docs/log.md)."""
 TASKS = {
     "discrete": ("vqa", "caption", "t2i", "reconstruction"),
     "flow": ("vqa", "caption", "t2i", "edit", "reconstruction"),
 }
 GUIDANCE: dict[DemoBranch, tuple[str, ...]] = {"discrete": (), "flow": ("--guidance", "3")}
 """Of drawings that are scored: the task's own 2, or the 3 that shapes of the flow branch gain from."""
+TOKENIZER, DECODER = "train the image tokenizer", "train the decoder"
 Program = Callable[[Sequence[str]], object]
 """Runs arguments; gives an exit code, None or 0 when all went well."""
 
@@ -70,18 +81,13 @@ class Step:
         return shlex.join([*prefix, *self.arguments])
 
 
-def demo_plan(out: Path, *, quick: bool = False, branch: DemoBranch = "discrete") -> list[Step]:
-    """The commands of the tour, in order; `quick` does a few steps and items of each.
-
-    Raises ValueError for a branch that there is not.
-    """
-    if branch not in BRANCHES:
-        raise ValueError(f"the branch is one of {', '.join(BRANCHES)}, got {branch!r}")
-    model, flow = str(out / "model"), branch == "flow"
-    training = [("train the image tokenizer", "train.py", _tokenizer_arguments(out, quick))]
-    training += [("train the autoencoder", "train.py", _autoencoder_arguments(out, quick))] if flow else []
+def demo_plan(out: Path, recipe: Recipe, *, quick: bool = False) -> list[Step]:
+    """The commands of the tour, in order; `quick` does a few steps and items of each."""
+    branch, model, flow = recipe.branch, str(out / "model"), recipe.branch == "flow"
+    training = [(TOKENIZER, "train.py", _tokenizer_arguments(out, recipe, quick))]
+    training += [("train the autoencoder", "train.py", _autoencoder_arguments(out, recipe, quick))] if flow else []
     training += [("tokenize the documents", "unimodal", _tokenize_arguments(out, quick, flow))]
-    training += [("train the decoder", "train.py", _decoder_arguments(out, quick, flow))]
+    training += [(DECODER, "train.py", decoder_arguments(out, recipe, quick))]
     steps = [Step(title=title, program=program, arguments=arguments) for title, program, arguments in training]
     drawing = (*GUIDANCE[branch], *(("--seeds-per-prompt", "1") if quick else ()))
     for task in TASKS[branch]:
@@ -92,14 +98,22 @@ def demo_plan(out: Path, *, quick: bool = False, branch: DemoBranch = "discrete"
     return steps
 
 
-def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, branch: DemoBranch = "discrete") -> Path:
+def run(
+    out: Path,
+    programs: Mapping[str, Program],
+    *,
+    quick: bool = False,
+    branch: str = "discrete",
+    minutes: float | None = None,
+) -> Path:
     """Run the tour into `out` and return the report page.
 
-    `programs` runs the arguments of `train.py` and of `unimodal` in this process and gives their exit codes.
-    Raises ValueError where a step fails.
+    `programs` runs the arguments of `train.py` and of `unimodal` in this process and gives their exit codes. With
+    `minutes` the trainings do as many steps as fit. Raises ValueError for a branch that there is not, for a time that
+    is too short, and where a step fails.
     """
-    console = open_console()
-    steps = demo_plan(out, quick=quick, branch=branch)
+    console, began, machine = open_console(), time.perf_counter(), measure()
+    recipe = _recipe(branch, machine, minutes, quick)
     _clear(out)
     timings: list[dict[str, object]] = []
 
@@ -112,7 +126,12 @@ def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, bran
         timings.append({"step": title, "seconds": time.perf_counter() - started, "command": command})
         (out / TIMINGS).write_text(json.dumps(timings, indent=2))
 
-    for step in steps:
+    for step in demo_plan(out, recipe, quick=quick):
+        if step.title == DECODER and minutes is not None and not quick:
+            pace = tokenizer_pace(recipe, machine, float(str(timings[0]["seconds"])))
+            left = 60 * minutes - (time.perf_counter() - began)
+            recipe = replace(recipe, decoder_steps=decoder_steps_left(recipe, machine, left, pace))
+            step = replace(step, arguments=decoder_arguments(out, recipe, quick))
         timed(step.title, step.command, lambda step=step: programs[step.program](step.arguments))
     _keep_logs(out)
     timed("a mixed dialogue", "unimodal.load(...).generate(...)", lambda: write_dialogue(load(out / "model"), out))
@@ -121,6 +140,28 @@ def run(out: Path, programs: Mapping[str, Program], *, quick: bool = False, bran
     console.rule("done", style="bold")
     say(f"{total / 60:.1f} minutes in all. Open {page}")
     return page
+
+
+def _recipe(branch: str, machine: Machine, minutes: float | None, quick: bool) -> Recipe:
+    """The recipe for this machine and time; says what it is, what it takes and what it reaches."""
+    if branch not in BRANCHES:
+        raise ValueError(f"the branch is one of {', '.join(BRANCHES)}, got {branch!r}")
+    known = cast("DemoBranch", branch)
+    recipe = recipe_for(known, machine)
+    say(f"this machine: {machine}")
+    if quick:
+        return recipe
+    takes = estimate(recipe, machine) / 60
+    if minutes is not None:
+        recipe = fitted_to(recipe, machine, minutes)
+    reaches = f", which reaches about {recipe.expected}" if recipe.expected else ""
+    if not reaches:
+        share = recipe.decoder_steps / recipe_for(known, machine).decoder_steps
+        say(f"all of the demo would take about {takes:.0f} minutes, {recipe_for(known, machine).expected}")
+        reaches = f", {share:.0%} of that: scores and pictures are worse"
+    minutes_taken = estimate(recipe, machine) / 60
+    say(f"about {minutes_taken:.0f} minutes: {recipe.decoder_steps:,} steps of the decoder{reaches}")
+    return recipe
 
 
 def write_dialogue(model: Pipeline, out: Path) -> None:
@@ -158,18 +199,26 @@ def _saved(answer: Answer, folder: Path, number: int) -> list[dict[str, str]]:
     return parts
 
 
-def _tokenizer_arguments(out: Path, quick: bool) -> tuple[str, ...]:
+def _tokenizer_arguments(out: Path, recipe: Recipe, quick: bool) -> tuple[str, ...]:
     arguments = ("fit", "--config", str(_config("tokenizer/demo.yaml")))
     arguments += ("--trainer.default_root_dir", str(out / "tokenizer"))
     arguments += ("--model.init_args.out", str(out / "tokenizer" / "image_tokenizer"))
-    return arguments + (("--trainer.max_steps", "4", "--trainer.val_check_interval", "4") if quick else ())
+    arguments += ("--model.init_args.backbone.init_args.depth", str(recipe.tokenizer_depth))
+    return arguments + _steps(recipe.tokenizer_steps, 3, quick)
 
 
-def _autoencoder_arguments(out: Path, quick: bool) -> tuple[str, ...]:
+def _steps(count: int, validations: int, quick: bool) -> tuple[str, ...]:
+    """On one device, once, however many there are; `validations` times on the way."""
+    count = 4 if quick else count
+    interval = str(count if quick else max(count // validations, 1))
+    return ("--trainer.devices", "1", "--trainer.max_steps", str(count), "--trainer.val_check_interval", interval)
+
+
+def _autoencoder_arguments(out: Path, recipe: Recipe, quick: bool) -> tuple[str, ...]:
     arguments = ("fit", "--config", str(_config("tokenizer/easy_vqa_kl.yaml")))
     arguments += ("--trainer.default_root_dir", str(out / "autoencoder"))
     arguments += ("--model.init_args.out", str(out / "autoencoder" / "image_autoencoder"))
-    return arguments + (("--trainer.max_steps", "4", "--trainer.val_check_interval", "4") if quick else ())
+    return arguments + _steps(recipe.autoencoder_steps, 3, quick)
 
 
 def _tokenize_arguments(out: Path, quick: bool, flow: bool) -> tuple[str, ...]:
@@ -181,12 +230,14 @@ def _tokenize_arguments(out: Path, quick: bool, flow: bool) -> tuple[str, ...]:
     return arguments if quick else (*arguments, "--copies", "4", "--augment", "flip,place")
 
 
-def _decoder_arguments(out: Path, quick: bool, flow: bool) -> tuple[str, ...]:
-    arguments = ("fit", "--config", str(_config("run/easy_vqa_flow.yaml" if flow else "run/demo.yaml")))
+def decoder_arguments(out: Path, recipe: Recipe, quick: bool) -> tuple[str, ...]:
+    """Of `train.py`, for the decoder."""
+    name = "run/easy_vqa_flow.yaml" if recipe.branch == "flow" else "run/demo.yaml"
+    arguments = ("fit", "--config", str(_config(name)))
     arguments += ("--trainer.default_root_dir", str(out / "training"), "--bundle.out", str(out / "model"))
     arguments += ("--data.init_args.shards", f"[{out / 'shards'}]")
-    few = ("--trainer.max_steps", "4", "--trainer.val_check_interval", "4", "--model.init_args.compile", "false")
-    return arguments + (few if quick else ())
+    arguments += ("--model.init_args.compile", "false") if quick else ()
+    return arguments + _steps(recipe.decoder_steps, 2, quick)
 
 
 def _config(name: str) -> Path:

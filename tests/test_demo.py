@@ -1,0 +1,100 @@
+"""The demo on any machine: a recipe that fits it, a time that is kept, one device, and figures that are printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimodal.demo import tour
+from unimodal.demo.machine import (
+    BRANCHES,
+    FEWEST,
+    FULL,
+    LEAN,
+    Machine,
+    Recipe,
+    decoder_steps_left,
+    estimate,
+    fitted_to,
+    measure,
+    recipe_for,
+    tokenizer_pace,
+)
+
+FAST = Machine(device="cpu", cores=2, dtype=torch.bfloat16, rate=410)
+SLOW = Machine(device="cpu", cores=2, dtype=torch.float32, rate=100)
+GPU = Machine(device="cuda", cores=8, dtype=torch.bfloat16, rate=100_000)
+
+
+def option(arguments: tuple[str, ...], name: str) -> str:
+    return arguments[arguments.index(name) + 1]
+
+
+def test_measuring_takes_about_a_second_and_finds_a_rate() -> None:
+    machine = measure(0.05)
+    assert machine.rate > 1 and machine.cores >= 1 and "GFLOP/s" in str(machine)
+
+
+def test_a_machine_without_bfloat16_units_takes_the_lean_recipe_within_25_minutes() -> None:
+    assert recipe_for("discrete", SLOW) == LEAN and estimate(LEAN, SLOW) <= 25 * 60
+    assert recipe_for("discrete", FAST) == FULL["discrete"] and estimate(FULL["discrete"], FAST) <= 12 * 60
+    assert recipe_for("discrete", GPU) == FULL["discrete"]
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("machine", [FAST, SLOW])
+@pytest.mark.parametrize("minutes", [8, 10, 20, 1000])
+def test_a_time_is_kept_by_fewer_steps_of_every_training(machine: Machine, minutes: float, branch: str) -> None:
+    known = next(name for name in BRANCHES if name == branch)
+    recipe = recipe_for(known, machine)
+    try:
+        found = fitted_to(recipe, machine, minutes)
+    except ValueError as error:
+        assert "the demo takes at least" in str(error) and minutes < 20
+        return
+    assert estimate(found, machine) <= 60 * minutes + 1 or found == recipe
+    assert found == recipe if minutes == 1000 else found.decoder_steps <= recipe.decoder_steps
+    assert found.decoder_steps >= FEWEST * recipe.decoder_steps - 1
+
+
+def test_a_slow_start_leaves_fewer_steps_for_the_decoder() -> None:
+    recipe = fitted_to(FULL["discrete"], FAST, 8)
+    pace = tokenizer_pace(recipe, FAST, 15 + 2 * recipe.tokenizer_steps * 0.18)
+    assert pace == pytest.approx(2, rel=0.01)
+    steady, late = (decoder_steps_left(recipe, FAST, 300, each) for each in (1.0, pace))
+    assert late < steady <= recipe.decoder_steps
+    assert decoder_steps_left(recipe, FAST, 1, 1.0) == round(FEWEST * FULL["discrete"].decoder_steps)
+
+
+@pytest.mark.parametrize("recipe", [*FULL.values(), LEAN])
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_training_runs_on_one_device_for_the_recipes_steps(recipe: Recipe, quick: bool, tmp_path: Path) -> None:
+    steps = {step.title: step for step in tour.demo_plan(tmp_path, recipe, quick=quick)}
+    trainings = [step for step in steps.values() if step.program == "train.py"]
+    assert len(trainings) == (3 if recipe.branch == "flow" else 2)
+    assert all(option(step.arguments, "--trainer.devices") == "1" for step in trainings)
+    tokenizer, decoder = steps[tour.TOKENIZER].arguments, steps[tour.DECODER].arguments
+    assert option(tokenizer, "--trainer.max_steps") == ("4" if quick else str(recipe.tokenizer_steps))
+    assert option(decoder, "--trainer.max_steps") == ("4" if quick else str(recipe.decoder_steps))
+    assert option(tokenizer, "--model.init_args.backbone.init_args.depth") == str(recipe.tokenizer_depth)
+
+
+def test_it_says_what_it_takes_and_what_less_time_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tour, "measure", lambda: FAST)
+
+    def failing(arguments: object) -> int:
+        return 2
+
+    for minutes, wanted in ((None, "which reaches about questions"), (6.0, "scores and pictures are worse")):
+        with pytest.raises(ValueError, match="train the image tokenizer"):
+            tour.run(tmp_path / "demo", {"train.py": failing, "unimodal": failing}, minutes=minutes)
+        out = capsys.readouterr().out
+        assert "this machine: 2 CPU threads, bfloat16 products at 410 GFLOP/s" in out and wanted in out
+    with pytest.raises(ValueError, match="the demo takes at least"):
+        tour.run(tmp_path / "demo", {}, minutes=1)
+    with pytest.raises(ValueError, match="the branch is one of discrete, flow"):
+        tour.run(tmp_path / "demo", {}, branch="other")
