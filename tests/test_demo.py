@@ -13,6 +13,7 @@ from unimodal.demo.machine import (
     FEWEST,
     FULL,
     LEAN,
+    DemoBranch,
     Machine,
     Recipe,
     decoder_steps_left,
@@ -46,9 +47,8 @@ def test_a_machine_without_bfloat16_units_takes_the_lean_recipe_within_25_minute
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("machine", [FAST, SLOW])
 @pytest.mark.parametrize("minutes", [8, 10, 20, 1000])
-def test_a_time_is_kept_by_fewer_steps_of_every_training(machine: Machine, minutes: float, branch: str) -> None:
-    known = next(name for name in BRANCHES if name == branch)
-    recipe = recipe_for(known, machine)
+def test_a_time_is_kept_by_fewer_steps_of_every_training(machine: Machine, minutes: float, branch: DemoBranch) -> None:
+    recipe = recipe_for(branch, machine)
     try:
         found = fitted_to(recipe, machine, minutes)
     except ValueError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +33,7 @@ from unimodal.training.objectives import flow_matching as _flow_matching
 from unimodal.training.objectives import next_token as _next_token
 from unimodal.training.old_names import upgrade_arguments, upgrade_run_config
 from unimodal.training.precision import trainer_precision
+from unimodal.training.quiet import quieten
 from unimodal.training.run_checks import check_run
 
 KNOWN_CLASSES = (
@@ -48,18 +47,6 @@ KNOWN_CLASSES = (
     _flow_matching,
 )
 """Imported so that configs may name their classes without a path."""
-
-HARMLESS = (
-    r".*does not have many workers.*",
-    r".*isinstance\(treespec, LeafSpec\).*",
-    r".*`IterableDataset` has `__len__`.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
-    r".*The `srun` command is available.*",
-    r".*torch.distributed.*pkg_resources.*",
-    r".*overridden `transfer_batch_to_device` in `LightningModule`.*",
-    r".*Total length of `DataLoader` across ranks is zero.*",
-)
-
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MisconfigurationException)
 """What a user can mend: settings, files, a run that diverged."""
@@ -141,9 +128,7 @@ class TrainingCLI(LightningCLI):
 
 def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
     """Run a training command in this process."""
-    for message in HARMLESS:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quieten()
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
     if arguments is None:
@@ -157,6 +142,7 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
         parser_class=OneLineParser,
         trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False, "log_every_n_steps": 10},
         auto_configure_optimizers=False,
+        seed_everything_default=0,
     )
 
 
