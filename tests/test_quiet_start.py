@@ -35,7 +35,6 @@ def test_commands_print_no_line_that_a_user_cannot_act_on(tmp_path: Path) -> Non
     predict = ["--data", "PromptFile", "--data.path", str(tmp_path / "p.jsonl"), "--data.out", str(tmp_path / "out")]
     source = ["--source", "imagefolder", "--path", str(pictures)]
     tools = ["--image-tokenizer", str(bundle / "image_tokenizer"), "--text-tokenizer", str(bundle / "text_tokenizer")]
-    answer = ["--model", str(bundle), "--prompt", "a"]
     printed = {
         "fit": said("train.py", *arguments),
         "resume": said("train.py", *arguments, "--trainer.max_steps=3", "--ckpt_path=last"),

@@ -228,3 +228,32 @@ def test_ticks_are_round_and_inside() -> None:
     assert ticks(13, 87) == pytest.approx([20, 40, 60, 80])
     assert log_ticks(0.3, 7) == pytest.approx([0.5, 1, 2, 5])
     assert ticks(2, 2) == [2]
+
+
+def test_a_training_of_a_user_is_reported_from_where_its_commands_leave_things(tmp_path: Path) -> None:
+    """RUN/logs and RUN/samples of the decoder, RUN/tokenizer of the image tokenizer, RUN/caption.json."""
+    for folder, columns in (("logs", "train/loss_text,train/loss_image"), ("tokenizer/logs", "train/psnr,val/psnr")):
+        place = tmp_path / folder / "version_0"
+        place.mkdir(parents=True)
+        (place / "metrics.csv").write_text(f"step,{columns}\n1,2.0,3.0\n2,1.0,2.5\n")
+    for name in (
+        "samples/drawn-000500.png",
+        "samples/drawn-001000.png",
+        "tokenizer/samples/reconstructions-000400.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(tmp_path / name)
+    result = TaskResult(task="reconstruction", metrics={"psnr": 30.1, "drawn_psnr": 7.44}, n=1, seconds=1, recipe={})
+    write_results(result, tmp_path / "r.json", model={}, data={})
+    (tmp_path / "other.json").write_text("[1]")
+    page = Page(write_report(tmp_path).read_text())
+    assert "Model: text loss" in page.words and "Image tokenizer: PSNR in dB" in page.words
+    assert "drawn, step 1,000" in page.words and "reconstructions, step 400" in page.words
+    assert "7.44 dB" in page.words and "744" not in page.words and "step 500" not in page.words
+
+
+def test_the_run_of_a_tokenizer_alone_is_reported_too(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text("step,train/psnr\n1,20\n2,21\n")
+    page = Page(write_report(tmp_path).read_text())
+    assert "Image tokenizer: PSNR in dB" in page.words and "Model: text loss" not in page.words

@@ -16,7 +16,12 @@ from tokenizers_vq.token_space import SPECIAL_STRINGS, Specials
 
 TOKENIZER_FILE = "tokenizer.json"
 
-SAMPLES = ("caf\u00e9 \u732b\u044f", "\U0001f600\U0001f9ff", "\u0939\u093f\u0902\u0e19\u0e49\u0e33", "\x00\ud7ff\u2028")
+EVERY_LETTER = (
+    "caf\u00e9 \u732b\u044f",
+    "\U0001f600\U0001f9ff",
+    "\u0939\u093f\u0902\u0e19\u0e49\u0e33",
+    "\x00\ud7ff\u2028",
+)
 """Text that only a tokenizer of bytes writes whole."""
 
 BROKEN = "\ufffd"
@@ -103,7 +108,7 @@ class TextTokenizer:
     @cached_property
     def _writes_all(self) -> bool:
         """Whether letters of every kind come back, as with bytes."""
-        return all(self.decode(self._tokenizer.encode(text).ids).strip() == text for text in SAMPLES)
+        return all(self.decode(self._tokenizer.encode(text).ids).strip() == text for text in EVERY_LETTER)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text; special ids are skipped, broken UTF-8 becomes U+FFFD."""

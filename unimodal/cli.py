@@ -1,4 +1,4 @@
-"""The `unimodal` command: tokenize, inspect, generate, evaluate, import-hf, export-hf, demo."""
+"""The `unimodal` command: tokenize, inspect, generate, evaluate, report, import-hf, export-hf, demo."""
 
 from __future__ import annotations
 
@@ -183,11 +183,25 @@ def _source_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     )
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    about = "the folder of a training (trainer.default_root_dir), with results of `unimodal evaluate` in it"
+    parser.add_argument("run", type=Path, metavar="RUN", help=about)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from unimodal.report import write_report
+    from unimodal.terminal import say
+
+    say(f"open {write_report(options.run)}")
+    return 0
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handler]] = {
     "tokenize": ("documents of a source become token shards", _tokenize_arguments, _tokenize),
     "inspect": ("verify shards or a bundle and print what they hold", _inspect_arguments, _inspect),
     "generate": ("text and pictures from text and pictures", _generate_arguments, _generate),
     "evaluate": ("score a model on a task", _evaluate_arguments, _evaluate),
+    "report": ("curves, pictures, answers and scores of a run on one page", _report_arguments, _report),
     "import-hf": ("a local Llama, Qwen2, Qwen3 or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
     "export-hf": ("a model bundle becomes a folder for transformers", _export_hf_arguments, _export_hf),
     "demo": ("train, draw, answer and score on easy-VQA; ends with a report page", _demo_arguments, _demo),

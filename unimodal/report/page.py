@@ -22,6 +22,7 @@ PARTS = (
     sections.captions,
     sections.dialogue,
     sections.reconstructions,
+    sections.samples,
     sections.curves,
     sections.timings,
     sections.recipes,

@@ -34,11 +34,14 @@ METRIC_LABELS = {
     "known_answer_accuracy": "the judge's accuracy on the known answers",
     "ceiling_accuracy": "accuracy of the known answers, passed through the image tokenizer",
     "ceiling_psnr": "PSNR of these",
+    "drawn_psnr": "PSNR of what is drawn with",
+    "drawn_ssim": "SSIM of what is drawn with",
     "ceiling_psnr_rest": "PSNR of these outside the shape",
 }
 UNITS = {"psnr": "{:.2f} dB", "perplexity": "{:.0f}", "cider": "{:.2f}", "ssim": "{:.3f}", "bleu4": "{:.3f}"}
 UNITS |= {"rouge_l": "{:.3f}"}
-UNITS |= dict.fromkeys(("psnr_rest", "ceiling_psnr", "ceiling_psnr_rest"), "{:.2f} dB")
+UNITS |= dict.fromkeys(("psnr_rest", "ceiling_psnr", "ceiling_psnr_rest", "drawn_psnr"), "{:.2f} dB")
+UNITS |= {"drawn_ssim": "{:.3f}"}
 
 
 def metric_label(name: str) -> str:

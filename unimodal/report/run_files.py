@@ -12,6 +12,8 @@ from typing import Any
 
 Points = list[tuple[float, float]]
 LOGS = ("tokenizer", "model")
+SAMPLES_FOLDER = "samples"
+"""The folder in which a training leaves pictures."""
 TASK_ORDER = ("vqa", "caption", "t2i", "reconstruction", "edit")
 
 
@@ -44,6 +46,7 @@ class RunFiles:
     curves: dict[str, dict[str, Points]] = field(default_factory=dict)
     timings: list[dict[str, Any]] = field(default_factory=list)
     dialogue: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def of_task(self, task: str) -> list[Result]:
@@ -52,7 +55,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read a run's folder. Raises ValueError when it is not there."""
+    """Read the folder of the demo or of a training. Raises ValueError when it is not there."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the folder of a run")
     files = RunFiles(folder=folder)
@@ -62,12 +65,50 @@ def read_run(folder: Path) -> RunFiles:
             files.results.append(Result(content=content, folder=path.parent))
         elif content is not None:
             files.notes.append(f"results/{path.name} is not a results file.")
+    files.results += [Result(content=content, folder=folder) for content in _results_beside(folder)]
     files.results.sort(key=lambda result: TASK_ORDER.index(result.task) if result.task in TASK_ORDER else 99)
     for name in LOGS:
-        files.curves[name] = _read_curves(files, folder / "logs" / name)
+        files.curves[name] = _read_curves(files, _log_folder(folder, name))
+    files.samples = _newest_samples(folder)
     files.timings = _read_list(files, folder / "timings.json")
     files.dialogue = _read_list(files, folder / "dialogue.json")
     return files
+
+
+def _results_beside(folder: Path) -> list[dict[str, Any]]:
+    """Results files in the run's folder itself, where the README's commands leave them."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and {"task", "metrics"} <= content.keys():
+            found.append(content)
+    return found
+
+
+def _log_folder(folder: Path, name: str) -> Path:
+    """Where a training logs: the demo's copies, a folder of its own beside the run, or the run's own logs."""
+    logs = folder / "logs"
+    is_tokenizer = any("train/psnr" in _header(log) for log in logs.glob("version_*/metrics.csv"))
+    folders = [logs / name, folder / name / "logs"]
+    folders += [logs] if is_tokenizer == (name == "tokenizer") and any(logs.glob("version_*")) else []
+    return next((each for each in folders if any(each.rglob("metrics.csv"))), folders[0])
+
+
+def _header(log: Path) -> str:
+    with log.open(encoding="utf-8") as file:
+        return file.readline()
+
+
+def _newest_samples(folder: Path) -> list[tuple[str, Path]]:
+    """(what it shows, picture) of the last pictures that a training and its tokenizer's left."""
+    found: dict[str, Path] = {}
+    for place in (folder / "tokenizer" / SAMPLES_FOLDER, folder / "training" / SAMPLES_FOLDER, folder / SAMPLES_FOLDER):
+        for path in sorted(place.glob("*-*.png")):
+            found[path.stem.rpartition("-")[0]] = path
+    return list(found.items())
 
 
 def _read_json(files: RunFiles, path: Path) -> Any:

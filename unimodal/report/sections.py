@@ -120,6 +120,17 @@ def drawings(files: RunFiles) -> str:
     return section("Drawn from text", body, lead)
 
 
+def samples(files: RunFiles) -> str:
+    """The last pictures that were made while training."""
+    cards = [
+        f'<div class="card">{image(files.folder, path.relative_to(files.folder), name)}'
+        f"{escape(name)}, step {int(path.stem.rpartition('-')[2]):,}</div>"
+        for name, path in files.samples
+    ]
+    lead = "Drawn: held-out captions. Reconstructions: originals above, what comes back from their codes below."
+    return section("While training", _cards(cards), lead) if cards else ""
+
+
 def edits(files: RunFiles) -> str:
     """Shown pictures with the request, what was drawn and the known answer; nothing where no edit was measured."""
     results = files.of_task("edit")

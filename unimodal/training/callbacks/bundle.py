@@ -8,6 +8,7 @@ import lightning as L
 
 from data_pipelines.spec import data_spec
 from unimodal.bundle import Bundle
+from unimodal.terminal import say
 from unimodal.training.module import TransformerModule
 
 
@@ -26,3 +27,4 @@ class BundleWriter(L.Callback):
             return
         out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
         Bundle.beside(pl_module.model.eval(), spec.space, spec.tokenizers).save(out)
+        say(f"the model is in {out}; its curves and pictures: unimodal report {trainer.default_root_dir}")
