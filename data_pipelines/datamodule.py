@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data_pipelines.batch import PackedBatch, collate
-from data_pipelines.documents import ImageSegment
+from data_pipelines.documents import DamagedSample, ImageSegment
 from data_pipelines.failures import FailureLog
 from data_pipelines.forms.form import REMEDIES
 from data_pipelines.image_stream import ImageStream
@@ -78,7 +78,11 @@ class ImageDataModule(L.LightningDataModule):
                 continue  # made of the pictures of other documents
             for segment in document.segments:
                 if isinstance(segment, ImageSegment):
-                    images.append(_as_bytes(segment, self.policy))
+                    try:
+                        images.append(_as_bytes(segment, self.policy))
+                    except DamagedSample as error:
+                        failures.revoke(document.key, str(error))
+        failures.close()
         if len(images) < 2:
             raise ValueError(f"source {self.source!r} gave {len(images)} pictures; a tokenizer needs at least 2")
         self.images = torch.stack(images)

@@ -1,4 +1,4 @@
-"""The figures that README quotes are the ones that commands wrote."""
+"""The figures that README and docs/results.md quote are the ones that commands wrote."""
 
 from __future__ import annotations
 
@@ -13,15 +13,25 @@ RESULTS = ROOT / "docs" / "results"
 ROW = re.compile(r"^\| [^|]+ \| (?P<value>[^|]+) \| `(?P<file>[\w/]+\.json)` `(?P<metric>\w+)` \|$")
 
 
-def quoted_figures() -> list[tuple[str, str, str]]:
-    """(file, metric, value) of every row of the table."""
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+def quoted_figures(pages: tuple[str, ...] = ("README.md", "docs/results.md")) -> list[tuple[str, str, str]]:
+    """(file, metric, value) of every row of the tables."""
+    lines = [line for page in pages for line in (ROOT / page).read_text(encoding="utf-8").splitlines()]
     return [(m["file"], m["metric"], m["value"].strip()) for line in lines if (m := ROW.match(line))]
 
 
 def test_the_table_of_figures_is_there() -> None:
     metrics = {metric for _, metric, _ in quoted_figures()}
     assert metrics >= {"accuracy", "exact_match", "psnr", "malformed", "image_blind_accuracy", "judge_accuracy"}
+    assert len(quoted_figures(("README.md",))) == 5
+
+
+def test_sentences_of_the_readme_are_short() -> None:
+    """Nine of ten have at most 30 words; tables and code left out."""
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [re.sub(r"^- ", "", line) for line in text.splitlines() if line and not line.startswith(("|", "#", "!"))]
+    sentences = [each for line in " ".join(lines).split("  ") for each in re.split(r"(?<=[.:;]) ", line)]
+    lengths = sorted(len(sentence.split()) for sentence in sentences)
+    assert lengths[int(0.9 * len(lengths))] <= 30
 
 
 @pytest.mark.parametrize(("file", "metric", "value"), quoted_figures())

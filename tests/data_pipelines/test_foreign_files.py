@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_pipelines.datamodule import ImageDataModule
 from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment, is_visible
 from data_pipelines.encoding import LOSSY
-from data_pipelines.failures import FailureLog
+from data_pipelines.failures import FailureLog, TooMuchDamage
 from data_pipelines.shards.reader import open_manifest
 from data_pipelines.sources.files import HIDDEN_FILES, NOT_READ, as_utf8
 from data_pipelines.sources.registry import open_source
@@ -289,3 +290,14 @@ def test_case_accents_and_spaces_are_no_letters_lost() -> None:
     ids = tokenizer.encode("cafe red").ids
     assert not text.loses("Caf\u00e9   Red", ids)
     assert text.loses("cafe red blue", ids)
+
+
+def test_one_damaged_picture_does_not_end_the_training_of_an_image_tokenizer(tmp_path: Path) -> None:
+    damaged = {"999.png": picture()[:60], "999.txt": b"cut off"}
+    write_tar(tmp_path / "0.tar", samples(20) | damaged)
+    module = ImageDataModule(source="webdataset", path=tmp_path, image_size=16)
+    module.setup("fit")
+    assert len(module.images) == 20
+    write_tar(tmp_path / "0.tar", samples(3) | damaged)
+    with pytest.raises(TooMuchDamage, match="1 of 4 samples cannot be used"):
+        ImageDataModule(source="webdataset", path=tmp_path, image_size=16).setup("fit")

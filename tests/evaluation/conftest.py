@@ -75,6 +75,10 @@ class FakeModel:
         texts = ["".join(part for part in prompt if isinstance(part, str)) for prompt in prompts]
         return {number: "too long" for number, text in enumerate(texts) if len(text) > 100}
 
+    def log_likelihoods(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
+        """The caption that it would give is certain, the others are not."""
+        return [0.0 if self._say(prompt) == answer else -1.0 for prompt, answer in zip(prompts, answers, strict=True)]
+
     def _ids(self, spans: int, malformed: int) -> list[int]:
         """An answer of image spans, the last of them without codes."""
         specials, code = self.token_space.specials, self.token_space.image_offset

@@ -100,6 +100,10 @@ class AnyToAnyModel(Protocol):
         """Number -> reason of every prompt that `generate` would refuse under these settings."""
         ...
 
+    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """Logarithm of the probability of each answer in text, in nats."""
+        ...
+
 
 class DocumentSource(Protocol):
     """A source as the tasks read it."""

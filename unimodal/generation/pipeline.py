@@ -183,6 +183,15 @@ class Pipeline:
             for each, answer in zip(parts, decoded, strict=True)
         ]
 
+    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """Logarithm of the probability of each answer in text, its end included, at temperature 1, in nats.
+
+        Raises ValueError for an answer that does not fit after its prompt.
+        """
+        config = self.decode_config("text", temperature=1.0)
+        ends = [[*self.text_tokenizer.encode(answer), self.token_space.specials.eos] for answer in answers]
+        return [float(score.sum()) for score in self.engine.score(self.requests(prompts, config), ends)]
+
     def events(self, requests: Sequence[Request], batch_size: int = ROWS) -> Iterator[Event]:
         """As `answers`, as it happens."""
         return self._narrate(self.engine.stream(requests, rows=batch_size), len(requests))

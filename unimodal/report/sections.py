@@ -34,6 +34,7 @@ HEADLINES = (
     ("vqa", "accuracy"),
     ("caption", "exact_match"),
     ("t2i", "accuracy"),
+    ("t2i", "retrieval"),
     ("edit", "accuracy"),
     ("reconstruction", "psnr"),
 )

@@ -26,6 +26,7 @@ from unimodal.evaluation.contract import (
 )
 from unimodal.evaluation.drawing import image_span_check
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
+from unimodal.evaluation.retrieval import real_pictures, retrieval_scores
 from unimodal.evaluation.samples import answerable
 
 PICTURES_SHOWN_PER_PROMPT = 4
@@ -48,8 +49,9 @@ def evaluate(
     """Draw with the state machine on, then count malformed image spans with it on and off.
 
     With a judge: every colour x shape caption of easy-VQA, `seeds_per_prompt` times, at most `limit` pictures.
-    Without: the first `limit` (32) distinct captions of the source, once each, with no score but the malformed
-    shares. A drawing that is not exactly one picture counts as malformed and as wrong.
+    Without: the first `limit` (32) distinct captions of the source, once each; the score is how often the model itself
+    finds the caption of a drawing (evaluation/retrieval.py), beside the same for real pictures. A drawing that is not
+    exactly one picture counts as malformed and as wrong.
     Raises ValueError when there is no judge and the source has no captions.
     """
     start = time.perf_counter()
@@ -65,6 +67,10 @@ def evaluate(
     fresh = settings | {"seed": sampling.seed + len(prompts)}
     metrics = _malformed(model, checks, fresh, pictures)
     verdicts = verdicts_on(judge, pictures) if judge else [None] * len(pictures)
+    if not judge:
+        real = real_pictures(source, model, captions)
+        progress = reporter("retrieval", len(pictures) + sum(picture is not None for picture in real))
+        metrics = retrieval_scores(model, captions, pictures, real, progress) | metrics
     if judge:
         metrics = _accuracy(prompts, verdicts) | {"judge_accuracy": judge.accuracy_on("test")} | metrics
     recipe = sampling.recipe() | {
