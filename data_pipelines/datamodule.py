@@ -74,9 +74,8 @@ class ImageDataModule(L.LightningDataModule):
         source = open_source(self.source, path=self.path, split=self.split, failures=failures, **self.source_options)
         images = []
         for document in source.documents():
-            if document.layout == "dialogue":
-                continue  # made of the pictures of other documents
-            for segment in document.segments:
+            made_of_others = document.layout == "dialogue"
+            for segment in () if made_of_others else document.segments:
                 if isinstance(segment, ImageSegment):
                     try:
                         images.append(_as_bytes(segment, self.policy))
