@@ -6,6 +6,7 @@ import logging
 import warnings
 
 HARMLESS = {
+    r".*LightningCLI.s args parameter is intended to run.*": "the demo runs the commands of train.py in its process",
     r".*does not have many workers.*": "rows are packed faster than a step takes; data.num_workers is there to be set",
     r".*isinstance\(treespec, LeafSpec\).*": "Lightning's use of a function that torch will remove",
     r".*`IterableDataset` has `__len__`.*": "the stream is divided among ranks by its own state",
