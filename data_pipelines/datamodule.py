@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from data_pipelines.batch import PackedBatch, collate
+from data_pipelines.batch import PackedBatch
 from data_pipelines.documents import DamagedSample, ImageSegment
 from data_pipelines.failures import FailureLog
 from data_pipelines.forms.form import REMEDIES
@@ -30,7 +30,7 @@ from data_pipelines.shards.reader import Shard, open_manifest
 from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
 from data_pipelines.sources.registry import open_source
 from data_pipelines.spec import Contents, DataSpec, FolderTotals
-from data_pipelines.stream import PackedStream, epoch_batches
+from data_pipelines.stream import FixedBatches, PackedStream
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.identity import IDENTITY, check_identity, plain, tensor_hash
 from tokenizers_vq.media import MediaSpec, PatchSpec
@@ -74,8 +74,7 @@ class ImageDataModule(L.LightningDataModule):
         source = open_source(self.source, path=self.path, split=self.split, failures=failures, **self.source_options)
         images = []
         for document in source.documents():
-            made_of_others = document.layout == "dialogue"
-            for segment in () if made_of_others else document.segments:
+            for segment in () if document.layout == "dialogue" else document.segments:  # it repeats others' pictures
                 if isinstance(segment, ImageSegment):
                     try:
                         images.append(_as_bytes(segment, self.policy))
@@ -141,6 +140,7 @@ class TokenDataModule(L.LightningDataModule):
     """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out.
 
     shards: folders, or addresses that fsspec knows (s3://, hf://, ...), of which a copy is kept in `cache`.
+    validation_batches: of the held-out documents, as many batches as these; all where it is None.
     mixture: how often each folder is drawn from; None takes every document of all folders once an epoch.
     """
 
@@ -153,13 +153,17 @@ class TokenDataModule(L.LightningDataModule):
         validation_share: float = 0.02,
         num_workers: int = 0,
         cache: Path = DEFAULT_CACHE,
+        validation_batches: int | None = None,
     ) -> None:
         super().__init__()
+        if validation_batches is not None and validation_batches < 1:
+            raise ValueError(f"validation takes at least 1 batch, got {validation_batches}")
         if not 0 <= validation_share < 1:
             raise ValueError(f"the validation share lies in [0, 1), got {validation_share}")
         self.shards, self.mixture, self.cache = [str(folder) for folder in shards], mixture, cache
         self.stream, self.templates = stream or StreamConfig(), templates or TemplateConfig()
         self.validation_share, self.num_workers = validation_share, num_workers
+        self.validation_batches = validation_batches
         self.train_sources: list[Documents] = []
         self.val_documents = Documents([])
         self.contents: list[Contents] = []
@@ -247,7 +251,7 @@ class TokenDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[PackedBatch]:
         """The held-out documents, the same batches every time."""
-        return self._fixed(self.val_documents)
+        return self._fixed(self.val_documents, self.validation_batches)
 
     def test_dataloader(self) -> DataLoader[PackedBatch]:
         """All documents of the shards."""
@@ -281,13 +285,9 @@ class TokenDataModule(L.LightningDataModule):
             raise ValueError("a mixture of two stages needs trainer.max_steps, of which the second is a share")
         return self.mixture.second_from * self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
-    def _fixed(self, documents: Sequence[TokenDocument]) -> DataLoader[PackedBatch]:
+    def _fixed(self, documents: Sequence[TokenDocument], count: int | None = None) -> DataLoader[PackedBatch]:
         config = replace(self.stream, seed=0)
-        batches: list[Any] = [
-            collate(rows, config.length, self.spec.space)
-            for rows in epoch_batches(documents, self.spec.space, self.templates, config)
-        ]
-        return DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+        return DataLoader(FixedBatches(documents, self.spec.space, self.templates, config, count), batch_size=None)
 
 
 def _held_out(key: str, share: float) -> bool:

@@ -128,6 +128,12 @@ class Plan:
             self._pack_window()
         return [[self._outline(part) for part in row] for row in self.rows[:count]]
 
+    def outlines(self, row: PlannedRow) -> list[Outline]:
+        """The outlines of a row that was given before, made again and not kept."""
+        found = [self._outline(part) for part in row]
+        self._outlines.clear()
+        return found
+
     def state(self) -> dict[str, Any]:
         """As plain numbers and lists."""
         return {

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from data_pipelines.batch import PackedBatch, collate, weight_of_noised
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.outline import Outline, Rendered
-from data_pipelines.planning import Plan, StreamConfig, StreamReport
+from data_pipelines.planning import Plan, PlannedRow, StreamConfig, StreamReport
 from data_pipelines.shards.documents import Documents
 from data_pipelines.shards.format import TokenDocument
 from data_pipelines.templates import TemplateConfig
@@ -42,6 +42,37 @@ def epoch_batches(
         plan.report = report
     while batch := plan.take(config.rows):
         yield [_built(outlines) for _, outlines in batch]
+
+
+class FixedBatches(Dataset[PackedBatch]):
+    """The batches of one pass over documents, the same every time; what is held is their plan, not their tokens.
+
+    `count` of them at most; all where it is None.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[TokenDocument],
+        space: TokenSpace,
+        templates: TemplateConfig,
+        config: StreamConfig,
+        count: int | None = None,
+    ) -> None:
+        once = MixtureConfig(weights=(1.0,), when_dry="stop")
+        self.space, self.length = space, config.length
+        self.batches: list[list[PlannedRow]] = []
+        self._plan = Plan([Documents([documents])], space, templates, config, once) if documents else None
+        while self._plan and (count is None or len(self.batches) < count) and (given := self._plan.take(config.rows)):
+            self.batches.append([row for row, _ in given])
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> PackedBatch:
+        """One batch. Raises IndexError past the last, which ends a loop."""
+        assert self._plan is not None
+        rows = [_built(self._plan.outlines(row)) for row in self.batches[index]]
+        return collate(rows, self.length, self.space)
 
 
 class PackedStream(IterableDataset[PackedBatch]):

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.batch import PackedBatch
+from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.datamodule import ImageDataModule, TokenDataModule
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.planning import StreamConfig
 from data_pipelines.shards import ShardWriter, TokenDocument
+from data_pipelines.stream import FixedBatches, epoch_batches
 from data_pipelines.templates import TemplateConfig
 from tests.oracles.pictures import SPACE, text
 from tokenizers_vq.token_space import TokenSpace, TokenSpaceMismatch
@@ -161,3 +162,25 @@ def test_a_single_picture_is_too_little_to_train_a_tokenizer(tmp_path: Path) -> 
     data = ImageDataModule("imagefolder", picture_folder(tmp_path / "one", 1), image_size=16)
     with pytest.raises(ValueError, match="gave 1 pictures; a tokenizer needs at least 2"):
         data.setup("fit")
+
+
+def test_validation_is_read_when_it_is_used_and_equals_what_was_packed_at_once(tmp_path: Path) -> None:
+    """Batches of the data module against those of one pass, bit by bit; any order, any number of times."""
+    data = module(write(tmp_path, [numbered(i, 0) for i in range(120)]), share=0.5)
+    config = dataclasses.replace(STREAM, seed=0)
+    passes = epoch_batches(data.val_documents, SPACE, TEMPLATES, config)
+    expected = [collate(rows, config.length, SPACE) for rows in passes]
+    fixed = FixedBatches(data.val_documents, SPACE, TEMPLATES, config)
+    assert len(fixed) == len(expected) > 5
+    for order in (range(len(fixed)), reversed(range(len(fixed))), [3, 3, 0]):
+        for index in order:
+            assert torch.equal(fixed[index].tokens, expected[index].tokens)
+            assert torch.equal(fixed[index].loss_weights, expected[index].loss_weights)
+    assert not any(isinstance(value, torch.Tensor) for batch in fixed.batches for row in batch for value in row)
+    assert len(list(data.val_dataloader())) == len(expected)
+    data.validation_batches = 3
+    some = list(data.val_dataloader())
+    assert len(some) == 3 and all(torch.equal(a.tokens, b.tokens) for a, b in zip(some, expected, strict=False))
+    with pytest.raises(ValueError, match="validation takes at least 1 batch"):
+        TokenDataModule([str(tmp_path)], validation_batches=0)
+    assert len(FixedBatches([], SPACE, TEMPLATES, config)) == 0
