@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from data_pipelines.bare import png_header, without_metadata
 
-warnings.filterwarnings("ignore", module=r"PIL\..*")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 """Pillow tells of broken metadata, which are ignored here; what cannot be used is counted by name elsewhere."""
 
 CONVERTED = "pictures converted to sRGB by their colour profile"
@@ -63,7 +63,10 @@ def _decoded(content: bytes, max_pixels: int) -> Image.Image:
     image = Image.open(io.BytesIO(content))
     if image.width * image.height > max_pixels:
         raise TooManyPixels(f"{image.width}x{image.height} pixels, over {max_pixels}")
+    tiles = image.tile
     image.load()
+    if image.format == "GIF" and tiles and tiles[0].extents is not None:
+        image.info["frame"] = tuple(tiles[0].extents)
     if (header := png_header(content)) is not None:
         image.info["depth"] = header.depth
     return image
@@ -72,7 +75,7 @@ def _decoded(content: bytes, max_pixels: int) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode to RGB in sRGB, upright as its EXIF orientation says; transparency is laid over white."""
     image = upright(image)
-    opaque, alpha = _colours(image), _alpha(image)
+    opaque, alpha = _colours(image), _within_frame(image, _alpha(image))
     profile = image.info.get("icc_profile")
     plain, notes = _converted(opaque, profile if isinstance(profile, bytes) else b"")
     if alpha is not None:
@@ -136,6 +139,16 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     pixels = np.asarray(image)
     clear = _matches(pixels, key, image.mode, depth)
     return None if clear is None else Image.fromarray(np.where(clear, 0, 255).astype(np.uint8))
+
+
+def _within_frame(image: Image.Image, alpha: Image.Image | None) -> Image.Image | None:
+    """The alpha of a GIF, whose first frame may be smaller than its screen: around it nothing is drawn."""
+    frame = image.info.get("frame")
+    if frame is None or frame == (0, 0, *image.size):
+        return alpha
+    whole = Image.new("L", image.size, 0)
+    whole.paste(255 if alpha is None else alpha.crop(frame), frame)
+    return whole
 
 
 def _matches(pixels: np.ndarray, key: Any, mode: str, depth: int) -> np.ndarray | None:

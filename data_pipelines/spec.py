@@ -86,3 +86,8 @@ def data_spec(trainer: Any) -> DataSpec:
     if not isinstance(spec, DataSpec):
         raise ValueError("the transformer trains on a TokenDataModule or RawDataModule, which tell what they hold")
     return spec
+
+
+def rank_of(trainer: Any) -> tuple[int, int]:
+    """Rank of this process and the number of ranks; the only one of one without a trainer."""
+    return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)

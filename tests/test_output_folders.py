@@ -140,13 +140,15 @@ def test_a_training_never_overwrites_what_it_reads_and_says_so_first(
     shards, bundle = tiny_shards(tmp_path / "shards"), tiny_bundle(tmp_path / "model")
     (tmp_path / "file").write_text("x")
     (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "hf" / name).write_text("{}")
     before = digest(tmp_path)
     for options, reason in (
         ({"bundle__out": str(shards)}, "is read and would be written"),
         ({"model__start__bundle": str(bundle), "bundle__out": str(bundle)}, "is read and would be written"),
         ({"bundle__out": str(tmp_path / "file")}, "is not a folder"),
-        ({"bundle__out": str(tmp_path / "hf")}, "holds other things than an earlier result"),
+        ({"bundle__out": str(tmp_path / "hf")}, "holds other things than an earlier result, a model without"),
+        ({"bundle__out": str(shards.with_name("shards-pictures"))}, "holds other things than an earlier result"),
         ({"trainer__default_root_dir": str(tmp_path / "file")}, "is not a folder"),
         ({"trainer__default_root_dir": str(tmp_path / "file" / "below")}, "is not a folder"),
         ({"trainer__val_check_interval": 0}, "trainer.val_check_interval is above 0"),

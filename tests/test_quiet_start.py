@@ -13,6 +13,7 @@ import pytest
 
 from tests.oracles.tiny import tiny_bundle, tiny_picture_folder, tiny_shards
 from tests.oracles.tiny_training import ROOT, fit_arguments
+from tests.training.test_run_identity import tokenizer_arguments
 from unimodal.training.quiet import HARMLESS, QUIET
 
 NOISE = re.compile(r"warn|deprecat|seed set|set_vital|TPU|GPU|litlogger|srun|tip:|CUDA|site-packages", re.IGNORECASE)
@@ -35,7 +36,9 @@ def test_commands_print_no_line_that_a_user_cannot_act_on(tmp_path: Path) -> Non
     predict = ["--data", "PromptFile", "--data.path", str(tmp_path / "p.jsonl"), "--data.out", str(tmp_path / "out")]
     source = ["--source", "imagefolder", "--path", str(pictures)]
     tools = ["--image-tokenizer", str(bundle / "image_tokenizer"), "--text-tokenizer", str(bundle / "text_tokenizer")]
+    pictures_run = tokenizer_arguments(pictures, tmp_path / "tokenizer", checkpoint__every_n_train_steps=1)
     printed = {
+        "fit a tokenizer": said("train.py", *pictures_run),
         "fit": said("train.py", *arguments),
         "resume": said("train.py", *arguments, "--trainer.max_steps=3", "--ckpt_path=last"),
         "predict": said("train.py", "predict", "--model", "Answerer", "--model.bundle", str(bundle), *predict),

@@ -93,11 +93,9 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
         optimizers = _as_list(self.optimizers())
         images, regularisers = self.reconstruct(batch)
         terms = self._terms(batch, images, regularisers)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss.detach()):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {self._steps()}: lower the learning rate")
         optimizers[0].zero_grad()
-        self.manual_backward(loss)
+        self.manual_backward(torch.stack(list(terms.values())).sum())
+        self._check_gradients()
         optimizers[0].step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
@@ -134,6 +132,14 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
             weight = adaptive_weight(terms["reconstruction"], adversarial, self._last_layer())
             terms["adversarial"] = self.adversarial.weight * weight * adversarial
         return terms
+
+    def _check_gradients(self) -> None:
+        """Raise FloatingPointError where they are not finite. They are the mean over ranks, so all stop together."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.tokenizer.parameters() if p.grad is not None])
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient norm is {float(norm)} at step {self._steps()}: lower the learning rate"
+            )
 
     def _adversarial_now(self) -> bool:
         return (

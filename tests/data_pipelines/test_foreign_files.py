@@ -11,23 +11,17 @@ import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.datamodule import ImageDataModule
-from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment, is_visible
-from data_pipelines.encoding import LOSSY
+from data_pipelines.documents import DamagedSample, TextSegment, is_visible
 from data_pipelines.failures import FailureLog, TooMuchDamage
-from data_pipelines.shards.reader import open_manifest
 from data_pipelines.sources.files import HIDDEN_FILES, NOT_READ, as_utf8
 from data_pipelines.sources.registry import open_source
-from data_pipelines.tokenize import TokenizeConfig, tokenize
-from tests.oracles.pictures import ListSource
-from tests.oracles.tiny import tiny_image_tokenizer
-from tokenizers_vq.text import TextTokenizer
 from unimodal.generation.prompt_file import read_prompts
 
 MARK = "\ufeff"
@@ -204,9 +198,7 @@ def test_pictures_in_tars_have_every_ending_of_pictures(kind: str, tmp_path: Pat
 
 
 def test_a_compressed_file_that_is_cut_off_is_named_and_what_came_before_is_kept(tmp_path: Path) -> None:
-    import random
-
-    lines = b"".join(json.dumps({"text": f"{random.Random(n).random()}"}).encode() + b"\n" for n in range(5000))
+    lines = b"".join(json.dumps({"text": f"{Random(n).random()}"}).encode() + b"\n" for n in range(5000))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines)[:-2000])
     texts, _, failures = read("text", tmp_path)
     assert 1000 < len(texts) < 5000 and failures.bad[-1][0].startswith("a.jsonl.gz")
@@ -226,70 +218,6 @@ def test_metadata_of_another_kind_is_named_where_there_is_no_other(tmp_path: Pat
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,one\n")
     with pytest.raises(ValueError, match=r"holds no metadata\.jsonl, but metadata\.csv"):
         open_source("imagefolder", path=tmp_path)
-
-
-# -- text that a tokenizer cannot write
-
-
-def words_only() -> Tokenizer:
-    """A BPE without unknown token, which drops what it does not know."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=60, show_progress=False)
-    tokenizer.train_from_iterator(["a red circle", "the mat"] * 20, trainer)
-    return tokenizer
-
-
-def with_pad() -> Tokenizer:
-    """T5's kind: its vocabulary holds the names of special tokens."""
-    letters = [(c, -5.0) for c in "abcdefghijklmnopqrstuvwxyz<>/"]
-    entries = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0), *letters]
-    tokenizer = Tokenizer(models.Unigram(entries, unk_id=2))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
-    return tokenizer
-
-
-def tokenized(texts: list[str], tokenizer: Tokenizer, out: Path) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Documents, reasons of those that were skipped, notes."""
-    source = ListSource(
-        [
-            Document(key=str(n), segments=(ImageSegment(source=picture()), TextSegment(text=text, role="caption")))
-            for n, text in enumerate(texts)
-        ]
-    )
-    failures = FailureLog(limit=0.5, loud=False)
-    failures.good = len(texts)
-    tokenize(source, TextTokenizer(tokenizer), tiny_image_tokenizer(), out, failures, TokenizeConfig())
-    manifest = open_manifest(out)
-    return sum(entry.documents for entry in manifest.shards), manifest.skipped, manifest.source["notes"]
-
-
-def test_a_caption_without_ids_is_skipped_and_one_that_loses_letters_is_counted(tmp_path: Path) -> None:
-    texts = ["a red circle"] * 6 + ["\u041a\u043e\u0442", "\u732b", "a \u041a circle"]
-    documents, skipped, notes = tokenized(texts, words_only(), tmp_path / "out")
-    reason = "its caption has no ids: the text tokenizer writes none of its letters"
-    assert documents == 7 and skipped == {reason: 2} and notes == {LOSSY: 1}
-
-
-@pytest.mark.parametrize("name", ["<pad>", "</s>"])
-def test_a_special_name_in_a_text_never_becomes_special_and_never_stops_the_job(name: str, tmp_path: Path) -> None:
-    documents, skipped, _ = tokenized(["a red circle"] * 6 + [f"press {name} now"], with_pad(), tmp_path / "out")
-    assert documents == 6 and skipped == {"its caption holds a special token's name, which is not spelt out": 1}
-
-
-def test_bytes_write_everything() -> None:
-    text = TextTokenizer.train(["a red circle"] * 9, 300)
-    assert not any(text.loses(each, text.encode(each)) for each in ("\u041a\u043e\u0442", "\U0001f600", "a"))
-
-
-def test_case_accents_and_spaces_are_no_letters_lost() -> None:
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "cafe": 1, "red": 2}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    text = TextTokenizer(tokenizer)
-    ids = tokenizer.encode("cafe red").ids
-    assert not text.loses("Caf\u00e9   Red", ids)
-    assert text.loses("cafe red blue", ids)
 
 
 def test_one_damaged_picture_does_not_end_the_training_of_an_image_tokenizer(tmp_path: Path) -> None:

@@ -263,3 +263,27 @@ def test_damaged_pixels_are_still_damage() -> None:
     for content in (broken, whole[:60], b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\0", encoded("JPEG")[:40], b""):
         with pytest.raises(DamagedSample):
             seen(content)
+
+
+@pytest.mark.parametrize("clear", [None, 0])
+def test_around_the_first_frame_of_a_gif_is_white(clear: int | None) -> None:
+    data, frame = io.BytesIO(), Image.new("P", (4, 4), 1)
+    frame.putpalette([0, 0, 0, 255, 0, 0])
+    frame.putpixel((0, 0), 0)
+    frame.save(data, "GIF", optimize=False, **({} if clear is None else {"transparency": clear}))
+    content = bytearray(data.getvalue())
+    content[6] = 8  # the screen is twice as wide
+    image = seen(bytes(content))
+    assert image.size == (8, 4) and pixel(image, 1) == (255, 0, 0) and pixel(image, 6) == WHITE
+    assert image.getpixel((0, 0)) == (BLACK if clear is None else WHITE)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_profiles_of_random_bytes_cost_no_pixels(mode: str) -> None:
+    random = Random(0)
+    for _ in range(60):
+        broken = bytearray(SRGB)
+        for _ in range(random.randrange(1, 30)):
+            broken[random.randrange(20, len(broken))] = random.randrange(256)
+        image = seen(encoded(colour=(200, 10, 10) if mode == "RGB" else 90, mode=mode, icc_profile=bytes(broken)))
+        assert image.size == (8, 4) and image.mode == "RGB"

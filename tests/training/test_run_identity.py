@@ -100,7 +100,7 @@ def test_a_checkpoint_without_an_identity_is_compared_by_its_weights(
     (tmp_path / "checkpoints").mkdir()
     torch.save(old, tmp_path / "checkpoints" / "last.ckpt")
     line = refusal(resumed(shards, tmp_path, tmp_path, model__trunk__dim=32), capsys)
-    assert "belongs to another model" in line and "(27" not in line and " there and " in line
+    assert "belongs to another model" in line and " there and " in line
 
 
 def tokenizer_arguments(pictures: Path, root: Path, **options: str | float) -> list[str]:
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_a_number_stops_and_writes_nothing(
         arguments = [argument for argument in arguments if not argument.startswith(quantizer)]
         arguments.insert(2, f"--model={module}")
     line = refusal([*arguments, "--model.optimizer.learning_rate=1e25"], capsys)
-    assert "the loss is" in line and "lower the learning rate" in line
+    assert "the gradient norm is" in line and "lower the learning rate" in line
     assert not (tmp_path / "run" / "out").exists()
 
 
@@ -215,11 +215,9 @@ def test_the_first_difference_is_named_wherever_it_is() -> None:
         ({"a": {"b": [1]}, "c": 1}, r"a\.b was \[1, 2\], now it is \[1\]"),
         ({"a": None, "c": 1}, r"a was \{'b': \[1, 2\]\}, now it is None"),
         ({"a": {"b": [1, 2]}, "c": 1, "d": 5}, "d was None, now it is 5"),
-        ({"a": {"b": [1, 2]}, "c": True}, ""),
     ):
-        if named:
-            with pytest.raises(ValueError, match=named):
-                check_identity(saved, present, "it")
+        with pytest.raises(ValueError, match=named):
+            check_identity(saved, present, "it")
 
 
 def test_weights_are_compared_by_name_and_shape() -> None:

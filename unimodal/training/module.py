@@ -171,7 +171,8 @@ class TransformerModule(L.LightningModule):
             gradient.mul_(ranks / max(float(weight), MIN_WEIGHT))
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm is {float(norm)} at step {self.trainer.global_step}")
+            step = self.trainer.global_step
+            raise FloatingPointError(f"the gradient norm is {float(norm)} at step {step}: lower the learning rate")
         self.log("train/grad_norm", norm)
 
     def on_train_epoch_end(self) -> None:

@@ -19,6 +19,7 @@ HARMLESS = {
     r".*The dirpath has changed from.*": "scores of earlier checkpoints are not kept (save_top_k: 0)",
     r".*You defined a `validation_step` but have no `val_dataloader`.*": "nothing is held out, as the config says",
     r".*in eval mode at the start of training.*": "frozen parts stay in evaluation mode",
+    r".*Using ModelCheckpoint with manual optimization.*": "a checkpoint after the step is what is wanted",
     r".*`training_step` returned `None`.*": "the module steps its own optimizers",
 }
 """Beginning of a warning, as a pattern -> why it says nothing to a user."""

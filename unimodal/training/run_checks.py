@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.outputs import check_apart, check_folder
+from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE
 
 ABOVE_ZERO = ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
 READ = ("path", "tokenizers", "bundle", "vision", "codebook")
 """Settings that name a folder or file that is read."""
-WEIGHTS = ("config.json", "model.safetensors")
+WEIGHTS = {"config.json", "model.safetensors"}
+BUNDLE = {*WEIGHTS, TOKEN_SPACE_FILE, TEXT_TOKENIZER, IMAGE_TOKENIZER, AUTOENCODER}
+"""Names that a training writes."""
 
 
 def check_run(config: Any) -> None:
@@ -32,17 +35,19 @@ def check_run(config: Any) -> None:
     model = values.get("model") or {}
     out = (model.get("init_args") or {}).get("out")
     bundle = (values.get("bundle") or {}).get("out") or root / "model"
-    written = [(out, WEIGHTS)] if out is not None else [(bundle, (*WEIGHTS, TOKEN_SPACE_FILE))]
-    for place, holds in written:
-        _check_place(Path(place), holds, read)
+    _check_place(Path(bundle if out is None else out), BUNDLE if out is None else WEIGHTS, read)
 
 
-def _check_place(place: Path, holds: tuple[str, ...], read: list[Path]) -> None:
-    """A place for weights is free, or holds such weights of an earlier run."""
+def _check_place(place: Path, writes: set[str], read: list[Path]) -> None:
+    """A place for weights is free, or holds what an earlier run wrote, whole or not."""
     check_folder(place)
     check_apart(place, read)
-    if place.exists() and any(place.iterdir()) and not all((place / name).is_file() for name in holds):
-        raise ValueError(f"{place} holds other things than an earlier result: give another folder")
+    names = {path.name for path in place.iterdir()} if place.exists() else set()
+    foreign = sorted(names - writes)
+    if not foreign and TOKEN_SPACE_FILE in writes and names == WEIGHTS:
+        foreign = ["a model without a token space"]
+    if foreign:
+        raise ValueError(f"{place} holds other things than an earlier result, {foreign[0]} first: give another folder")
 
 
 def _folders_read(value: Any, name: str = "") -> Iterator[str]:
