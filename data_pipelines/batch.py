@@ -5,17 +5,50 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_pipelines.media_batch import PackedMedia, pack_media
 from data_pipelines.outline import Rendered
 from tokenizers_vq.token_space import Modality, TokenSpace
 
-# Shapes: B rows, T tokens of a row.
+# Shapes: B rows, T tokens of a row, M tokens with a weight.
+
+COUNTED_MULTIPLE = 1024
+"""The logits of counted tokens are the largest tensor of a step. Were their size another one in every step, the C
+library's heap would break into pieces and grow without end (docs/log.md, 2026-11-23)."""
+
+
+class CountedTokens(NamedTuple):
+    """Tokens that have a weight, filled up with weight 0 to a multiple of COUNTED_MULTIPLE where there are so many."""
+
+    index: Tensor
+    """(M,) int64 into the flattened (B * T) tokens."""
+    weights: Tensor
+    """(M,)."""
+
+    @classmethod
+    def of(cls, weights: Tensor) -> CountedTokens:
+        """weights (B, T)."""
+        flat = weights.flatten()
+        index = flat.nonzero().squeeze(-1)
+        fill = min(-len(index) % COUNTED_MULTIPLE, len(flat) - len(index))
+        return cls(F.pad(index, (0, fill)), F.pad(flat[index], (0, fill)))
+
+
+class BatchFacts(NamedTuple):
+    """What a step asks of a batch. It is found out on the CPU, where no device has to be waited for."""
+
+    counted: CountedTokens
+    num_tokens: int
+    """Tokens that are not padding."""
+    has_branches: bool
+    """Whether any token lies in a branch of its document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +87,23 @@ class PackedBatch:
         media = {name: packed.between(first * length, end * length) for name, packed in self.media.items()}
         return dataclasses.replace(part, media={name: packed for name, packed in media.items() if packed.grids})
 
+    @cached_property
+    def facts(self) -> BatchFacts:
+        """Found out once, and then moved along with the batch."""
+        counted = CountedTokens.of(self.loss_weights)
+        return BatchFacts(counted, int((self.documents >= 0).sum()), bool((self.branches != 0).any()))
+
     @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
-        return int((self.documents >= 0).sum())
+        return self.facts.num_tokens
 
     def _map_all(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
         media = {name: packed.map(function) for name, packed in self.media.items()}
-        return dataclasses.replace(self._map(function), media=media)
+        moved = dataclasses.replace(self._map(function), media=media)
+        counted = CountedTokens(*map(function, self.facts.counted))
+        moved.__dict__["facts"] = self.facts._replace(counted=counted)
+        return moved
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +34,18 @@ class PackedMedia:
     weights: Tensor
     grids: tuple[tuple[int, int], ...]
 
+    @cached_property
+    def spans_per_row(self) -> int:
+        """One more than the largest number of a span in a row; found out once, where it needs no device."""
+        return int(self.spans.abs().max()) + 1
+
     def map(self, function: Callable[[Tensor], Tensor]) -> PackedMedia:
-        """Every tensor through a function."""
+        """Every tensor through a function that changes no number, such as a copy to a device."""
+        mapped = self._map(function)
+        mapped.__dict__["spans_per_row"] = self.spans_per_row
+        return mapped
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> PackedMedia:
         return PackedMedia(
             index=function(self.index),
             values=function(self.values),
@@ -49,7 +60,7 @@ class PackedMedia:
         first, end = torch.searchsorted(self.index.cpu(), torch.tensor([start, stop])).tolist()
         ends = np.cumsum([rows * columns for rows, columns in self.grids])
         grids = tuple(grid for grid, last in zip(self.grids, ends, strict=True) if first < last <= end)
-        part = self.map(lambda tensor: tensor[first:end])
+        part = self._map(lambda tensor: tensor[first:end])
         return PackedMedia(
             index=part.index - start,
             values=part.values,

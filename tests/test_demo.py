@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,7 +41,10 @@ def test_measuring_takes_about_a_second_and_finds_a_rate() -> None:
 
 
 def test_a_machine_without_bfloat16_units_takes_the_lean_recipe_within_25_minutes() -> None:
-    assert recipe_for("discrete", SLOW) == LEAN and estimate(LEAN, SLOW) <= 25 * 60
+    slow, faster = recipe_for("discrete", SLOW), replace(SLOW, rate=175)
+    assert estimate(slow, SLOW) <= 25 * 60 and 1600 <= slow.decoder_steps < LEAN.decoder_steps
+    assert recipe_for("discrete", faster) == LEAN and estimate(LEAN, faster) <= 18 * 60
+    assert recipe_for("discrete", replace(SLOW, rate=30)).decoder_steps == 1600
     assert recipe_for("discrete", FAST) == FULL["discrete"] and estimate(FULL["discrete"], FAST) <= 12 * 60
     assert recipe_for("discrete", GPU) == FULL["discrete"]
 

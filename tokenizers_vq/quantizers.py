@@ -1,4 +1,4 @@
-"""Quantizers: vector-quantize-pytorch behind one contract."""
+"""Quantizers: vector-quantize-pytorch behind one contract, imported where it is needed: it takes a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
 # Shapes: B images, N codes an image, D code width.
 
@@ -98,6 +97,8 @@ class VQ(Quantizer):
     """VectorQuantize."""
 
     def __init__(self, config: VQConfig) -> None:
+        from vector_quantize_pytorch import VectorQuantize
+
         super().__init__()
         self.codebook_size, self.dim = config.codebook_size, config.dim
         self.layer = VectorQuantize(
@@ -123,6 +124,8 @@ class FiniteScalar(Quantizer):
     """FSQ."""
 
     def __init__(self, config: FSQConfig) -> None:
+        from vector_quantize_pytorch import FSQ
+
         super().__init__()
         self.codebook_size, self.dim = config.codebook_size, config.dim
         self.layer = FSQ(levels=list(config.levels))
@@ -139,6 +142,8 @@ class LookupFree(Quantizer):
     """LFQ."""
 
     def __init__(self, config: LFQConfig) -> None:
+        from vector_quantize_pytorch import LFQ
+
         super().__init__()
         self.codebook_size, self.dim = config.codebook_size, config.dim
         self.layer = LFQ(

@@ -10,7 +10,8 @@ import torch
 from tests.oracles.passes import logits
 from tests.oracles.slow_attention import random_layout, visible
 from tests.oracles.tiny import tiny_model
-from unimodal.model.masks import additive, allowed, block_mask, cached_mask, causal_mask, dense_mask, training_mask
+from unimodal.model.block_masks import block_mask, blocks_of, training_mask
+from unimodal.model.masks import additive, allowed, cached_mask, causal_mask, dense_mask
 
 LENGTH = 24
 
@@ -83,3 +84,45 @@ def test_in_training_a_token_sees_its_trunk_its_branch_and_the_whole_of_its_pict
             inside = query in picture and sign != 0
             expected = keys | picture if inside else keys - picture if sign < 0 else keys
             assert set(mask[0, 0, query].nonzero().flatten().tolist()) == expected
+
+
+def _with_pictures(random: Random, length: int, sign: int) -> tuple[list[int], list[int], list[int]]:
+    """A layout in which some runs of one document and branch are pictures."""
+    documents, branches = random_layout(random, length)
+    spans, number, start = [0] * length, 0, 0
+    while start < length and sign:
+        end = start + 1
+        while end < length and (documents[end], branches[end]) == (documents[start], branches[start]):
+            end += 1
+        if documents[start] >= 0 and random.random() < 0.7:
+            number += 1
+            first, last = sorted(random.randint(start, end) for _ in range(2))
+            spans[first:last] = [sign * number] * (last - first)
+        start = end
+    return documents, branches, spans
+
+
+@pytest.mark.parametrize("sign", [0, 1, -1])
+@pytest.mark.parametrize("size", [3, 4, 8])
+def test_blocks_leave_out_nothing_that_is_allowed_and_full_ones_allow_all(size: int, sign: int) -> None:
+    for seed in range(60):
+        fields = _with_pictures(Random(seed), 37, sign)
+        documents, branches, spans = (torch.tensor([field]) for field in fields)
+        dense = dense_mask(documents, branches, spans if sign else None)[:, 0]
+        found = blocks_of(documents, branches if branches.any() else None, spans if sign else None, size)
+        count = -(-37 // size)
+        for query in range(count):
+            for key in range(count):
+                part = dense[0, query * size : (query + 1) * size, key * size : (key + 1) * size]
+                partial, full = bool(found.partial[0, query, key]), bool(found.full[0, query, key])
+                assert partial or full or not part.any(), (seed, query, key)
+                assert not full or bool(part.all()), (seed, query, key)
+                assert not (partial and full)
+
+
+def test_long_rows_of_short_documents_have_few_blocks_and_long_documents_full_ones() -> None:
+    documents = torch.arange(64).repeat_interleave(64)[None]
+    blocks = blocks_of(documents, None, None)
+    assert int(blocks.partial.sum()) == 32 and not blocks.full.any()
+    long = blocks_of(torch.zeros(1, 4096, dtype=torch.int64), None, None)
+    assert int(long.partial.sum()) == 32 and int(long.full.sum()) == 32 * 31 // 2

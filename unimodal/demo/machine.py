@@ -90,8 +90,11 @@ FULL: dict[DemoBranch, Recipe] = {
         expected="questions 0.99, captions 0.98, drawings 0.92, edits 0.95",
     ),
 }
-LEAN = replace(FULL["discrete"], tokenizer_depth=2, tokenizer_steps=900, decoder_steps=1600)
-"""For machines that train in float32: a smaller image tokenizer, and fewer steps of both."""
+LEAN = replace(FULL["discrete"], tokenizer_depth=2, tokenizer_steps=900, decoder_steps=2000)
+"""For machines that train in float32: a smaller image tokenizer of fewer steps."""
+
+LEAN_MINUTES, LEAN_FEWEST = 25, 1600
+"""What the lean recipe may take on a slower machine than `Cost` was measured on, and its fewest steps of the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +118,13 @@ COSTS: dict[tuple[DemoBranch, bool], Cost] = {
 
 
 def recipe_for(branch: DemoBranch, machine: Machine) -> Recipe:
-    """The recipe for a machine: float32 on a CPU takes the lean one where there is one."""
-    return LEAN if branch == "discrete" and machine.is_slow else FULL[branch]
+    """The recipe for a machine: float32 on a CPU takes the lean one where there is one, within LEAN_MINUTES."""
+    if branch != "discrete" or not machine.is_slow:
+        return FULL[branch]
+    cost, slower = _cost(LEAN, machine)
+    before = cost.rest + _training(replace(LEAN, decoder_steps=0), cost)
+    fitting = int((60 * LEAN_MINUTES / slower - before) / cost.decoder)
+    return replace(LEAN, decoder_steps=min(LEAN.decoder_steps, max(fitting, LEAN_FEWEST)))
 
 
 def estimate(recipe: Recipe, machine: Machine) -> float:

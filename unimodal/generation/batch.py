@@ -20,8 +20,9 @@ from unimodal.generation.guidance import RowGuidance, guided_logits
 from unimodal.generation.modality import ModalityMachine, ModalityState, keep_where
 from unimodal.generation.painters.base import Painted, Painter
 from unimodal.generation.prefill import NewAnswer, Prefill
+from unimodal.generation.recording import RecordedSteps, Steps
 from unimodal.generation.requests import Request
-from unimodal.generation.rows import BatchLimits, Row, RowStatus, close_gaps, move_last, write_where
+from unimodal.generation.rows import BatchLimits, Row, RowStatus, close_gaps, move_last, rows_by_role, write_where
 from unimodal.generation.sampling import RowSampling, pick, row_uniforms
 from unimodal.generation.structured import Structured
 from unimodal.model.cache import KVCache, LayerCache
@@ -50,6 +51,7 @@ class Batch:
     ) -> None:
         self.model, self.space, self.limits, self.painter = model, space, limits, painter
         self.forward, self.reading = forward or EagerForward(model), reading or Reading()
+        self.steps = RecordedSteps() if self.forward.recordable else Steps()
         self.device, self.machine = model.device, ModalityMachine(space, model.device)
         self.cache = KVCache(model.config.trunk, 0, limits.slots + 1, model.dtype, self.device)  # the last: padding's
         self.prefill = Prefill(model, self.cache, space.specials.pad)
@@ -179,7 +181,7 @@ class Batch:
         """What has happened: one copy from the device."""
         columns = (self.state.done, self.state.in_image, self._waits(), self.step_count, self.position, self.tokens)
         table = torch.stack([column.long() for column in columns], dim=1).tolist() if len(self) else []
-        statuses = [RowStatus(bool(a), bool(b), bool(c), d, e, f) for a, b, c, d, e, f in table]
+        statuses = [RowStatus(*map(bool, row[:3]), *row[3:]) for row in table]
         positions = dict(zip(self.numbers, (status.position for status in statuses), strict=True))
         fed = self.rows[: len(self.answer_of)]
         self._reach = max((positions[row.answer] + row.shift + row.offset for row in fed), default=0)
@@ -193,10 +195,13 @@ class Batch:
 
     def step(self) -> None:
         """One token for every answer that moves."""
+        self.steps.run(self)
+
+    def advance(self) -> None:
+        """A step, kernel by kernel."""
         self._reach += 1
         logits = self._logits()
-        left = self.token_limit - self.step_count
-        probable = logits + self.machine.bias(self.state, left, self.may_draw())
+        probable = logits + self.machine.bias(self.state, self.token_limit - self.step_count, self.may_draw())
         if (rules := self.structured.bias) is not None:
             probable[:, : self.space.text_size] += rules
         sampled = self.num_sampled.clamp_max(self.limits.steps - 1)[:, None]
@@ -235,29 +240,24 @@ class Batch:
         return torch.where((self.has_contexts & self.state.in_image)[:, None], mixed, full)
 
     def _waits(self) -> Tensor:
-        unready = (self.guidance.active & ~self.has_contexts) | (self.image_slots > 0)
-        return self.state.in_image & unready & ~self.state.done
+        open_image, lacks_contexts = self.state.in_image & ~self.state.done, self.guidance.active & ~self.has_contexts
+        return open_image & (lacks_contexts | (self.image_slots > 0))
 
     # -- rows of the cache
 
     def _arrange(self) -> None:
         """Order the rows, and make the index tensors that follow from which there are."""
+        self.steps.forget()
         fed = move_last(self.rows, self.parked, self.cache, self.limits.slots)
         self._follow_rows()
-        index_of = {number: index for index, number in enumerate(self.numbers)}
-        by_role = [{row.answer: index for index, row in enumerate(self.rows) if row.role == role} for role in range(3)]
-        main = [by_role[0][number] for number in self.numbers]
-        assert by_role[1] or main == list(range(len(main)))
-        null = [by_role[1].get(number, row) for number, row in zip(self.numbers, main, strict=True)]
-        image = [by_role[2].get(number, row) for number, row in zip(self.numbers, null, strict=True)]
-        self.answer_of = self.integers([index_of[row.answer] for row in self.rows[:fed]])
+        main, null, image = rows_by_role(self.rows, self.numbers)
+        self.answer_of = self.integers([self.numbers.index(row.answer) for row in self.rows[:fed]])
         self.shift = self.integers([row.shift for row in self.rows[:fed]])
         offsets = [row.offset for row in self.rows]
         self.offset = self.integers(offsets[:fed]) if any(offsets) else None
         self._main_offset = self.integers([offsets[row] for row in main])
         self.main = self.integers(main)
-        guided = bool(by_role[1])
-        self.null, self.image = (self.integers(null), self.integers(image)) if guided else (None, None)
+        self.null, self.image = (self.integers(null), self.integers(image)) if null != main else (None, None)
         configs = [self.requests[number].config for number in self.numbers]
         self.sampling = RowSampling.of([config.sampling for config in configs], self.device)
         self.guidance = RowGuidance.of([config.guidance for config in configs], self.device)

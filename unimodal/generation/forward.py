@@ -1,8 +1,7 @@
 """One token for every row of a batch: as the shapes come, or compiled.
 
-On CUDA, where launching kernels one by one takes longer than the kernels, compiled steps have fixed shapes: rows are
-padded to a power of two and attention runs over all slots, so that `torch.compile` makes one graph for each power and
-replays it. On a CPU a step of a row or two is compiled into loops that read each matrix straight through.
+On CUDA compiled steps have fixed shapes: rows are padded to a power of two and attention runs over all slots, so that
+`torch.compile` makes one graph of a layer for each power, and whole steps can be recorded (recording.py). On a CPU a step of a row or two is compiled into loops that read each matrix straight through.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from unimodal.model.cache import KVCache, LayerCache
 from unimodal.model.inference.compiling import can_build_for_cpu
+from unimodal.model.inference.layerwise import layer_by_layer
 from unimodal.model.inference.matvec import matvec
 from unimodal.model.model import UnifiedModel
 
@@ -30,7 +30,12 @@ MAX_MATVEC_ROWS = 2
 
 
 class Forward(Protocol):
-    """tokens, positions, slots (R,) -> logits (R, V) float32, reading and writing the first R rows of the cache."""
+    """tokens, positions, slots (R,) -> logits (R, V) float32, reading and writing the first R rows of the cache.
+
+    `recordable`: a call does the same work on the same memory as the one before, so that a CUDA graph can replay it.
+    """
+
+    recordable: bool
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
         """`used` is one past the largest slot."""
@@ -39,6 +44,8 @@ class Forward(Protocol):
 
 class EagerForward:
     """As many rows and slots as there are."""
+
+    recordable = False
 
     def __init__(self, model: UnifiedModel) -> None:
         self.model = model
@@ -52,16 +59,13 @@ class EagerForward:
 
 
 class StaticForward:
-    """Rows padded to a power of two, all slots of the cache: compiled once for each power, on CUDA as CUDA graphs.
+    """Rows padded to a power of two, all slots of the cache: a layer is compiled once for each power.
 
     `options` go to torch.compile. A padding row writes to the last slot of a row, which no answer uses.
     """
 
     def __init__(self, model: UnifiedModel, **options: Any) -> None:
-        self.model = model
-        if not options and model.device.type == "cuda":
-            options = {"mode": "reduce-overhead"}
-        self.function = torch.compile(_fresh_logits(), dynamic=False, fullgraph=True, **options)
+        self.model, self.recordable = layer_by_layer(model, **options), model.device.type == "cuda"
         self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
@@ -74,10 +78,7 @@ class StaticForward:
         cache.grow(len(tokens))
         view = self.views.of(cache, len(tokens))
         view.reserve(cache.slots)
-        for layer in view.layers:
-            for part in layer:
-                torch._dynamo.mark_static_address(part)
-        return self.function(self.model, tokens, positions, slots, view)[:rows].clone()
+        return _logits(self.model, tokens, positions, slots, view)[:rows]
 
 
 class MatvecForward:
@@ -85,6 +86,8 @@ class MatvecForward:
 
     Compiled when the first such step comes, once for one row and once for two; `options` go to torch.compile.
     """
+
+    recordable = False
 
     def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
         self.few, self.many = matvec(model), EagerForward(rest)

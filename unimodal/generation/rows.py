@@ -56,6 +56,23 @@ def move_last(rows: list[Row], answers: Set[int], cache: KVCache, length: int) -
     return count
 
 
+class RowsByRole(NamedTuple):
+    """Of each answer its main row, and the rows it is compared with: the row before where it has none of a role."""
+
+    main: list[int]
+    null: list[int]
+    image: list[int]
+
+
+def rows_by_role(rows: Sequence[Row], numbers: Sequence[int]) -> RowsByRole:
+    """The rows of answers, in the order of their numbers."""
+    by_role = [{row.answer: index for index, row in enumerate(rows) if row.role == role} for role in range(3)]
+    main = [by_role[0][number] for number in numbers]
+    assert by_role[1] or main == list(range(len(main)))
+    null = [by_role[1].get(number, row) for number, row in zip(numbers, main, strict=True)]
+    return RowsByRole(main, null, [by_role[2].get(number, row) for number, row in zip(numbers, null, strict=True)])
+
+
 class BatchLimits(NamedTuple):
     """Cache slots of a row, and new tokens of an answer, that a batch holds."""
 

@@ -96,9 +96,9 @@ def _head_norm(config: TransformerConfig, num_heads: int) -> nn.Module:
 class Attention(nn.Module):
     """Grouped-query attention with QK-norm and rotary positions."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layer, self.residual_std = layer, config.residual_std
+        self.residual_std = config.residual_std
         self.qkv = QKVProjection(config)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
 
@@ -110,10 +110,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         queries, keys, values = self.qkv(x, context.rotation)
-        return self.o_proj(attend_cached(queries, keys, values, context, self.layer))
+        return self.o_proj(attend_cached(queries, keys, values, context))
 
 
-def attend_cached(queries: Tensor, keys: Tensor, values: Tensor, context: LayerContext, layer: int) -> Tensor:
+def attend_cached(queries: Tensor, keys: Tensor, values: Tensor, context: LayerContext) -> Tensor:
     """queries (B, T, H, W), keys and values (B, T, K, W) -> (B, T, H * W).
 
     With a cache, keys and values are written to the layer's slots first, and attention runs over all used slots.
@@ -121,6 +121,6 @@ def attend_cached(queries: Tensor, keys: Tensor, values: Tensor, context: LayerC
     if context.cache is None:
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
     else:
-        keys, values = context.cache.update(layer, keys, values, context.slots)
+        keys, values = context.cache.update(keys, values, context.slots)
     mixed = attend(queries.transpose(1, 2), keys.to(queries.dtype), values.to(queries.dtype), context.bias)
     return mixed.transpose(1, 2).flatten(2)

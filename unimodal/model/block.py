@@ -15,9 +15,9 @@ from unimodal.model.feedforward.dense import FeedForward
 class PreNormBlock(nn.Module):
     """Llama's order, Chameleon 7B: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)

@@ -20,6 +20,22 @@ class LayerCache(NamedTuple):
     values: Tensor
 
 
+class LayerSlots(NamedTuple):
+    """What one layer of a forward pass reads and writes of a cache."""
+
+    keys: Tensor
+    values: Tensor
+    used: int
+    """Slots that attention reads."""
+
+    def update(self, keys: Tensor, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys, values (B, T, K, D) at slots (B, T); return all used slots (B, K, used, D)."""
+        rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
+        self.keys[rows, :, slots] = keys.to(self.keys.dtype)
+        self.values[rows, :, slots] = values.to(self.values.dtype)
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+
 class KVCache:
     """Preallocated keys and values for all layers. Rows may have different lengths.
 
@@ -49,13 +65,9 @@ class KVCache:
             raise ValueError(f"the cache holds {self.slots} positions, {length} were asked for")
         self.used = length
 
-    def update(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys, values (B, T, K, D) at positions (B, T); return all used slots (B, K, used, D)."""
-        cache = self.layers[layer]
-        rows = torch.arange(positions.shape[0], device=positions.device)[:, None]
-        cache.keys[rows, :, positions] = keys.to(cache.keys.dtype)
-        cache.values[rows, :, positions] = values.to(cache.values.dtype)
-        return cache.keys[:, :, : self.used], cache.values[:, :, : self.used]
+    def of_layer(self, layer: int) -> LayerSlots:
+        """One layer's part, for a forward pass for which slots are reserved."""
+        return LayerSlots(*self.layers[layer], self.used)
 
     def view(self, start: int, stop: int) -> KVCache:
         """Rows `start` to `stop` as a cache of their own, on the same memory."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unimodal.model.cache import KVCache
+from unimodal.model.cache import LayerSlots
 from unimodal.model.masks import Mask
 
 # Shapes: B batch, T tokens, M tokens of the generation expert, W head width.
@@ -42,12 +42,12 @@ class Route(NamedTuple):
 class LayerContext(NamedTuple):
     """What every layer of a forward pass is given beside its input.
 
-    `bias` is added to attention scores, or allows them in blocks. `cache` and the `slots` (B, T) of its tokens are for
-    decoding. Without a `route` all tokens take the understanding expert of a mixture.
+    `bias` is added to attention scores, or allows them in blocks. `cache`, each layer's part of it, and the `slots`
+    (B, T) of its tokens are for decoding. Without a `route` all tokens take the understanding expert of a mixture.
     """
 
     rotation: Rotation
     bias: Mask
-    cache: KVCache | None
+    cache: LayerSlots | None
     slots: Tensor
     route: Route | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 # Shapes: B batch, T tokens (queries Q, keys K).
 
@@ -52,25 +52,6 @@ def dense_mask(documents: Tensor, branches: Tensor | None = None, spans: Tensor 
     if spans is None:
         return allowed(*of_queries, *of_keys).unsqueeze(1)
     return allowed(*of_queries, *of_keys, spans[:, :, None], spans[:, None]).unsqueeze(1)
-
-
-def block_mask(documents: Tensor, branches: Tensor, spans: Tensor | None = None) -> BlockMask:
-    """As `dense_mask`, in blocks: FlexAttention leaves out every block in which nothing is allowed, so that a long row
-    of short documents costs what they cost alone. It trains on CUDA alone (torch 2.15)."""
-    spans = torch.zeros_like(documents) if spans is None else spans
-
-    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        del head
-        of_query = (query, documents[row, query], branches[row, query])
-        return allowed(*of_query, key, documents[row, key], branches[row, key], spans[row, query], spans[row, key])
-
-    rows, length = documents.shape
-    return create_block_mask(rule, rows, None, length, length, device=documents.device)
-
-
-def training_mask(documents: Tensor, branches: Tensor, spans: Tensor | None = None) -> Mask:
-    """The form that trains fastest where the tensors are: blocks on CUDA, dense elsewhere."""
-    return (block_mask if documents.device.type == "cuda" else dense_mask)(documents, branches, spans)
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:

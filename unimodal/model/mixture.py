@@ -62,11 +62,10 @@ def merge_experts(parts: Parts, route: Route, shape: torch.Size) -> Tensor:
 class MixtureBlock(nn.Module):
     """Two pre-norm blocks whose tokens attend to each other."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layer = layer
-        self.understanding = PreNormBlock(config, layer)
-        self.generation = PreNormBlock(config, layer)
+        self.understanding = PreNormBlock(config)
+        self.generation = PreNormBlock(config)
 
     def init_weights(self) -> None:
         """All parameters of both experts."""
@@ -83,7 +82,7 @@ class MixtureBlock(nn.Module):
         heads = [expert.attention.qkv(expert.attention_norm(part)) for expert, part in zip(experts, parts, strict=True)]
         queries, keys, values = (merge_experts(pair, route, shape) for pair in zip(*heads, strict=True))
         rotated = (rotate(queries, *context.rotation), rotate(keys, *context.rotation))
-        mixed = split_by_expert(attend_cached(*rotated, values, context, self.layer), route)
+        mixed = split_by_expert(attend_cached(*rotated, values, context), route)
         understood, generated = map(_after_attention, experts, parts, mixed)
         return merge_experts((understood, generated), route, shape)
 

@@ -21,6 +21,7 @@ from unimodal.model.config import INIT_STD, ModelConfig
 from unimodal.model.context import Route
 from unimodal.model.linear import BoundaryLinear, init_linear
 from unimodal.model.masks import Mask
+from unimodal.model.token_head import TokenHead
 from unimodal.model.transformer import Transformer
 
 # Shapes: B batch, T tokens, D model width, V vocabulary.
@@ -36,7 +37,7 @@ class UnifiedModel(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = Transformer(config.trunk, config.vocab_size)
-        self.heads = nn.ModuleDict({TOKENS: BoundaryLinear(config.trunk.dim, config.vocab_size, bias=False)})
+        self.heads = nn.ModuleDict({TOKENS: TokenHead(config.trunk.dim, config.vocab_size)})
         self.branches = nn.ModuleDict()
         if config.flow:
             self.branches[LATENTS] = FlowBranch(config.flow, config.trunk.dim, config.trunk.head_dim)
@@ -101,8 +102,8 @@ class UnifiedModel(nn.Module):
         return Route.of(generated[0] if len(generated) == 1 else torch.cat(generated).sort().values, num_tokens)
 
     @property
-    def token_head(self) -> nn.Linear:
-        """Features (..., D) -> logits (..., V)."""
+    def token_head(self) -> TokenHead:
+        """Features (..., D) -> logits (..., V), or with targets the scores that a loss reads."""
         return self.heads[TOKENS]  # pyright: ignore[reportReturnType]
 
     @property

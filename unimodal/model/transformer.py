@@ -36,7 +36,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.rotary = RotaryEmbedding(config.head_dim, config.rope)
         block = MixtureBlock if config.mixture else BLOCKS[config.norm_placement]
-        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.num_layers))
         self.norm = (MixtureNorm if config.mixture else FinalNorm)(config.dim, eps=config.norm_eps)
 
     def init_weights(self) -> None:
@@ -71,9 +71,9 @@ class Transformer(nn.Module):
             x = x.flatten(0, 1).index_copy(0, each.index, each.embeddings.to(x.dtype)).view(x.shape)
         dtype = _compute_dtype(x)
         rotation = self.rotary(positions, dtype, _angles(inserted, tokens.shape))
-        context = LayerContext(rotation, as_bias(mask, dtype), cache, slots, route)
-        for block in self.blocks:
-            x = block(x, context)
+        context = LayerContext(rotation, as_bias(mask, dtype), None, slots, route)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, context if cache is None else context._replace(cache=cache.of_layer(layer)))
         return self.norm(x, route)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.batch import MIN_WEIGHT, PackedBatch
@@ -16,15 +15,16 @@ from data_pipelines.spec import DataSpec, data_spec
 from tokenizers_vq.identity import IDENTITY, check_identity, check_weights, plain
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch_media import media_tokens
+from unimodal.model.block_masks import training_mask
 from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
 from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.inference.compiling import compile_blocks, sizes_vary
-from unimodal.model.masks import training_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
+from unimodal.training.gradients import gradients_of, to_means
 from unimodal.training.objectives.base import Objective, Terms, total
 from unimodal.training.objectives.flow_matching import FlowMatching
-from unimodal.training.objectives.next_token import NextToken, counted_tokens
+from unimodal.training.objectives.next_token import NextToken
 from unimodal.training.old_names import upgrade_checkpoint
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
 from unimodal.training.schedule import ScheduleConfig
@@ -57,7 +57,9 @@ class TransformerModule(L.LightningModule):
         self.optimizer_config, self.schedule = optimizer or MuonConfig(), schedule or ScheduleConfig()
         self.start, self.compile_model = start or StartConfig(), compile
         self.model: UnifiedModel | None = None
-        self._step_weight, self._batches_of_step = torch.zeros(()), 0
+        self._step_weight: Tensor | None = None
+        self._norm: Tensor | None = None
+        self._batches_of_step = 0
         self._random_state: Tensor | None = None
 
     # -- building
@@ -123,7 +125,7 @@ class TransformerModule(L.LightningModule):
             media, state = objective.prepare(self.model, batch, media, number)
             states.append(state)
         sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
-        mask = training_mask(batch.documents, batch.branches, batch.spans)
+        mask = training_mask(batch.documents, batch.branches if batch.facts.has_branches else None, batch.spans)
         return self.model(batch.tokens, batch.positions, mask, media=media), states
 
     def _media(self, batch: PackedBatch) -> MediaBatch:
@@ -153,27 +155,34 @@ class TransformerModule(L.LightningModule):
         terms = self.terms(batch, self._batch_number())
         self._batches_of_step += 1
         self._random_state = _get_random_state(self.device)
-        weight = counted_tokens(batch.loss_weights).weights.sum()
-        self._step_weight = self._step_weight.to(weight.device) + weight
+        weight = batch.facts.counted.weights.sum()
+        self._step_weight = weight if self._step_weight is None else self._step_weight + weight
         self._log("train", terms, weight, batch)
         return total(terms) * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Gradient of the sum -> gradient of the weighted mean over the whole step, then log its norm."""
         del optimizer
-        weight, ranks = self._step_weight.clone(), 1
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(weight)
-            ranks = dist.get_world_size()
-        self._step_weight, self._batches_of_step = torch.zeros(()), 0
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        for gradient in gradients:
-            gradient.mul_(ranks / max(float(weight), MIN_WEIGHT))
-        norm = torch.nn.utils.get_total_norm(gradients)
+        assert self._step_weight is not None
+        norm = self._norm = to_means(gradients_of(self.parameters()), self._step_weight)
+        self._step_weight, self._batches_of_step = None, 0
         if not torch.isfinite(norm):
             step = self.trainer.global_step
             raise FloatingPointError(f"the gradient norm is {float(norm)} at step {step}: lower the learning rate")
         self.log("train/grad_norm", norm)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that `on_before_optimizer_step` took."""
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            assert self._norm is not None
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_epoch_end(self) -> None:
         """The stream of a mixture that is to stop ends once; without this, Lightning would restart it for ever."""
@@ -189,7 +198,7 @@ class TransformerModule(L.LightningModule):
         self._evaluate("test", batch, batch_index)
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_index: int) -> None:
-        self._log(stage, self.terms(batch, batch_index), counted_tokens(batch.loss_weights).weights.sum(), batch)
+        self._log(stage, self.terms(batch, batch_index), batch.facts.counted.weights.sum(), batch)
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""

@@ -6,21 +6,22 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizers_vq.token_space import Modality
+from unimodal.model.token_head import TokenHead
 from unimodal.training.objectives.base import Terms, total
 from unimodal.training.objectives.next_token import next_token_terms
 
 VOCABULARY, WIDTH = 11, 6
-Fields = tuple[Tensor, nn.Linear, Tensor, Tensor, Tensor]
+Fields = tuple[Tensor, TokenHead, Tensor, Tensor, Tensor]
 
 
 @pytest.fixture
 def fields() -> Fields:
     """features, head, targets, weights, modality of two rows; a third of the weights is 0."""
     features = torch.randn(2, 9, WIDTH, dtype=torch.float64)
-    head = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=torch.float64)
+    head = TokenHead(WIDTH, VOCABULARY).double()
     weights = torch.rand(2, 9) * (torch.rand(2, 9) > 0.33)
     modality = torch.where(torch.rand(2, 9) < 0.5, int(Modality.TEXT), int(Modality.IMAGE))
     return features, head, torch.randint(VOCABULARY, (2, 9)), weights, modality

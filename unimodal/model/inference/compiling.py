@@ -25,8 +25,8 @@ Block = Callable[..., Any]
 def compile_blocks(model: UnifiedModel) -> None:
     """Compile the trunk's blocks in place for training; about twice as fast on CPUs, which need a C++ compiler.
 
-    Blocks have one architecture, so one graph serves for all of them. With a cache they run uncompiled: every layer and
-    length of it would make a graph of its own, until torch.compile gives up.
+    Blocks have one architecture, so one graph serves for all of them. With a cache they run uncompiled: every length of
+    it would make a graph of its own, until torch.compile gives up.
     """
     if not (torch.cuda.is_available() or can_build_for_cpu()):
         log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")

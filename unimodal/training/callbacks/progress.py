@@ -12,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from unimodal.terminal import open_console, say
 
-SECONDS_BETWEEN_LINES = 20.0
+SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_FIGURES = 20.0, 0.25
+"""Figures lie on the device, and reading them waits for it."""
+
 SHOWN = ("loss", "loss_text", "loss_image", "psnr")
 
 
@@ -63,7 +65,10 @@ class StepProgress(ProgressBar):
         if not self._enabled or not trainer.is_global_zero:
             return
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, shown=self._shown(trainer.callback_metrics, batch))
+            self._progress.update(self._task, completed=step)
+            if time.perf_counter() - self._last_line > SECONDS_BETWEEN_FIGURES:
+                self._last_line = time.perf_counter()
+                self._progress.update(self._task, shown=self._shown(trainer.callback_metrics, batch))
         elif time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
             left = self._time_left(step, trainer.max_steps)

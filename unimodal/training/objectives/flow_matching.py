@@ -82,10 +82,10 @@ def noise_latents(
     if not packed:
         return NoisedLatents(clean, clean.values, clean.values.new_zeros(0))
     device, rows = clean.values.device, clean.index // shape[1]
-    spans_per_row = int(packed.spans.abs().max()) + 1
-    times = logit_normal_times(shape[0] * spans_per_row, shift, generator).to(device)
+    count = packed.spans_per_row
+    times = logit_normal_times(shape[0] * count, shift, generator).to(device, non_blocking=True)
     is_noised = packed.spans < 0
-    token_times = torch.where(is_noised, times[rows * spans_per_row + packed.spans.abs()], 0.0)
-    noise = torch.randn(clean.values.shape, generator=generator).to(device)
+    token_times = torch.where(is_noised, times[rows * count + packed.spans.abs()], 0.0)
+    noise = torch.randn(clean.values.shape, generator=generator).to(device, non_blocking=True)
     entering = torch.where(is_noised[:, None], add_noise(clean.values, noise, token_times), clean.values)
     return NoisedLatents(clean._replace(values=entering, times=token_times), noise - clean.values, packed.weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch.optim.adamw import adamw as functional_adamw
 from unimodal.training.precision import matmul_dtype
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+STACK_NUMBERS = 2**27
+"""Numbers that are orthogonalised together: half a GiB in float32, and as much for each product in between."""
 
 
 def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
@@ -33,7 +36,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon (arXiv 2502.16982, section 2): p -= lr * (0.2 * sqrt(max(A, B)) * orthogonalise(nesterov momentum)), with
     decoupled weight decay, so that updates have AdamW's size. Unlike torch.optim.Muon, matrices of one shape are
-    orthogonalised together, which keeps small models fast on CPUs.
+    orthogonalised together, STACK_NUMBERS at a time, which keeps small models fast and large ones within memory.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -54,33 +57,30 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _muon(self, group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape[parameter.shape].append(parameter)
-        for shape, parameters in by_shape.items():
-            updates = torch.stack([self._momentum(parameter, group["momentum"]) for parameter in parameters])
-            scale = 0.2 * max(shape) ** 0.5 * group["lr"]
-            for parameter, update in zip(parameters, orthogonalise(updates, group["steps"]), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(parameter.dtype), alpha=-scale)
+        for parameters in _stacks(group["params"]):
+            updates = torch.stack(self._nesterov(parameters, group["momentum"]))
+            updates = orthogonalise(updates, group["steps"]).to(parameters[0].dtype)
+            scale = 0.2 * max(parameters[0].shape) ** 0.5 * group["lr"]
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(parameters, updates.unbind(), alpha=-scale)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
-        assert parameter.grad is not None
+    def _nesterov(self, parameters: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+        """The gradients, led on by the momentum that they have just joined."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        buffers = [self._buffer(parameter) for parameter in parameters]
+        torch._foreach_mul_(buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(buffers, gradients)  # pyright: ignore[reportPrivateImportUsage]
+        return torch._foreach_add(gradients, buffers, alpha=momentum)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
-        buffer = state.setdefault("momentum", torch.zeros_like(parameter))
-        buffer.mul_(momentum).add_(parameter.grad)
-        return parameter.grad.add(buffer, alpha=momentum)
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]
 
     def _adamw(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        states = [self.state[parameter] for parameter in parameters]
+        states = [self._moments(parameter) for parameter in parameters]
         functional_adamw(
             parameters,
             [parameter.grad for parameter in parameters],
@@ -97,3 +97,26 @@ class MuonAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+    def _moments(self, parameter: Tensor) -> dict[str, Any]:
+        """AdamW's state of a parameter. The fused kernel reads `step` where the parameter is, and Lightning leaves the
+        step of a checkpoint on the CPU."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        if state["step"].device != parameter.device:
+            state["step"] = state["step"].to(parameter.device)
+        return state
+
+
+def _stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters that have gradients, those of one shape together, STACK_NUMBERS or one parameter at a time."""
+    by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_shape[parameter.shape].append(parameter)
+    for shape, alike in by_shape.items():
+        count = max(STACK_NUMBERS // shape.numel(), 1)
+        for start in range(0, len(alike), count):
+            yield alike[start : start + count]
