@@ -24,6 +24,10 @@ COUNTED_MULTIPLE = 1024
 library's heap would break into pieces and grow without end (docs/log.md, 2026-11-23)."""
 
 
+ENDS_MULTIPLE = 64
+"""Ends of documents come in few numbers of them, each of which is another size of a tensor."""
+
+
 class CountedTokens(NamedTuple):
     """Tokens that have a weight, filled up with weight 0 to a multiple of COUNTED_MULTIPLE where there are so many."""
 
@@ -49,6 +53,11 @@ class BatchFacts(NamedTuple):
     """Tokens that are not padding."""
     has_branches: bool
     """Whether any token lies in a branch of its document."""
+    ends: Tensor
+    """(N + 1,) int32: 0, and where each document of the flattened rows ends, padding being one; filled up with the last
+    end to a multiple of ENDS_MULTIPLE."""
+    longest: int
+    """Tokens of the longest document, rounded up to a power of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +100,9 @@ class PackedBatch:
     def facts(self) -> BatchFacts:
         """Found out once, and then moved along with the batch."""
         counted = CountedTokens.of(self.loss_weights)
-        return BatchFacts(counted, int((self.documents >= 0).sum()), bool((self.branches != 0).any()))
+        ends, longest = _ends(self.documents)
+        has_branches = bool((self.branches != 0).any())
+        return BatchFacts(counted, int((self.documents >= 0).sum()), has_branches, ends, longest)
 
     @property
     def num_tokens(self) -> int:
@@ -102,13 +113,22 @@ class PackedBatch:
         media = {name: packed.map(function) for name, packed in self.media.items()}
         moved = dataclasses.replace(self._map(function), media=media)
         counted = CountedTokens(*map(function, self.facts.counted))
-        moved.__dict__["facts"] = self.facts._replace(counted=counted)
+        moved.__dict__["facts"] = self.facts._replace(counted=counted, ends=function(self.facts.ends))
         return moved
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         changed: dict[str, Any] = {n: function(value) for n, value in values.items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **changed)
+
+
+def _ends(documents: Tensor) -> tuple[Tensor, int]:
+    """documents (B, T) -> see BatchFacts."""
+    changes = F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True)
+    ends = F.pad(changes.flatten().nonzero().flatten() + 1, (1, 0))
+    longest = int(ends.diff().max())
+    fill = -len(ends) % ENDS_MULTIPLE
+    return torch.cat([ends, ends[-1:].expand(fill)]).to(torch.int32), 1 << (longest - 1).bit_length()
 
 
 def collate(

@@ -19,7 +19,7 @@ from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.block_masks import block_mask
 from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.kernels import attend
-from unimodal.model.masks import dense_mask
+from unimodal.model.masks import DocumentEnds, dense_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.model.token_head import plain_scores, scores_in_parts
 from unimodal.training.optimizers.build import MuonConfig, build_optimizer
@@ -40,20 +40,31 @@ def attention(length: int, *, branches: bool, spans: int) -> JSON:
     documents, branch, span = (torch.tensor(field, device="cuda") for field in zip(*fields, strict=True))
     heads = [torch.randn(2, count, length, 64, device="cuda", requires_grad=True) for count in (8, 2, 2)]
     narrow = [x.detach().bfloat16().requires_grad_() for x in heads]
-    exact = [x.detach().double().requires_grad_() for x in narrow]
     mask = block_mask(documents, branch if branches else None, span if spans else None)
     found = torch.compile(attend)(*narrow, mask)
-    dense = dense_mask(documents, branch, span)
+    return _against_oracle(found, narrow, dense_mask(documents, branch, span))
+
+
+def documents() -> JSON:
+    """FlashAttention on packed documents beside softmax over all pairs in float64, forward and backward."""
+    batch = packed_batch(2, length=1500).to("cuda")
+    ends = DocumentEnds(batch.facts.ends, batch.facts.longest)
+    shapes = (8, 2, 2)
+    narrow = [torch.randn(2, n, 1500, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in shapes]
+    found = torch.compile(attend)(*narrow, ends)
+    return _against_oracle(found, narrow, dense_mask(batch.documents))
+
+
+def _against_oracle(found: Tensor, narrow: list[Tensor], dense: Tensor) -> JSON:
+    exact = [x.detach().double().requires_grad_() for x in narrow]
     queries, keys, values = exact[0], *(x.repeat_interleave(4, dim=1) for x in exact[1:])
     scores = (queries @ keys.mT / 8).masked_fill(~dense, float("-inf"))
     expected = scores.softmax(-1) @ values
     slope = torch.randn_like(found)
     backward = torch.autograd.grad(found, narrow, slope)
     oracle = torch.autograd.grad(expected, exact, slope.double())
-    return {
-        "forward": error(found, expected),
-        "backward": max(error(a, b) for a, b in zip(backward, oracle, strict=True)),
-    }
+    apart = max(error(a, b) for a, b in zip(backward, oracle, strict=True))
+    return {"forward": error(found, expected), "backward": apart}
 
 
 def _layout(random: Random, length: int, *, branches: bool, spans: int) -> tuple[list[int], list[int], list[int]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks.gpu_parts.machine import JSON, seconds
 from benchmarks.gpu_parts.shapes import SPACE, shape
@@ -16,31 +18,43 @@ from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.flops import active_parameters
+from unimodal.model.inference.matvec import FewRowsLinear
 from unimodal.model.model import UnifiedModel
 
 Case = tuple[int, float, SamplingConfig]
 """Rows, guidance, sampling."""
 
+REPEATS = 4
+"""Times that a recorded graph does what is measured."""
+
 PLAIN = SamplingConfig(temperature=0.9)
 
 
 def products() -> JSON:
-    """TB/s at which the matrices of a 7B step are read, by shape and rows."""
+    """TB/s at which the matrices of a 7B step are read, by shape and rows: torch's kernels, and compiled sums."""
     found: JSON = {}
-    for outputs, inputs in ((4096, 4096), (12_288, 4096), (22_016, 4096), (4096, 11_008), (65_536, 4096)):
-        weights = [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(8)]
-        for rows in (1, 2, 64):
+    for outputs, inputs in ((4096, 4096), (11_008, 4096), (4096, 11_008)):
+        linears = [nn.Linear(inputs, outputs, bias=False, device="cuda", dtype=torch.bfloat16) for _ in range(8)]
+        for rows in (1, 2, 4, 64):
             x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
-            graph = torch.cuda.CUDAGraph()
-            for weight in weights:
-                F.linear(x, weight)
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph):
-                for weight in weights:
-                    F.linear(x, weight)
-            taken = seconds(graph.replay) / len(weights)
-            found[f"{outputs}x{inputs}, {rows} rows"] = round(2 * outputs * inputs / taken / 1e12, 2)
+            ways: dict[str, list[Any]] = {"kernel": list(linears)}
+            if rows <= FewRowsLinear.MAX_ROWS:
+                ways["sums"] = _compiled(linears)
+                with torch._inductor.config.patch(coordinate_descent_tuning=True):
+                    ways["tuned sums"] = _compiled(linears)
+                    for layer in ways["tuned sums"]:
+                        layer(x)
+            for name, layers in ways.items():
+                taken = _replayed(lambda x: [layer(x) for layer in layers], x) / len(layers)  # noqa: B023
+                found[f"{name}, {outputs}x{inputs}, {rows} rows"] = round(2 * outputs * inputs / taken / 1e12, 2)
     return found
+
+
+def _compiled(linears: list[nn.Linear]) -> list[Any]:
+    """The same layers as sums, through one compiled function."""
+    torch._dynamo.reset()
+    function: Any = torch.compile(lambda layer, x: layer(x), dynamic=False)
+    return [partial(function, FewRowsLinear(linear)) for linear in linears]
 
 
 def attention() -> JSON:
@@ -62,9 +76,9 @@ def _replayed(way: Any, *tensors: Any) -> float:
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
-        for _ in range(10):
+        for _ in range(REPEATS):
             way(*tensors)
-    return seconds(graph.replay) / 10
+    return seconds(graph.replay) / REPEATS
 
 
 def _kernel(queries: Any, keys: Any, values: Any, bias: Any) -> Any:

@@ -14,7 +14,7 @@ from data_pipelines.batch import PackedBatch
 from unimodal.model.block_masks import training_mask
 from unimodal.model.flops import active_parameters
 from unimodal.model.inference.compiling import compile_blocks
-from unimodal.model.masks import dense_mask
+from unimodal.model.masks import DocumentEnds, dense_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import gradients_of, to_means
 from unimodal.training.objectives.base import total
@@ -28,8 +28,8 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 class Run:
     """Steps as training/module.py takes them: fast with compiled blocks in bf16 autocast, or plain in float32."""
 
-    def __init__(self, model: UnifiedModel, *, fast: bool, rate: float, muon: bool = False) -> None:
-        self.model, self.fast = model, fast
+    def __init__(self, model: UnifiedModel, *, fast: bool, rate: float, muon: bool = False, flash: bool = True) -> None:
+        self.model, self.fast, self.flash = model, fast, flash
         if fast:
             compile_blocks(model)
         adamw = AdamWConfig(learning_rate=rate)
@@ -50,19 +50,24 @@ class Run:
         return summed / weight
 
     def _loss(self, batch: PackedBatch) -> Tensor:
-        make = training_mask if self.fast else dense_mask
-        features = self.model(batch.tokens, batch.positions, make(batch.documents, None))
+        ends = DocumentEnds(batch.facts.ends, batch.facts.longest)
+        fast = self.flash and self.fast
+        mask = training_mask(batch.documents, None, None, ends if fast else None, torch.bfloat16)
+        mask = mask if self.fast else dense_mask(batch.documents)
+        features = self.model(batch.tokens, batch.positions, mask)
         counted, head = batch.facts.counted, self.model.token_head
         return total(counted_terms(features, head, batch.targets, counted, batch.modality, 1e-5))
 
 
-def throughput(size: str, rows: int, accumulate: int, *, muon: bool = False, steps: int = 3) -> JSON:
+def throughput(
+    size: str, rows: int, accumulate: int, *, muon: bool = False, flash: bool = True, steps: int = 3
+) -> JSON:
     """Medians are not needed: a step takes a second, and the clock counts several of them together."""
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = UnifiedModel(shape(size))
     torch.cuda.reset_peak_memory_stats()
-    run = Run(model, fast=True, rate=1e-4, muon=muon)
+    run = Run(model, fast=True, rate=1e-4, muon=muon, flash=flash)
     batches = [packed_batch(rows, seed) for seed in range(accumulate)]
     tokens = sum(batch.num_tokens for batch in batches)
     pairs = sum(map(allowed_pairs, batches))
@@ -82,6 +87,7 @@ def throughput(size: str, rows: int, accumulate: int, *, muon: bool = False, ste
         "size": size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "optimizer": "muon" if muon else "adamw",
+        "attention": "flash" if flash else "flex",
         "tokens_a_step": tokens,
         "full": round(tokens / sum(batch.tokens.numel() for batch in batches), 3),
         "compile_s": round(compiling, 1),
@@ -107,7 +113,7 @@ def where_time_goes(size: str, rows: int) -> JSON:
         run.step(batches)
         torch.cuda.synchronize()
     kernels = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
-    shares = {event.key[:70]: round(event.self_device_time_total / 1000, 2) for event in kernels[:22]}
+    shares = [[round(event.self_device_time_total / 1000, 2), event.count, event.key[:110]] for event in kernels[:40]]
     return {"ms": round(sum(event.self_device_time_total for event in kernels) / 1000, 1), "kernels": shares}
 
 

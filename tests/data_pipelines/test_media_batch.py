@@ -93,7 +93,7 @@ def test_memory_is_pinned_tensor_by_tensor(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     batch = collate(ROWS, LENGTH, SPACE)
     assert equal(batch.pin_memory(), batch)
-    assert len(pinned) == 8 + 2 * 5 + 2, "(B, T) fields with spans, five of each kind of media, and the counted tokens"
+    assert len(pinned) == 8 + 2 * 5 + 3, "(B, T) fields with spans, five of each kind of media, and the facts"
 
 
 def noised(batch: PackedBatch) -> list[PackedMedia]:

@@ -37,6 +37,17 @@ def test_scores_in_parts_and_their_gradients_are_those_of_all_logits(rows: int) 
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_logits_that_are_kept_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, weight, targets = fields()
+    expected = torch.autograd.grad(loss(plain_scores(features @ weight.T, targets)), (features, weight))
+    monkeypatch.setitem(token_head.KEPT_LOGITS, "cpu", 2**20)
+    scores = scores_in_parts(features, weight, targets)
+    kept = [saved for saved in scores.log_z.grad_fn.saved_tensors if saved is not None]  # pyright: ignore
+    assert (TOKENS, VOCABULARY) in [tuple(each.shape) for each in kept]
+    found = torch.autograd.grad(loss(scores), (features, weight))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_the_kernels_of_a_gpu_give_the_same_gradients() -> None:
     logits, targets = torch.randn(TOKENS, VOCABULARY), torch.randint(VOCABULARY, (TOKENS,))
     log_z = torch.logsumexp(logits, -1)

@@ -49,6 +49,10 @@ class HeadRMSNorm(nn.RMSNorm):
         del num_heads
         super().__init__(head_dim, eps=eps)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, heads, W) -> the same shape, in the dtype that came in: autocast computes the norm in float32."""
+        return super().forward(x).to(x.dtype)
+
 
 HEAD_NORMS: dict[str, type[HeadLayerNorm | HeadRMSNorm]] = {"layer": HeadLayerNorm, "rms": HeadRMSNorm}
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from unimodal.model.masks import Mask, allowed, dense_mask
+from unimodal.model.masks import DocumentEnds, Mask, allowed, dense_mask
 
 # Shapes: B rows, T tokens of a row, N blocks of a row.
 
@@ -23,9 +23,22 @@ PADDING = -1
 """The document of padding. It stands behind all others, and so counts as the last one."""
 
 
-def training_mask(documents: Tensor, branches: Tensor | None, spans: Tensor | None = None) -> Mask:
-    """The form that trains fastest where the tensors are: blocks on CUDA, dense elsewhere."""
-    return (block_mask if documents.device.type == "cuda" else dense_mask)(documents, branches, spans)
+def training_mask(
+    documents: Tensor,
+    branches: Tensor | None,
+    spans: Tensor | None = None,
+    ends: DocumentEnds | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Mask:
+    """The form that trains fastest where the tensors are: dense on a CPU, blocks on CUDA.
+
+    Where `ends` are given and attention computes in a half `dtype`, plain causal documents go to FlashAttention.
+    """
+    if documents.device.type != "cuda":
+        return dense_mask(documents, branches, spans)
+    if ends is not None and branches is None and spans is None and dtype.itemsize == 2:
+        return ends
+    return block_mask(documents, branches, spans)
 
 
 def block_mask(documents: Tensor, branches: Tensor | None = None, spans: Tensor | None = None) -> BlockMask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,18 @@ from torch.nn.attention.flex_attention import BlockMask
 
 # Shapes: B batch, T tokens (queries Q, keys K).
 
-Mask = Tensor | BlockMask
-"""True where attention is allowed, or the same in blocks for FlexAttention."""
+
+class DocumentEnds(NamedTuple):
+    """The mask of rows that hold whole documents of plain causal text and nothing else, for FlashAttention."""
+
+    ends: Tensor
+    """(N + 1,) int32: 0, and where each document of the flattened rows ends; empty ones may follow."""
+    longest: int
+    """At least the tokens of the longest document."""
+
+
+Mask = Tensor | BlockMask | DocumentEnds
+"""True where attention is allowed, or the same in blocks for FlexAttention, or as ends of documents."""
 
 
 def allowed(
@@ -69,8 +79,8 @@ def cached_mask(slots: Tensor, num_keys: int) -> Tensor:
 
 
 def as_bias(mask: Mask, dtype: torch.dtype) -> Mask:
-    """What attention takes: a dense mask made additive, blocks as they are."""
-    return mask if isinstance(mask, BlockMask) else additive(mask, dtype)
+    """What attention takes: a dense mask made additive, other forms as they are."""
+    return additive(mask, dtype) if isinstance(mask, Tensor) else mask
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

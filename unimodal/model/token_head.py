@@ -19,11 +19,14 @@ from unimodal.model.linear import BoundaryLinear
 
 # Shapes: M tokens, D model width, V vocabulary.
 
-LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
-"""Logits of one part: 64 MiB in float32 on a CPU, 512 MiB on a GPU, which needs more tokens to be busy."""
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+"""Logits of one part: 64 MiB in float32 on a CPU, 512 MiB in bfloat16 on a GPU, which needs more tokens to be busy."""
 
 PLAIN_LOGITS = 2**25
-"""Up to so many, all logits are kept: the backward pass needs no second product."""
+"""Up to so many, autograd keeps what it likes."""
+
+KEPT_LOGITS = {"cpu": 0, "cuda": 2**31}
+"""Up to so many logits are kept, once and in the type of the product: the backward pass needs no second product."""
 
 
 class TokenScores(NamedTuple):
@@ -63,36 +66,41 @@ def scores_in_parts(features: Tensor, weight: Tensor, targets: Tensor, at_once: 
     """
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
-    at_once = at_once or LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cuda"])
-    rows = max(at_once // len(weight), 1)
+    keep = at_once is None and len(targets) * len(weight) <= KEPT_LOGITS.get(device, 0)
+    rows = max((at_once or LOGITS_AT_ONCE.get(device, 2**24)) // len(weight), 1)
     with torch.autocast(device, enabled=False):
-        return TokenScores(*_ScoresInParts.apply(features, weight, targets, dtype, rows))  # pyright: ignore[reportGeneralTypeIssues]
+        return TokenScores(*_ScoresInParts.apply(features, weight, targets, dtype, rows, keep))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class _ScoresInParts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rows: int
+        ctx: Any, features: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rows: int, keep: bool
     ) -> tuple[Tensor, Tensor]:
+        rows = len(targets) if keep else rows
         x, w, forward = features.to(dtype), weight.to(dtype), _kernels(features.device.type).forward
-        found = [forward(part @ w.T, chosen) for part, chosen in zip(x.split(rows), targets.split(rows), strict=True)]
+        found, logits = list[TokenScores](), torch.empty(0)
+        for part, chosen in zip(x.split(rows), targets.split(rows), strict=True):
+            logits = part @ w.T
+            found.append(forward(logits, chosen))
         of_targets, log_z = (torch.cat(parts) for parts in zip(*found, strict=True))
-        ctx.save_for_backward(features, weight, targets, log_z)
+        ctx.save_for_backward(features, weight, targets, log_z, logits if keep else None)
         ctx.dtype, ctx.rows = dtype, rows
         return of_targets, log_z
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        features, weight, targets, log_z = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        features, weight, targets, log_z, kept = ctx.saved_tensors
         x, w, backward = features.to(ctx.dtype), weight.to(ctx.dtype), _kernels(features.device.type).backward
         of_features, of_weight = torch.empty_like(features), torch.zeros_like(weight)
         for start in range(0, len(targets), ctx.rows):
             part = slice(start, start + ctx.rows)
             of_targets, of_log_z = (gradient[part] for gradient in gradients)
-            slope = backward(x[part] @ w.T, targets[part], log_z[part], of_targets, of_log_z)
+            logits = x[part] @ w.T if kept is None else kept
+            slope = backward(logits, targets[part], log_z[part], of_targets, of_log_z)
             of_features[part] = slope @ w
             _add_product(of_weight, slope, x[part])
-        return of_features, of_weight, None, None, None
+        return of_features, of_weight, None, None, None, None
 
 
 def _add_product(total: Tensor, slope: Tensor, x: Tensor) -> None:

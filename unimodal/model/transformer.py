@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         for each in inserted:
             x = x.flatten(0, 1).index_copy(0, each.index, each.embeddings.to(x.dtype)).view(x.shape)
-        dtype = _compute_dtype(x)
+        dtype = compute_dtype(x)
         rotation = self.rotary(positions, dtype, _angles(inserted, tokens.shape))
         context = LayerContext(rotation, as_bias(mask, dtype), None, slots, route)
         for layer, block in enumerate(self.blocks):
@@ -87,7 +87,7 @@ def _angles(inserted: Sequence[Inserted], shape: torch.Size) -> Tensor | None:
     return None if angles is None else angles.unflatten(0, shape)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """What matrix products will produce: the autocast dtype where autocast is on."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -19,7 +19,9 @@ from unimodal.model.block_masks import training_mask
 from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
 from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.inference.compiling import compile_blocks, sizes_vary
+from unimodal.model.masks import DocumentEnds
 from unimodal.model.model import UnifiedModel
+from unimodal.model.transformer import compute_dtype
 from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
 from unimodal.training.gradients import gradients_of, to_means
 from unimodal.training.objectives.base import Objective, Terms, total
@@ -125,7 +127,9 @@ class TransformerModule(L.LightningModule):
             media, state = objective.prepare(self.model, batch, media, number)
             states.append(state)
         sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
-        mask = training_mask(batch.documents, batch.branches if batch.facts.has_branches else None, batch.spans)
+        facts, branches = batch.facts, batch.branches if batch.facts.has_branches else None
+        ends, dtype = DocumentEnds(facts.ends, facts.longest), compute_dtype(self.model.trunk.embedding.weight)
+        mask = training_mask(batch.documents, branches, batch.spans, ends, dtype)
         return self.model(batch.tokens, batch.positions, mask, media=media), states
 
     def _media(self, batch: PackedBatch) -> MediaBatch:
