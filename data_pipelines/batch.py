@@ -56,7 +56,7 @@ class BatchFacts(NamedTuple):
     ends: Tensor
     """(N + 1,) int32: 0, and where each document of the flattened rows ends, padding being one; filled up with the last
     end to a multiple of ENDS_MULTIPLE."""
-    longest: int
+    max_length: int
     """Tokens of the longest document, rounded up to a power of two."""
 
 
@@ -100,9 +100,9 @@ class PackedBatch:
     def facts(self) -> BatchFacts:
         """Found out once, and then moved along with the batch."""
         counted = CountedTokens.of(self.loss_weights)
-        ends, longest = _ends(self.documents)
+        ends, max_length = _ends(self.documents)
         has_branches = bool((self.branches != 0).any())
-        return BatchFacts(counted, int((self.documents >= 0).sum()), has_branches, ends, longest)
+        return BatchFacts(counted, int((self.documents >= 0).sum()), has_branches, ends, max_length)
 
     @property
     def num_tokens(self) -> int:
@@ -126,9 +126,9 @@ def _ends(documents: Tensor) -> tuple[Tensor, int]:
     """documents (B, T) -> see BatchFacts."""
     changes = F.pad(documents[:, 1:] != documents[:, :-1], (0, 1), value=True)
     ends = F.pad(changes.flatten().nonzero().flatten() + 1, (1, 0))
-    longest = int(ends.diff().max())
+    max_length = int(ends.diff().max())
     fill = -len(ends) % ENDS_MULTIPLE
-    return torch.cat([ends, ends[-1:].expand(fill)]).to(torch.int32), 1 << (longest - 1).bit_length()
+    return torch.cat([ends, ends[-1:].expand(fill)]).to(torch.int32), 1 << (max_length - 1).bit_length()
 
 
 def collate(

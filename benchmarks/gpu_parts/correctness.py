@@ -41,17 +41,17 @@ def attention(length: int, *, branches: bool, spans: int) -> JSON:
     heads = [torch.randn(2, count, length, 64, device="cuda", requires_grad=True) for count in (8, 2, 2)]
     narrow = [x.detach().bfloat16().requires_grad_() for x in heads]
     mask = block_mask(documents, branch if branches else None, span if spans else None)
-    found = torch.compile(attend)(*narrow, mask)
+    found = torch.compile(attend)(narrow[0], narrow[1], narrow[2], mask)
     return _against_oracle(found, narrow, dense_mask(documents, branch, span))
 
 
 def documents() -> JSON:
     """FlashAttention on packed documents beside softmax over all pairs in float64, forward and backward."""
     batch = packed_batch(2, length=1500).to("cuda")
-    ends = DocumentEnds(batch.facts.ends, batch.facts.longest)
+    ends = DocumentEnds(batch.facts.ends, batch.facts.max_length)
     shapes = (8, 2, 2)
     narrow = [torch.randn(2, n, 1500, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in shapes]
-    found = torch.compile(attend)(*narrow, ends)
+    found = torch.compile(attend)(narrow[0], narrow[1], narrow[2], ends)
     return _against_oracle(found, narrow, dense_mask(batch.documents))
 
 
@@ -132,9 +132,10 @@ def losses(steps: int = 20) -> JSON:
 
 
 def decoding() -> JSON:
-    """Recorded and compiled steps in float32 beside steps one by one: ids of answers of all kinds."""
+    """Recorded and compiled steps in float64 beside steps one by one: ids of answers of all kinds."""
     torch.manual_seed(0)
-    model = UnifiedModel(ModelConfig(vocab_size=SPACE.vocab_size, trunk=SMALL)).cuda().eval().requires_grad_(False)
+    model = UnifiedModel(ModelConfig(vocab_size=SPACE.vocab_size, trunk=SMALL)).eval().requires_grad_(False)
+    model = model.double().cuda()
     specials, sampling = SPACE.specials, SamplingConfig(temperature=0.9, top_k=50)
     configs = [
         DecodeConfig(mode="text", max_new_tokens=120, sampling=sampling),
@@ -149,4 +150,7 @@ def decoding() -> JSON:
         recorded = Engine(model, SPACE, StaticForward(model)).decode(requests)
     same = [sum(a == b for a, b in zip(x.ids, y.ids, strict=False)) for x, y in zip(plain, recorded, strict=True)]
     total = sum(len(x.ids) for x in plain)
-    return {"ids_equal": sum(same) / total, "answers_equal": sum(x.ids == y.ids for x, y in zip(plain, recorded))}
+    return {
+        "ids_equal": sum(same) / total,
+        "answers_equal": sum(x.ids == y.ids for x, y in zip(plain, recorded, strict=True)),
+    }

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from benchmarks.gpu_parts.machine import JSON, seconds
 from benchmarks.gpu_parts.shapes import SPACE, shape
@@ -18,7 +16,6 @@ from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.flops import active_parameters
-from unimodal.model.inference.matvec import FewRowsLinear
 from unimodal.model.model import UnifiedModel
 
 Case = tuple[int, float, SamplingConfig]
@@ -31,30 +28,15 @@ PLAIN = SamplingConfig(temperature=0.9)
 
 
 def products() -> JSON:
-    """TB/s at which the matrices of a 7B step are read, by shape and rows: torch's kernels, and compiled sums."""
+    """TB/s at which the matrices of a 7B step are read, by shape and rows."""
     found: JSON = {}
-    for outputs, inputs in ((4096, 4096), (11_008, 4096), (4096, 11_008)):
-        linears = [nn.Linear(inputs, outputs, bias=False, device="cuda", dtype=torch.bfloat16) for _ in range(8)]
-        for rows in (1, 2, 4, 64):
+    for outputs, inputs in ((4096, 4096), (11_008, 4096), (4096, 11_008), (65_536, 4096)):
+        weights = [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(8)]
+        for rows in (1, 2, 64):
             x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
-            ways: dict[str, list[Any]] = {"kernel": list(linears)}
-            if rows <= FewRowsLinear.MAX_ROWS:
-                ways["sums"] = _compiled(linears)
-                with torch._inductor.config.patch(coordinate_descent_tuning=True):
-                    ways["tuned sums"] = _compiled(linears)
-                    for layer in ways["tuned sums"]:
-                        layer(x)
-            for name, layers in ways.items():
-                taken = _replayed(lambda x: [layer(x) for layer in layers], x) / len(layers)  # noqa: B023
-                found[f"{name}, {outputs}x{inputs}, {rows} rows"] = round(2 * outputs * inputs / taken / 1e12, 2)
+            taken = _replayed(lambda x: [F.linear(x, weight) for weight in weights], x) / len(weights)  # noqa: B023
+            found[f"{outputs}x{inputs}, {rows} rows"] = round(2 * outputs * inputs / taken / 1e12, 2)
     return found
-
-
-def _compiled(linears: list[nn.Linear]) -> list[Any]:
-    """The same layers as sums, through one compiled function."""
-    torch._dynamo.reset()
-    function: Any = torch.compile(lambda layer, x: layer(x), dynamic=False)
-    return [partial(function, FewRowsLinear(linear)) for linear in linears]
 
 
 def attention() -> JSON:

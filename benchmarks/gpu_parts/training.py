@@ -50,7 +50,7 @@ class Run:
         return summed / weight
 
     def _loss(self, batch: PackedBatch) -> Tensor:
-        ends = DocumentEnds(batch.facts.ends, batch.facts.longest)
+        ends = DocumentEnds(batch.facts.ends, batch.facts.max_length)
         fast = self.flash and self.fast
         mask = training_mask(batch.documents, None, None, ends if fast else None, torch.bfloat16)
         mask = mask if self.fast else dense_mask(batch.documents)
@@ -115,5 +115,3 @@ def where_time_goes(size: str, rows: int) -> JSON:
     kernels = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
     shares = [[round(event.self_device_time_total / 1000, 2), event.count, event.key[:110]] for event in kernels[:40]]
     return {"ms": round(sum(event.self_device_time_total for event in kernels) / 1000, 1), "kernels": shares}
-
-

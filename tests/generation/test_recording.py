@@ -47,7 +47,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answers(settings: dict[str, Any], rows: int) -> list[Decoded]:
     pipeline = tiny_pipeline()
-    requests = [pipeline.requests([text], pipeline.decode_config(**settings), seed)[0] for seed, text in enumerate("abcde")]
+    requests = [
+        pipeline.requests([text], pipeline.decode_config(**settings), seed)[0] for seed, text in enumerate("abcde")
+    ]
     return pipeline.engine.decode(requests, rows=rows, sync_every=4)
 
 

@@ -191,6 +191,8 @@ def test_rows_that_wait_for_a_painter_get_no_contexts_to_be_compared_with(monkey
 class Counted:
     """Steps of a forward that are counted by how many rows they fed."""
 
+    recordable = False
+
     def __init__(self, pipeline: Pipeline) -> None:
         self.forward, self.rows = EagerForward(pipeline.model), list[int]()
 

@@ -78,7 +78,7 @@ def test_in_training_a_token_sees_its_trunk_its_branch_and_the_whole_of_its_pict
         documents, branches = random_layout(Random(seed), LENGTH)
         picture = {token for token in range(1, 4) if documents[token] == 0 and branches[token] == branches[1]}
         spans = [sign * (token in picture) for token in range(LENGTH)]
-        mask = training_mask(*(torch.tensor([field]) for field in (documents, branches, spans)))
+        mask = training_mask(torch.tensor([documents]), torch.tensor([branches]), torch.tensor([spans]))
         assert isinstance(mask, torch.Tensor), "blocks train on CUDA alone"
         for query, keys in enumerate(visible(documents, branches)):
             inside = query in picture and sign != 0

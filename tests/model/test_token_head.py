@@ -23,7 +23,9 @@ def fields(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 def loss(scores: TokenScores) -> Tensor:
     """Each token and each score with a weight of its own."""
     numbers = torch.linspace(-1, 2, len(scores.log_z), dtype=scores.log_z.dtype)
-    return (scores.log_z * numbers).sum() + 0.3 * (scores.log_z**2 * numbers).sum() - (scores.of_targets * numbers).sum()
+    return (
+        (scores.log_z * numbers).sum() + 0.3 * (scores.log_z**2 * numbers).sum() - (scores.of_targets * numbers).sum()
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 5, 37, 100])
@@ -76,9 +78,11 @@ def test_a_large_product_is_never_made_whole(monkeypatch: pytest.MonkeyPatch) ->
     head, sizes = TokenHead(WIDTH, VOCABULARY), list[int]()
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # pyright: ignore  # noqa: ANN
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # pyright: ignore
             out = func(*args, **(kwargs or {}))
-            sizes.extend(each.numel() for each in (out if isinstance(out, tuple) else [out]) if isinstance(each, Tensor))
+            sizes.extend(
+                each.numel() for each in (out if isinstance(out, tuple) else [out]) if isinstance(each, Tensor)
+            )
             return out
 
     features, _, targets = fields(torch.float32)

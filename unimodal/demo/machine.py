@@ -94,7 +94,7 @@ LEAN = replace(FULL["discrete"], tokenizer_depth=2, tokenizer_steps=900, decoder
 """For machines that train in float32: a smaller image tokenizer of fewer steps."""
 
 LEAN_MINUTES, LEAN_FEWEST = 25, 1600
-"""What the lean recipe may take on a slower machine than `Cost` was measured on, and its fewest steps of the decoder."""
+"""What the lean recipe may take on a machine slower than that of `Cost`, and its fewest steps of the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)

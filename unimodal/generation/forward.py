@@ -1,7 +1,8 @@
 """One token for every row of a batch: as the shapes come, or compiled.
 
 On CUDA compiled steps have fixed shapes: rows are padded to a power of two and attention runs over all slots, so that
-`torch.compile` makes one graph of a layer for each power, and whole steps can be recorded (recording.py). On a CPU a step of a row or two is compiled into loops that read each matrix straight through.
+`torch.compile` makes one graph of a layer for each power, and whole steps can be recorded (recording.py). On a CPU a
+step of a row or two is compiled into loops that read each matrix straight through.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class RecordedSteps(Steps):
     """`record` takes work without arguments and gives it recorded, without having done it."""
 
     def __init__(self, record: Callable[[Callable[[], None]], Graph] | None = None) -> None:
-        self.record = record or _Recorder().record
+        self.record = record or _record
         self.graph: Graph | None = None
         self.count = 0
 
@@ -89,17 +89,10 @@ def _place(batch: Any, memory: dict[str, Tensor]) -> None:
         setattr(batch, name, memory[name])
 
 
-class _Recorder:
-    """CUDA graphs that share one pool of memory, since only the last of them is replayed."""
-
-    def __init__(self) -> None:
-        self.pool: Any = None
-
-    def record(self, work: Callable[[], None]) -> Graph:
-        """See `RecordedSteps`."""
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, pool=self.pool):
-            work()
-        return graph
+def _record(work: Callable[[], None]) -> Graph:
+    """A CUDA graph with memory of its own, which goes when it does."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        work()
+    return graph

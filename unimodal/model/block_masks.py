@@ -16,7 +16,7 @@ from unimodal.model.masks import DocumentEnds, Mask, allowed, dense_mask
 
 # Shapes: B rows, T tokens of a row, N blocks of a row.
 
-BLOCK = 128
+BLOCK_TOKENS = 128
 """Tokens of a block, FlexAttention's own."""
 
 PADDING = -1
@@ -57,9 +57,22 @@ def block_mask(documents: Tensor, branches: Tensor | None = None, spans: Tensor 
         )
 
     partial, full = blocks_of(documents, branches, spans)
+    tables = torch.stack([partial, full, partial.mT, full.mT])[:, :, None]
+    counts = tables.sum(-1, dtype=torch.int32)
+    indices = tables.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     length = documents.shape[1]
-    return BlockMask.from_kv_blocks(
-        *_listed(partial), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=rule, seq_lengths=(length, length)
+    return BlockMask(
+        seq_lengths=(length, length),
+        kv_num_blocks=counts[0],
+        kv_indices=indices[0],
+        full_kv_num_blocks=counts[1],
+        full_kv_indices=indices[1],
+        q_num_blocks=counts[2],
+        q_indices=indices[2],
+        full_q_num_blocks=counts[3],
+        full_q_indices=indices[3],
+        BLOCK_SIZE=(BLOCK_TOKENS, BLOCK_TOKENS),
+        mask_mod=rule,
     )
 
 
@@ -70,14 +83,14 @@ class Blocks(NamedTuple):
     full: Tensor
 
 
-def blocks_of(documents: Tensor, branches: Tensor | None, spans: Tensor | None, size: int = BLOCK) -> Blocks:
+def blocks_of(documents: Tensor, branches: Tensor | None, spans: Tensor | None, size: int = BLOCK_TOKENS) -> Blocks:
     """Every block of which `dense_mask` allows anything is in one of both, and in `full` only where it allows all."""
     document = _edges(torch.where(documents == PADDING, documents.shape[1], documents), size)
     index = torch.arange(document.first.shape[1], device=documents.device)
     earlier, same = index[:, None] > index, index[:, None] == index
     shared = document.last[:, None] >= document.first[:, :, None]
-    alike = (document.first[:, :, None] == document.last[:, :, None]) & (document.last[:, None] == document.first[:, None])
-    full = earlier & shared & alike & (document.first[:, None] == document.first[:, :, None])
+    single = document.first == document.last
+    full = single[:, None] & single[:, :, None] & (document.first[:, None] == document.first[:, :, None]) & earlier
     some = (earlier & shared) | same
     if branches is not None:
         branch = _extremes(branches, size)
@@ -115,9 +128,3 @@ def _in_blocks(values: Tensor, size: int) -> Tensor:
     if missing:
         values = torch.cat([values, values[:, -1:].expand(-1, missing)], dim=1)
     return values.unflatten(1, (-1, size))
-
-
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """bool (B, N, N) -> the number of blocks of each query block (B, 1, N), and their indices first (B, 1, N, N)."""
-    order = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]

@@ -50,10 +50,10 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Mask) -> Tensor:
 
 def _within_documents(queries: Tensor, keys: Tensor, values: Tensor, ends: DocumentEnds) -> Tensor:
     """FlashAttention on the documents of all rows, each by itself and causal; in half precision on CUDA."""
-    packed = [x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values)]
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values))
     grouped: dict[str, Any] = {"enable_gqa": True} if TAKES_GROUPS and queries.shape[1] != keys.shape[1] else {}
-    longest = ends.longest
-    out: Any = varlen_attn(*packed, ends.ends, ends.ends, longest, longest, window_size=(-1, 0), **grouped)
+    max_length = ends.max_length
+    out: Any = varlen_attn(q, k, v, ends.ends, ends.ends, max_length, max_length, window_size=(-1, 0), **grouped)
     return out.unflatten(0, (len(queries), -1)).transpose(1, 2)
 
 

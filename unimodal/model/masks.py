@@ -16,7 +16,7 @@ class DocumentEnds(NamedTuple):
 
     ends: Tensor
     """(N + 1,) int32: 0, and where each document of the flattened rows ends; empty ones may follow."""
-    longest: int
+    max_length: int
     """At least the tokens of the longest document."""
 
 

@@ -128,7 +128,7 @@ class TransformerModule(L.LightningModule):
             states.append(state)
         sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
         facts, branches = batch.facts, batch.branches if batch.facts.has_branches else None
-        ends, dtype = DocumentEnds(facts.ends, facts.longest), compute_dtype(self.model.trunk.embedding.weight)
+        ends, dtype = DocumentEnds(facts.ends, facts.max_length), compute_dtype(self.model.trunk.embedding.weight)
         mask = training_mask(batch.documents, branches, batch.spans, ends, dtype)
         return self.model(batch.tokens, batch.positions, mask, media=media), states
 

@@ -14,10 +14,10 @@ import torch
 from tests.oracles.passes import flow_branch, media_at, on_table, velocity
 from tests.oracles.slow_attention import spanned_layout, visible_with_spans
 from tests.oracles.tiny import tiny_config, tiny_model
+from unimodal.model.block_masks import block_mask
 from unimodal.model.branches.base import MediaTokens, grid_positions, positions_of
 from unimodal.model.branches.flow import FlowBranch, add_noise, logit_normal_times, shift_times
 from unimodal.model.config import FlowConfig, RopeConfig
-from unimodal.model.block_masks import block_mask
 from unimodal.model.masks import allowed, dense_mask
 from unimodal.model.model import LATENTS, UnifiedModel
 from unimodal.model.rope import RotaryEmbedding, rotate

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from unimodal.model.context import LayerContext
-from unimodal.model.inference.matvec import with_few_rows
 from unimodal.model.model import UnifiedModel
 
 GRAPHS = 64
@@ -39,11 +38,8 @@ def layer_by_layer(model: UnifiedModel, **options: Any) -> UnifiedModel:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     shared = {id(parameter): parameter for parameter in model.parameters()}
     copied = copy.deepcopy(model, shared).eval()  # pyright: ignore[reportArgumentType]
-    own_code = FunctionType(_layer.__code__.replace(), globals(), "layer")  # graphs are counted by code object
-    function: Any = torch.compile(own_code, dynamic=False, fullgraph=True, **options)
-    if model.device.type == "cuda":
-        for block in copied.trunk.blocks:
-            with_few_rows(block)
+    fresh = FunctionType(_layer.__code__.replace(), globals(), "layer")  # graphs are counted by code object
+    function: Any = torch.compile(fresh, dynamic=False, fullgraph=True, **options)
     copied.trunk.blocks = nn.ModuleList(CompiledLayer(block, function) for block in copied.trunk.blocks)
     return copied
 

@@ -34,38 +34,6 @@ class MatvecLinear(nn.Module):
         return out.to(x.dtype).view(*x.shape[:-1], outputs)
 
 
-class FewRowsLinear(nn.Module):
-    """A linear layer that reads its weight once for up to MAX_ROWS rows, with a sum for each, and else multiplies.
-
-    For compiled steps on GPUs: the kernels for matrices read a 7B model's at 1.8 to 2.5 of 3 TB/s (docs/log.md,
-    2026-11-26).
-    """
-
-    MAX_ROWS = 4
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O)."""
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) > self.MAX_ROWS:
-            return nn.functional.linear(x, self.weight, self.bias)
-        exact = torch.promote_types(x.dtype, torch.float32)
-        weight = self.weight.to(exact)
-        out = torch.stack([(weight * row.to(exact)).sum(-1) for row in rows.unbind()])
-        if self.bias is not None:
-            out = out + self.bias.to(exact)
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-def with_few_rows(block: nn.Module) -> None:
-    """Replace a block's linear layers by `FewRowsLinear` on the same weights."""
-    for name, module in [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear)]:
-        block.set_submodule(name, FewRowsLinear(module))
-
-
 def matvec(model: UnifiedModel) -> UnifiedModel:
     """A copy for inference whose linear layers are `MatvecLinear`; it shares all weights with the given model."""
     shared = {id(parameter): parameter for parameter in model.parameters()}

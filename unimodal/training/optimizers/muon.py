@@ -64,13 +64,13 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_add_(parameters, updates.unbind(), alpha=-scale)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _nesterov(self, parameters: Sequence[Tensor], momentum: float) -> Sequence[Tensor]:
+    def _nesterov(self, parameters: Sequence[Tensor], momentum: float) -> list[Tensor]:
         """The gradients, led on by the momentum that they have just joined."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         buffers = [self._buffer(parameter) for parameter in parameters]
         torch._foreach_mul_(buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(buffers, gradients)  # pyright: ignore[reportPrivateImportUsage]
-        return torch._foreach_add(gradients, buffers, alpha=momentum)  # pyright: ignore[reportPrivateImportUsage]
+        return list(torch._foreach_add(gradients, buffers, alpha=momentum))  # pyright: ignore[reportPrivateImportUsage]
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -116,7 +116,7 @@ def _stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     for parameter in parameters:
         if parameter.grad is not None:
             by_shape[parameter.shape].append(parameter)
-    for shape, alike in by_shape.items():
+    for shape, same_shape in by_shape.items():
         count = max(STACK_NUMBERS // shape.numel(), 1)
-        for start in range(0, len(alike), count):
-            yield alike[start : start + count]
+        for start in range(0, len(same_shape), count):
+            yield same_shape[start : start + count]

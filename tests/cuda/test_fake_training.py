@@ -1,0 +1,168 @@
+"""Training steps on CUDA without a GPU: fake tensors, which know their device and type and hold no numbers.
+
+torch makes them for a device that is not there, and stops where devices are mixed. What no fake tensor shows, kernels and
+numbers, `benchmarks/gpu.py` compares on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.gpu_parts.shapes import packed_batch
+from data_pipelines.batch import PackedBatch
+from unimodal.model import token_head
+from unimodal.model.block_masks import block_mask, training_mask
+from unimodal.model.config import ModelConfig, QKNormConfig, TransformerConfig
+from unimodal.model.masks import DocumentEnds
+from unimodal.model.model import UnifiedModel
+from unimodal.training.gradients import gradients_of, to_means
+from unimodal.training.objectives.base import total
+from unimodal.training.objectives.next_token import counted_terms
+from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, OptimizerConfig, build_optimizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "equal")
+"""Operations that wait for a device, where their input is on one."""
+
+TRUNK = TransformerConfig(dim=128, num_layers=2, num_heads=2, num_kv_heads=1, hidden_dim=256, max_length=512)
+
+
+class Launches(TorchDispatchMode):
+    """Counts what is done on CUDA, and what waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels, self.waits = Counter[str](), Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        name, on_cuda = func._opname, any(each.device.type == "cuda" for each in inputs)
+        copied_back = name in ("_to_copy", "copy_") and on_cuda and isinstance(out, Tensor) and out.device.type == "cpu"
+        if on_cuda and (name in SYNCS or copied_back):
+            self.waits[name] += 1
+        results = [each for each in torch.utils._pytree.tree_leaves(out) if isinstance(each, Tensor)]
+        if any(each.device.type == "cuda" for each in results) and not func.is_view:
+            self.kernels[name] += 1
+        return out
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
+    """A device of Hopper's kind, as far as torch asks."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    uncompiled = token_head._Kernels(token_head.plain_scores, token_head._slope)
+    monkeypatch.setattr(token_head, "_kernels", lambda device: uncompiled)  # nothing can be compiled for it
+    with FakeTensorMode() as mode:
+        yield mode
+
+
+def batch() -> PackedBatch:
+    """Made on the CPU, as a loader does, and moved."""
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        made = packed_batch(2, length=512)
+        facts = made.facts
+    moved = PackedBatch(**{name: _fake(value) for name, value in vars(made).items() if isinstance(value, Tensor)})
+    moved.__dict__["facts"] = facts._replace(
+        counted=type(facts.counted)(*map(_fake, facts.counted)), ends=_fake(facts.ends)
+    )
+    return moved
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+
+
+def model(**changes: Any) -> UnifiedModel:
+    with torch.device("cuda"):
+        return UnifiedModel(ModelConfig(vocab_size=65_536, trunk=replace(TRUNK, **changes)))
+
+
+def step(trained: UnifiedModel, optimizer: torch.optim.Optimizer, given: PackedBatch) -> Tensor:
+    """What training/module.py does between two batches."""
+    optimizer.zero_grad()
+    facts = given.facts
+    with torch.autocast("cuda", torch.bfloat16):
+        ends = DocumentEnds(facts.ends, facts.max_length)
+        mask = training_mask(given.documents, None, None, ends, torch.bfloat16)
+        features = trained(given.tokens, given.positions, mask)
+        terms = counted_terms(features, trained.token_head, given.targets, facts.counted, given.modality, 1e-5)
+    assert total(terms).requires_grad
+    for parameter in trained.parameters():  # the backward pass wants a real device
+        parameter.grad = torch.empty_like(parameter)
+    norm = to_means(gradients_of(trained.parameters()), facts.counted.weights.sum())
+    torch.nn.utils.clip_grads_with_norm_(trained.parameters(), 1.0, norm)
+    optimizer.step()
+    return norm
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": QKNormConfig(kind="rms")}, {"norm_placement": "swin"}])
+def test_a_step_waits_for_nothing_and_keeps_all_states_beside_their_parameters(
+    config: OptimizerConfig, changes: dict[str, Any]
+) -> None:
+    trained, given = model(**changes), batch()
+    optimizer = build_optimizer(trained, config)
+    step(trained, optimizer, given)
+    with Launches() as launches:
+        norm = step(trained, optimizer, given)
+    assert norm.device.type == "cuda" and not launches.waits
+    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    assert len(states) > len(list(trained.parameters())) and {each.device.type for each in states} == {"cuda"}
+
+
+def test_the_step_counts_of_a_checkpoint_are_moved_to_their_parameters() -> None:
+    trained, given = model(), batch()
+    optimizer = build_optimizer(trained, AdamWConfig())
+    step(trained, optimizer, given)
+    for state in optimizer.state.values():
+        state["step"] = torch.ones((), device="cpu")  # where Lightning leaves it
+    step(trained, optimizer, given)
+    assert {state["step"].device.type for state in optimizer.state.values()} == {"cuda"}
+
+
+def test_attention_computes_in_half_precision_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Any) -> Tensor:
+        del bias
+        seen.extend(each.dtype for each in (queries, keys, values))
+        return queries
+
+    monkeypatch.setattr("unimodal.model.attention.attend", attend)
+    for kind in ("layer", "rms"):
+        trained, given = model(qk_norm=QKNormConfig(kind=kind)), batch()
+        with torch.autocast("cuda", torch.bfloat16):
+            trained(given.tokens, given.positions)
+    assert len(seen) == 12 and set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("length", [512, 4096, 32_768])
+def test_a_mask_is_made_of_few_kernels_that_never_meet_all_pairs(length: int) -> None:
+    documents, branches, spans = (torch.zeros(4, length, dtype=torch.int64, device="cuda") for _ in range(3))
+    with Launches() as launches:
+        block_mask(documents)
+    assert sum(launches.kernels.values()) <= 40 and not launches.waits, launches.kernels
+    sizes: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(each.numel() for each in torch.utils._pytree.tree_leaves(out) if isinstance(each, Tensor))
+            return out
+
+    with Sizes():
+        block_mask(documents, branches, spans)
+    assert max(sizes) <= 16 * max(length, (length // 128) ** 2)
