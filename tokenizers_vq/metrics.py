@@ -23,8 +23,13 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
-    """How often each code occurs, summed over all ranks: any shape -> (K,)."""
-    counts = torch.bincount(indices.flatten(), minlength=codebook_size)
+    """How often each code occurs on this rank: any shape -> (K,)."""
+    return torch.bincount(indices.flatten(), minlength=codebook_size)
+
+
+def over_ranks(counts: Tensor) -> Tensor:
+    """The sum over all ranks, on the device of the counts: NCCL knows no other."""
+    counts = counts.clone()
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(counts)
     return counts

@@ -6,13 +6,14 @@ import logging
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig
 from tokenizers_vq.discriminator import AdversarialLossConfig
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig, Reconstruction
 from tokenizers_vq.losses import PerceptualLossConfig, ReconstructionLossConfig
-from tokenizers_vq.metrics import code_counts, codebook_use, perplexity
+from tokenizers_vq.metrics import code_counts, codebook_use, over_ranks, perplexity
 from tokenizers_vq.quantizers import QuantizerConfig, VQConfig
 from tokenizers_vq.reconstruction_module import ReconstructionModule, TokenizerOptimizerConfig
 
@@ -50,6 +51,11 @@ class ImageTokenizerModule(ReconstructionModule[ImageTokenizer]):
         result: Reconstruction = self.tokenizer(images)
         return result.images, result.losses
 
+    def configure_model(self) -> None:
+        """One codebook, where there are several ranks."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self.tokenizer.quantizer.join_ranks()
+
     def on_validation_epoch_start(self) -> None:
         """Start counting codes."""
         self._counts = []
@@ -60,17 +66,14 @@ class ImageTokenizerModule(ReconstructionModule[ImageTokenizer]):
         result: Reconstruction = self.tokenizer(batch)
         images = result.images.clamp(-1, 1)
         self.log_quality(images, batch)
-        self._counts.append(torch.bincount(result.indices.flatten(), minlength=self.tokenizer.codebook_size))
+        self._counts.append(code_counts(result.indices, self.tokenizer.codebook_size))
         return images
 
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log how much of the codebook is in use, over all ranks, and sound the alarm when it collapses."""
-        indices = torch.repeat_interleave(
-            torch.arange(self.tokenizer.codebook_size), torch.stack(self._counts).sum(0).cpu()
-        )
-        counts = code_counts(indices, self.tokenizer.codebook_size)
+        counts = over_ranks(torch.stack(self._counts).sum(0))
         use = codebook_use(counts)
         self.log("val/codebook_use", use, prog_bar=True)
         self.log("val/perplexity", perplexity(counts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -92,6 +93,9 @@ class Quantizer(nn.Module):
         """indices (B, N) -> codes (B, N, D)."""
         raise NotImplementedError
 
+    def join_ranks(self) -> None:
+        """From now on learn with all ranks of the process group, which was made after the quantizer."""
+
 
 class VQ(Quantizer):
     """VectorQuantize."""
@@ -101,7 +105,8 @@ class VQ(Quantizer):
 
         super().__init__()
         self.codebook_size, self.dim = config.codebook_size, config.dim
-        self.layer = VectorQuantize(
+        self._layer = partial(
+            VectorQuantize,
             dim=config.dim,
             codebook_size=config.codebook_size,
             decay=config.decay,
@@ -111,6 +116,13 @@ class VQ(Quantizer):
             threshold_ema_dead_code=config.revive_below,  # pyright: ignore[reportArgumentType]
             use_cosine_sim=config.cosine,
         )
+        self.layer = self._layer(sync_codebook=False)
+
+    def join_ranks(self) -> None:
+        """One codebook for all ranks: without it each would learn its own for the encoder that they share."""
+        joined = self._layer(sync_codebook=True)
+        joined.load_state_dict(self.layer.state_dict())
+        self.layer = joined
 
     def forward(self, x: Tensor) -> Quantized:
         codes, indices, loss = self.layer(x)

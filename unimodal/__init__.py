@@ -15,8 +15,15 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str | Path, *, dtype: torch.dtype | None = None, compile: bool = False, packed: bool = True) -> Pipeline:
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    compile: bool = False,
+    packed: bool = True,
+) -> Pipeline:
     """Open a model bundle to talk with it; see `unimodal.generation.pipeline.load`."""
     from unimodal.generation.pipeline import load as open_pipeline
 
-    return open_pipeline(path, dtype=dtype, compile=compile, packed=packed)
+    return open_pipeline(path, dtype=dtype, device=device, compile=compile, packed=packed)

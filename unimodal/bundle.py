@@ -41,14 +41,15 @@ class Bundle:
     path: Path | None = None
 
     @classmethod
-    def open(cls, folder: Path, dtype: torch.dtype | None = None) -> Bundle:
+    def open(cls, folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Bundle:
         """Open what `save` or an earlier version wrote, in evaluation mode; `dtype` is for the model's weights.
 
-        Raises ValueError, with the file and the reason, where it cannot.
+        Image tokenizer and autoencoder are on the model's device. Raises ValueError, with the file and the reason,
+        where it cannot.
         """
         _check_folder(folder)
         model, space = open_model(folder)
-        opened = cls.beside(model if dtype is None else model.to(dtype), space, folder)
+        opened = cls.beside(model.to(device, dtype), space, folder)
         return cls(opened.model, space, opened.tokenizers, folder)
 
     @classmethod
@@ -57,7 +58,8 @@ class Bundle:
         tokenizers = Tokenizers.open(folder, space, latents=False)
         autoencoder = _flow_autoencoder(folder, model.config)
         autoencoder = None if autoencoder is None else autoencoder.to(model.device)
-        return cls(model, space, Tokenizers(tokenizers.text, tokenizers.image, autoencoder))
+        image = None if tokenizers.image is None else tokenizers.image.to(model.device)
+        return cls(model, space, Tokenizers(tokenizers.text, image, autoencoder))
 
     def save(self, folder: Path) -> None:
         """Write everything that is needed after training."""

@@ -86,12 +86,17 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     rules.add_argument("--json-schema", type=Path, default=None, metavar="FILE", help=about)
     rules.add_argument("--choices", nargs="+", default=None, metavar="ANSWER", help="the answer is one of these")
     rules.add_argument("--regex", default=None, metavar="PATTERN", help="the answer matches this regular expression")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
+    _device_arguments(parser)
     about = "compile the decoding steps: takes half a minute or two, for long answers of large models"
     parser.add_argument("--compile", action="store_true", help=about)
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes; for a single one")
     parser.add_argument("--think", action="store_true", help="plan in words before the picture; with --mode image")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _device_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1; CUDA's first one where there is one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -105,6 +110,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model bundle")
     parser.add_argument("--task", required=True, help="vqa, caption, t2i, edit or reconstruction")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results file")
+    _device_arguments(parser)
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N items")
     parser.add_argument("--seed", type=int, default=None)
     add_settings(parser, EVALUATED, defaults=False)

@@ -1,6 +1,6 @@
 """Training steps on CUDA without a GPU: fake tensors, which know their device and type and hold no numbers.
 
-torch makes them for a device that is not there, and stops where devices are mixed. What no fake tensor shows, kernels and
+torch makes them for a device that is not there, and stops where devices are mixed. What they do not show, kernels and
 numbers, `benchmarks/gpu.py` compares on a GPU.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_parts.shapes import packed_batch
 from data_pipelines.batch import PackedBatch
@@ -46,12 +47,12 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        inputs = [each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         name, on_cuda = func._opname, any(each.device.type == "cuda" for each in inputs)
         copied_back = name in ("_to_copy", "copy_") and on_cuda and isinstance(out, Tensor) and out.device.type == "cpu"
         if on_cuda and (name in SYNCS or copied_back):
             self.waits[name] += 1
-        results = [each for each in torch.utils._pytree.tree_leaves(out) if isinstance(each, Tensor)]
+        results = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
         if any(each.device.type == "cuda" for each in results) and not func.is_view:
             self.kernels[name] += 1
         return out
@@ -71,10 +72,11 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
 
 def batch() -> PackedBatch:
     """Made on the CPU, as a loader does, and moved."""
-    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+    with unset_fake_temporarily():
         made = packed_batch(2, length=512)
         facts = made.facts
-    moved = PackedBatch(**{name: _fake(value) for name, value in vars(made).items() if isinstance(value, Tensor)})
+    columns: dict[str, Any] = {name: _fake(value) for name, value in vars(made).items() if isinstance(value, Tensor)}
+    moved = PackedBatch(**columns)
     moved.__dict__["facts"] = facts._replace(
         counted=type(facts.counted)(*map(_fake, facts.counted)), ends=_fake(facts.ends)
     )
@@ -160,7 +162,7 @@ def test_a_mask_is_made_of_few_kernels_that_never_meet_all_pairs(length: int) ->
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
-            sizes.extend(each.numel() for each in torch.utils._pytree.tree_leaves(out) if isinstance(each, Tensor))
+            sizes.extend(each.numel() for each in tree_leaves(out) if isinstance(each, Tensor))
             return out
 
     with Sizes():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+import torch
 from rich.table import Table
 
 from unimodal.evaluation.contract import Sampling
@@ -33,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     if options.choices is not None:
         config = replace(config, choices=tuple(options.choices))
     check_results_place(options.out)
-    results = evaluate(load(options.model), config, options.out)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    results = evaluate(load(options.model, dtype=dtype, device=options.device), config, options.out)
     table = Table("metric", "value", title=f"{options.task}, n = {results['n']:,}, {results['seconds']:.0f} s")
     for name, value in results["metrics"].items():
         table.add_row(name, f"{value:.4f}")

@@ -33,7 +33,7 @@ def redrawn(model: AnyToAnyModel, images: Tensor) -> Tensor:
     Raises ValueError for a model that does not draw.
     """
     if model.autoencoder is not None:
-        return model.autoencoder.decode(model.autoencoder.encode(images))
+        return model.autoencoder.decode(model.autoencoder.encode(images)).to(images.device)
     codec = codec_of(model)
     size = (images.shape[2] // codec.reduction, images.shape[3] // codec.reduction)
-    return codec.decode(codec.encode(images), size).float().clamp(-1, 1)
+    return codec.decode(codec.encode(images), size).float().clamp(-1, 1).to(images.device)

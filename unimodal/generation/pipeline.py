@@ -248,19 +248,39 @@ class Pipeline:
         self.bundle.save(folder)
 
 
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """The device of this name, or the best there is. Raises ValueError, in one line, for one that is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
+    return found
+
+
 def _given(**values: Any) -> dict[str, Any]:
     """What is not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def load(path: str | Path, *, dtype: torch.dtype | None = None, compile: bool = False, packed: bool = True) -> Pipeline:
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    compile: bool = False,
+    packed: bool = True,
+) -> Pipeline:
     """Open a model bundle. Raises ValueError that names the file and the reason where it cannot.
 
-    `dtype` is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the
-    engine decodes with a second copy of them that is faster on CPUs; with `compile` steps go through torch.compile, for
-    long work on CUDA and for answers one at a time on a CPU.
+    `device` is CUDA's first one if it is None and there is one, else the CPU; all parts of the bundle go there. `dtype`
+    is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the engine
+    decodes with a second copy of them that is faster on CPUs; with `compile` steps go through torch.compile, for long
+    work on CUDA and for answers one at a time on a CPU.
     """
-    pipeline = Pipeline(Bundle.open(Path(path), dtype))
+    pipeline = Pipeline(Bundle.open(Path(path), dtype, usable_device(device)))
     if compile:
         pipeline.use_compiled_steps(packed=packed)
     elif packed:

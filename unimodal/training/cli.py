@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -116,7 +117,10 @@ class TrainingCLI(LightningCLI):
             csv = CSVLogger(config["default_root_dir"], name="logs")
             board = TensorBoardLogger(config["default_root_dir"], name="logs", version=csv.version)
             kwargs["logger"] = [csv, board]
-        config["plugins"] = [AtomicCheckpointIO()]
+        given = config.get("plugins") or []
+        given = given if isinstance(given, list) else [given]
+        atomic = [] if any(isinstance(plugin, CheckpointIO) for plugin in given) else [AtomicCheckpointIO()]
+        config["plugins"] = [*given, *atomic]
         config["callbacks"] = [
             *(config.get("callbacks") or []),
             StepProgress(),

@@ -104,9 +104,19 @@ class TransformerModule(L.LightningModule):
         """Optimizer and schedule of the config, stepped once an optimizer step."""
         assert self.model is not None
         optimizer = build_optimizer(self.model, self.optimizer_config)
-        steps = max(self.trainer.max_steps, 1)
+        steps = self._planned_steps()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _planned_steps(self) -> int:
+        """Optimizer steps of the run, along which the schedule decays. Raises ValueError where nothing says them."""
+        steps = self.trainer.max_steps
+        if steps < 0 and self.schedule.decay != "constant":
+            raise ValueError(
+                f"the schedule decays ({self.schedule.decay}) over trainer.max_steps, which is not set: set it, or "
+                "model.schedule.decay to constant"
+            )
+        return max(steps, 1)
 
     # -- the loss
 

@@ -53,8 +53,13 @@ class Answerer(L.LightningModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"the batch size is at least 1, got {batch_size}")
-        self.pipeline, self.batch_size, self.compile_steps = load(bundle, packed=False), batch_size, compile
-        self.model = self.pipeline.model  # so that Lightning moves it to its device
+        self.pipeline, self.batch_size, self.compile_steps = (
+            load(bundle, device="cpu", packed=False),
+            batch_size,
+            compile,
+        )
+        self.model = self.pipeline.model  # so that Lightning moves it to its device, and what goes with it
+        self.image_tokenizer, self.autoencoder = self.pipeline.image_tokenizer, self.pipeline.autoencoder
         self._tell: Callable[[int], None] = lambda done: None
 
     def on_predict_start(self) -> None:

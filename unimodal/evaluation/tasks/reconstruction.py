@@ -54,8 +54,8 @@ def evaluate(
         batch = torch.stack([pictures[index] for index in group])
         size = (batch.shape[2] // codec.reduction, batch.shape[3] // codec.reduction)
         with torch.inference_mode():
-            codes = codec.encode(batch)
-            decoded = codec.decode(codes, size).float().clamp(-1, 1)
+            codes = codec.encode(batch).cpu()
+            decoded = codec.decode(codes, size).float().clamp(-1, 1).cpu()
         scores.update(batch, decoded, codes)
         if draws_latents:
             drawn.update(batch, redrawn(model, batch), codes)

@@ -31,7 +31,7 @@ def compile_blocks(model: UnifiedModel) -> None:
     if not (torch.cuda.is_available() or can_build_for_cpu()):
         log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")
         return
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True
+    torch._dynamo.config.optimize_ddp = False  # it would cut blocks, which are units of overlap, at sizes of buckets
     for block in model.trunk.blocks:
         block.compile()
         compiled = block._compiled_call_impl
