@@ -154,9 +154,10 @@ def test_attention_computes_in_half_precision_under_autocast(monkeypatch: pytest
 @pytest.mark.parametrize("length", [512, 4096, 32_768])
 def test_a_mask_is_made_of_few_kernels_that_never_meet_all_pairs(length: int) -> None:
     documents, branches, spans = (torch.zeros(4, length, dtype=torch.int64, device="cuda") for _ in range(3))
-    with Launches() as launches:
-        block_mask(documents)
-    assert sum(launches.kernels.values()) <= 40 and not launches.waits, launches.kernels
+    for fields in ((documents,), (documents, branches), (documents, branches, spans)):
+        with Launches() as launches:
+            block_mask(*fields)
+        assert sum(launches.kernels.values()) <= 40 and not launches.waits, launches.kernels
     sizes: list[int] = []
 
     class Sizes(TorchDispatchMode):

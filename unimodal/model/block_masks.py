@@ -87,11 +87,11 @@ def blocks_of(documents: Tensor, branches: Tensor | None, spans: Tensor | None, 
     """Every block of which `dense_mask` allows anything is in one of both, and in `full` only where it allows all."""
     document = _edges(torch.where(documents == PADDING, documents.shape[1], documents), size)
     index = torch.arange(document.first.shape[1], device=documents.device)
-    earlier, same = index[:, None] > index, index[:, None] == index
+    earlier, in_order = index[:, None] > index, index[:, None] >= index
     shared = document.last[:, None] >= document.first[:, :, None]
     single = document.first == document.last
     full = single[:, None] & single[:, :, None] & (document.first[:, None] == document.first[:, :, None]) & earlier
-    some = (earlier & shared) | same
+    some = in_order & shared
     if branches is not None:
         branch = _extremes(branches, size)
         trunk = (branch.first == 0) & (branch.last == 0)
