@@ -157,7 +157,6 @@ def test_a_training_never_overwrites_what_it_reads_and_says_so_first(
         ({"trainer__strategy": "nonsense"}, "nonsense is not supported yet"),
         ({"trainer__strategy": "fsdp"}, "training runs on one device or under ddp, fsdp is not supported yet"),
         ({"trainer__strategy": "ModelParallelStrategy"}, "is not supported yet"),
-        ({"trainer__max_steps": -1, "trainer__max_time": "00:00:10:00"}, "which is not set"),
     ):
         chosen: dict[str, str | float] = {"trainer__max_steps": 1, **options}
         with pytest.raises(SystemExit) as ended:

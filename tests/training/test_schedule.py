@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.oracles.tiny import tiny_shards
+from tests.oracles.tiny_training import fit_arguments
+from unimodal.training.cli import main
 from unimodal.training.schedule import ScheduleConfig
 
 DECAYS: tuple[Any, ...] = ("linear", "cosine", "exponential", "constant")
@@ -52,3 +56,14 @@ def test_a_decay_that_begins_late_reaches_its_floor_all_the_same(decay: Any, dec
     early = ScheduleConfig(warmup_steps=0, decay=decay, floor=0.1)
     assert schedule.factor((begin + 1000) // 2, 1000) == pytest.approx(early.factor(500, 1000))
     assert schedule.factor(1000, 1000) == pytest.approx(0.1)
+
+
+def test_a_rate_that_decays_over_no_number_of_steps_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one it would stand at its floor from the first step on."""
+    arguments = fit_arguments(tiny_shards(tmp_path / "shards"), tmp_path / "run", trainer__max_steps=-1)
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--trainer.max_time=00:00:10:00"])
+    assert ended.value.code == 2
+    assert "the schedule decays (linear) over trainer.max_steps, which is not set" in capsys.readouterr().err

@@ -30,7 +30,6 @@ def check_run(config: Any) -> None:
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ValueError(f"trainer.{name} is above 0, got {value}")
     _check_strategy(trainer.get("strategy", "auto"))
-    _check_length(trainer.get("max_steps"), values.get("model") or {})
     root = Path(trainer["default_root_dir"])
     check_folder(root)
     read = [Path(path) for path in _folders_read({name: values.get(name) for name in ("model", "data")})]
@@ -38,17 +37,6 @@ def check_run(config: Any) -> None:
     out = (model.get("init_args") or {}).get("out")
     bundle = (values.get("bundle") or {}).get("out") or root / "model"
     _check_place(Path(bundle if out is None else out), BUNDLE if out is None else WEIGHTS, read)
-
-
-def _check_length(steps: int | None, model: Mapping[str, Any]) -> None:
-    """A rate that decays needs to know along how many steps."""
-    schedule = (model.get("init_args") or {}).get("schedule") or {}
-    decay = schedule.get("decay", "linear") if isinstance(schedule, Mapping) else "linear"
-    if model.get("class_path", "").endswith("TransformerModule") and (steps or -1) < 0 and decay != "constant":
-        raise ValueError(
-            f"the schedule decays ({decay}) over trainer.max_steps, which is not set: set it, or model.schedule.decay "
-            "to constant"
-        )
 
 
 def _check_strategy(strategy: Any) -> None:
