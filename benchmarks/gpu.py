@@ -65,9 +65,9 @@ def run(names: list[str], minutes: float, out: Path | None) -> dict[str, Any]:
         if left < estimate:
             found[name] = {"left out": f"{left:.1f} of {minutes:g} minutes were left, it takes about {estimate}"}
         else:
-            begun = time.perf_counter()
+            since = time.perf_counter()
             found[name] = _figures(part)
-            print(f"{name}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
+            print(f"{name}: {time.perf_counter() - since:.1f} s", file=sys.stderr, flush=True)
         print(json.dumps({name: found[name]}), flush=True)
         if out is not None:
             out.write_text(json.dumps(found, indent=1) + "\n")

@@ -36,6 +36,7 @@ from unimodal.model.flops import active_parameters, flops_per_token
 from unimodal.model.inference.compiling import compile_blocks
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
+from unimodal.training.gradients import gradients_of, to_means
 from unimodal.training.objectives.base import total
 from unimodal.training.objectives.next_token import next_token_terms
 from unimodal.training.optimizers.build import MuonConfig, build_optimizer
@@ -92,9 +93,8 @@ class Step:
         loss, weight = total(terms), terms["z_loss"].weight
         loss.backward()
         with record_function("part: optimizer"):
-            gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-            torch._foreach_mul_(gradients, 1 / float(weight))  # pyright: ignore[reportPrivateImportUsage]
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            norm = to_means(gradients_of(self.model.parameters()), weight)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), 1.0, norm)
             self.optimizer.step()
         return float(loss.detach() / weight)
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
-
-    from unimodal.generation.pipeline import Pipeline
+    from unimodal.generation.pipeline import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(
-    path: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    compile: bool = False,
-    packed: bool = True,
-) -> Pipeline:
-    """Open a model bundle to talk with it; see `unimodal.generation.pipeline.load`."""
-    from unimodal.generation.pipeline import load as open_pipeline
+def __getattr__(name: str) -> Any:
+    """`load`, imported when it is asked for: with it comes torch, which takes seconds."""
+    if name == "load":
+        from unimodal.generation.pipeline import load
 
-    return open_pipeline(path, dtype=dtype, device=device, compile=compile, packed=packed)
+        return load
+    raise AttributeError(f"module 'unimodal' has no attribute {name!r}")

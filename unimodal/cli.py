@@ -35,6 +35,7 @@ class CommandParser(argparse.ArgumentParser):
 def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     _source_arguments(parser, split="train")
     parser.add_argument("--image-tokenizer", type=Path, required=True, metavar="DIR", help="a trained image tokenizer")
+    _device_argument(parser)
     about = "an autoencoder, whose latents the flow branch trains on; they lie beside the codes"
     parser.add_argument("--autoencoder", type=Path, metavar="DIR", help=about)
     about = "keep patches of so many pixels for a ViT, of pictures in their own shape"
@@ -94,8 +95,12 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def _device_arguments(parser: argparse.ArgumentParser) -> None:
+def _device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1; CUDA's first one where there is one")
+
+
+def _device_arguments(parser: argparse.ArgumentParser) -> None:
+    _device_argument(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None, help="of the weights while decoding")
 
 

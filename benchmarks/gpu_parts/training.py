@@ -52,7 +52,7 @@ class Run:
     def _loss(self, batch: PackedBatch) -> Tensor:
         ends = DocumentEnds(batch.facts.ends, batch.facts.max_length)
         fast = self.flash and self.fast
-        mask = training_mask(batch.documents, None, None, ends if fast else None, torch.bfloat16)
+        mask = training_mask(batch.documents, None, None, ends if fast else None)
         mask = mask if self.fast else dense_mask(batch.documents)
         features = self.model(batch.tokens, batch.positions, mask)
         counted, head = batch.facts.counted, self.model.token_head

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,6 +24,7 @@ from data_pipelines.batch import PackedBatch
 from unimodal.model import token_head
 from unimodal.model.block_masks import block_mask, training_mask
 from unimodal.model.config import ModelConfig, QKNormConfig, TransformerConfig
+from unimodal.model.kernels import has_flash
 from unimodal.model.masks import DocumentEnds
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import gradients_of, to_means
@@ -98,7 +100,7 @@ def step(trained: UnifiedModel, optimizer: torch.optim.Optimizer, given: PackedB
     facts = given.facts
     with torch.autocast("cuda", torch.bfloat16):
         ends = DocumentEnds(facts.ends, facts.max_length)
-        mask = training_mask(given.documents, None, None, ends, torch.bfloat16)
+        mask = training_mask(given.documents, None, None, ends)
         features = trained(given.tokens, given.positions, mask)
         terms = counted_terms(features, trained.token_head, given.targets, facts.counted, given.modality, 1e-5)
     assert total(terms).requires_grad
@@ -169,3 +171,26 @@ def test_a_mask_is_made_of_few_kernels_that_never_meet_all_pairs(length: int) ->
     with Sizes():
         block_mask(documents, branches, spans)
     assert max(sizes) <= 16 * max(length, (length // 128) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head_dim", "expected"),
+    [
+        ((9, 0), torch.bfloat16, 128, True),
+        ((8, 0), torch.float16, 64, True),
+        ((7, 5), torch.float16, 64, False),
+        ((9, 0), torch.float32, 64, False),
+        ((9, 0), torch.bfloat16, 320, False),
+        ((9, 0), torch.bfloat16, 12, False),
+    ],
+)
+def test_documents_go_to_flash_attention_where_it_can_take_them(
+    capability: tuple[int, int], dtype: torch.dtype, head_dim: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert has_flash(torch.device("cuda"), dtype, head_dim) is expected
+    given = batch()
+    ends = DocumentEnds(given.facts.ends, given.facts.max_length) if expected else None
+    assert isinstance(training_mask(given.documents, None, None, ends), DocumentEnds if expected else BlockMask)
+    assert isinstance(training_mask(given.documents, given.branches, None, ends), BlockMask)
+    assert isinstance(training_mask(given.documents, None, given.documents, ends), BlockMask)

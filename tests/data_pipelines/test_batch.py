@@ -125,3 +125,24 @@ def test_some_rows_and_another_device_keep_every_field() -> None:
     assert part.tokens[:, 0].tolist() == [3, 5] and part.documents.shape == (2, 4)
     meta = batch.to("meta")
     assert {getattr(meta, name).device.type for name in FIELDS} == {"meta"}
+
+
+def test_facts_are_found_once_and_move_with_the_batch() -> None:
+    """Ends of documents by a loop over tokens; a batch that was changed finds its facts anew."""
+    documents = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 1, 2, 2, 2, 2]])
+    zeros = torch.zeros_like(documents)
+    weights = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 1, 0]]).float()
+    columns = dict.fromkeys(("tokens", "targets", "positions", "modality"), zeros)
+    batch = PackedBatch(**columns, documents=documents, loss_weights=weights, branches=zeros)
+    flat, ends = [(row, int(number)) for row in range(2) for number in documents[row]], [0]
+    for index in range(len(flat)):
+        if index + 1 == len(flat) or flat[index + 1] != flat[index]:
+            ends.append(index + 1)
+    facts = batch.facts
+    assert facts.ends.dtype == torch.int32 and len(facts.ends) == 64
+    assert facts.ends[: len(ends)].tolist() == ends and set(facts.ends[len(ends) :].tolist()) == {12}
+    assert facts.max_length == 4 and facts.num_tokens == 11 and not facts.has_branches
+    assert facts.counted.index[:5].tolist() == [1, 2, 4, 9, 10] and float(facts.counted.weights.sum()) == 5
+    assert batch.to("cpu").facts.num_tokens == 11 and batch.to("cpu").__dict__["facts"].ends is facts.ends
+    changed = dataclasses.replace(batch, loss_weights=torch.ones(2, 6), branches=zeros + 1)
+    assert float(changed.facts.counted.weights.sum()) == 12 and changed.facts.has_branches

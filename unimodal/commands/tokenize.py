@@ -25,6 +25,7 @@ from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
 from unimodal.commands.progress import progress_bar
+from unimodal.devices import usable_device
 from unimodal.terminal import open_console, say
 
 AUGMENTATIONS = ("flip", "place")
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         world_size=options.world_size,
     )
     _check_out(options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(options.device)
     image = ImageTokenizer.open(options.image_tokenizer).to(device)
     media = _media(options, device)
     layout_of(image, config.aspect_ratio)  # refuses an impossible ratio before anything is trained or written

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from unimodal.devices import usable_device
 from unimodal.training.precision import matmul_dtype
 
 DemoBranch = Literal["discrete", "flow"]
@@ -42,7 +43,7 @@ class Machine:
 
 def measure(seconds: float = SECONDS_EACH) -> Machine:
     """Time a product of matrices on what training would take: one GPU if there is one, else all cores."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device()
     dtype = matmul_dtype(device)
     rows, inputs, outputs = SHAPE
     x, weight = (torch.randn(size, device=device, dtype=dtype) for size in ((rows, inputs), (outputs, inputs)))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenizers_vq.media import LATENTS
 from unimodal.bundle import Bundle
+from unimodal.devices import usable_device
 from unimodal.generation.checks import check_number
 from unimodal.generation.context import Reading
 from unimodal.generation.engine import Engine
@@ -246,18 +247,6 @@ class Pipeline:
     def save(self, folder: Path) -> None:
         """Write the bundle."""
         self.bundle.save(folder)
-
-
-def usable_device(device: torch.device | str | None) -> torch.device:
-    """The device of this name, or the best there is. Raises ValueError, in one line, for one that is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {str(device)!r} here: {str(error).splitlines()[0]}") from error
-    return found
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -28,15 +28,14 @@ def training_mask(
     branches: Tensor | None,
     spans: Tensor | None = None,
     ends: DocumentEnds | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Mask:
     """The form that trains fastest where the tensors are: dense on a CPU, blocks on CUDA.
 
-    Where `ends` are given and attention computes in a half `dtype`, plain causal documents go to FlashAttention.
+    Where `ends` are given, plain causal documents go to FlashAttention (`kernels.has_flash` says whether they may).
     """
     if documents.device.type != "cuda":
         return dense_mask(documents, branches, spans)
-    if ends is not None and branches is None and spans is None and dtype.itemsize == 2:
+    if ends is not None and branches is None and spans is None:
         return ends
     return block_mask(documents, branches, spans)
 

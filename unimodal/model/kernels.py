@@ -24,10 +24,18 @@ SCORES_AT_ONCE = 600_000
 """Scores (rows x heads x T x T) handled together; in bfloat16 about a core's second-level cache."""
 
 TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""Whether torch wants to be told that query heads share keys (2.12); before, it saw that by itself."""
+"""Whether torch has an argument for query heads that share keys (not in 2.11, which sees it in the shapes)."""
 
 CHUNKED_MAX_LENGTH = 512
 """Longer rows are faster in torch's kernel."""
+
+
+def has_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `DocumentEnds` can be a mask: FlashAttention computes in half precision, on GPUs from Ampere on, for
+    heads of up to 256 channels in eights."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or head_dim > 256 or head_dim % 8:
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Mask) -> Tensor:

@@ -19,6 +19,7 @@ from unimodal.model.block_masks import training_mask
 from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
 from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.inference.compiling import compile_blocks, sizes_vary
+from unimodal.model.kernels import has_flash
 from unimodal.model.masks import DocumentEnds
 from unimodal.model.model import UnifiedModel
 from unimodal.model.transformer import compute_dtype
@@ -138,8 +139,10 @@ class TransformerModule(L.LightningModule):
             states.append(state)
         sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
         facts, branches = batch.facts, batch.branches if batch.facts.has_branches else None
-        ends, dtype = DocumentEnds(facts.ends, facts.max_length), compute_dtype(self.model.trunk.embedding.weight)
-        mask = training_mask(batch.documents, branches, batch.spans, ends, dtype)
+        trunk, weight = self.model.config.trunk, self.model.trunk.embedding.weight
+        flash = has_flash(batch.tokens.device, compute_dtype(weight), trunk.head_dim)
+        ends = DocumentEnds(facts.ends, facts.max_length) if flash else None
+        mask = training_mask(batch.documents, branches, batch.spans, ends)
         return self.model(batch.tokens, batch.positions, mask, media=media), states
 
     def _media(self, batch: PackedBatch) -> MediaBatch:

@@ -41,7 +41,7 @@ def check_run(config: Any) -> None:
 
 def _check_strategy(strategy: Any) -> None:
     """One device or DDP: under others nothing would be sharded or kept in step, and ranks would train apart."""
-    name = strategy.get("class_path", "") if isinstance(strategy, Mapping) else str(strategy)
+    name = strategy.get("class_path", "") if isinstance(strategy, Mapping) else str(strategy or "auto")
     known = name.rpartition(".")[2] in ("auto", "DDPStrategy", "SingleDeviceStrategy") or name.startswith("ddp")
     if not known:
         raise ValueError(f"trainer.strategy: training runs on one device or under ddp, {name} is not supported yet")
