@@ -20,6 +20,7 @@ from tokenizers_vq.discriminator import (
 from tokenizers_vq.identity import IDENTITY, check_identity, check_weights, plain
 from tokenizers_vq.losses import PerceptualLoss, PerceptualLossConfig, ReconstructionLossConfig, reconstruction_loss
 from tokenizers_vq.metrics import psnr, ssim
+from tokenizers_vq.run_length import planned_steps
 
 # Shapes: B images, S image side.
 
@@ -77,7 +78,7 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
             weight_decay=config.weight_decay,
             fused=True,
         )
-        total = max(self.trainer.max_steps, 1)
+        total = planned_steps(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1, (step + 1) / config.warmup_steps) * max(0.02, 1 - step / total)
         )

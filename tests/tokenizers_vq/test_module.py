@@ -117,3 +117,8 @@ def test_prediction_gives_codes(tmp_path: Path) -> None:
     predicted = trainer.predict(module, loader([random_images(4)]))
     assert predicted is not None and isinstance(predicted[0], Tensor)
     assert torch.equal(predicted[0], module.tokenizer.encode(random_images(4)))
+
+
+def test_a_rate_that_decays_over_no_number_of_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the learning rate decays over trainer\.max_steps, which is not set"):
+        fit(make_module(), -1, tmp_path)

@@ -66,4 +66,4 @@ def test_a_rate_that_decays_over_no_number_of_steps_is_refused(
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--trainer.max_time=00:00:10:00"])
     assert ended.value.code == 2
-    assert "the schedule decays (linear) over trainer.max_steps, which is not set" in capsys.readouterr().err
+    assert "the learning rate decays over trainer.max_steps, which is not set" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_pipelines.batch import MIN_WEIGHT, PackedBatch
 from data_pipelines.spec import DataSpec, data_spec
 from tokenizers_vq.identity import IDENTITY, check_identity, check_weights, plain
+from tokenizers_vq.run_length import planned_steps
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch_media import media_tokens
 from unimodal.model.block_masks import training_mask
@@ -105,19 +106,9 @@ class TransformerModule(L.LightningModule):
         """Optimizer and schedule of the config, stepped once an optimizer step."""
         assert self.model is not None
         optimizer = build_optimizer(self.model, self.optimizer_config)
-        steps = self._planned_steps()
+        steps = 1 if self.schedule.decay == "constant" else planned_steps(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _planned_steps(self) -> int:
-        """Optimizer steps of the run, along which the schedule decays. Raises ValueError where nothing says them."""
-        steps = self.trainer.max_steps
-        if steps < 0 and self.schedule.decay != "constant":
-            raise ValueError(
-                f"the schedule decays ({self.schedule.decay}) over trainer.max_steps, which is not set: set it, or "
-                "model.schedule.decay to constant"
-            )
-        return max(steps, 1)
 
     # -- the loss
 
