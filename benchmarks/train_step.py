@@ -93,7 +93,7 @@ class Step:
         loss, weight = total(terms), terms["z_loss"].weight
         loss.backward()
         with record_function("part: optimizer"):
-            norm = to_means(gradients_of(self.model.parameters()), weight)
+            norm = to_means(gradients_of(self.optimizer), weight)
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), 1.0, norm)
             self.optimizer.step()
         return float(loss.detach() / weight)

@@ -44,7 +44,7 @@ class Run:
                 loss = self._loss(batch)
             loss.backward()
             summed, weight = summed + loss.detach(), weight + batch.facts.counted.weights.sum()
-        norm = to_means(gradients_of(self.model.parameters()), weight)
+        norm = to_means(gradients_of(self.optimizer), weight)
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), 1.0, norm)
         self.optimizer.step()
         return summed / weight

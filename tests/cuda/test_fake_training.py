@@ -106,7 +106,7 @@ def step(trained: UnifiedModel, optimizer: torch.optim.Optimizer, given: PackedB
     assert total(terms).requires_grad
     for parameter in trained.parameters():  # the backward pass wants a real device
         parameter.grad = torch.empty_like(parameter)
-    norm = to_means(gradients_of(trained.parameters()), facts.counted.weights.sum())
+    norm = to_means(gradients_of(optimizer), facts.counted.weights.sum())
     torch.nn.utils.clip_grads_with_norm_(trained.parameters(), 1.0, norm)
     optimizer.step()
     return norm

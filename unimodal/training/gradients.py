@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipelines.batch import MIN_WEIGHT
 
 
-def gradients_of(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Those that there are."""
+def gradients_of(optimizer: Any) -> list[Tensor]:
+    """Those that there are, in the order of the optimizer's groups: a norm's last bit depends on the order."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 

@@ -170,9 +170,8 @@ class TransformerModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Gradient of the sum -> gradient of the weighted mean over the whole step, then log its norm."""
-        del optimizer
         assert self._step_weight is not None
-        norm = self._norm = to_means(gradients_of(self.parameters()), self._step_weight)
+        norm = self._norm = to_means(gradients_of(optimizer), self._step_weight)
         self._step_weight, self._batches_of_step = None, 0
         if not torch.isfinite(norm):
             step = self.trainer.global_step
