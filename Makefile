@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench
+.PHONY: help setup demo test check lint bench docs
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -32,6 +32,10 @@ lint: $(STAMP)  ## check style, types and layers
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(STAMP)  ## build the site into build/site: README, docs, and the API from docstrings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: open build/site/index.html, or read along while you write: $(BIN)/mkdocs serve"
 
 bench: $(STAMP)  ## run every benchmark; each comparison prints one JSON line
 	@set -e; for script in benchmarks/*.py; do echo "$$script" >&2; $(BIN)/python "$$script"; done

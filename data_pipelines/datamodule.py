@@ -37,7 +37,7 @@ class TokenDataModule(L.LightningDataModule):
     """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out.
 
     shards: folders, or addresses that fsspec knows (s3://, hf://, ...), of which a copy is kept in `cache`.
-    validation_batches: of the held-out documents, as many batches as these; all where it is None.
+    validation_batches: of the held-out documents, as many batches as these, all ranks' together; all where it is None.
     mixture: how often each folder is drawn from; None takes every document of all folders once an epoch.
     """
 
@@ -184,7 +184,9 @@ class TokenDataModule(L.LightningDataModule):
 
     def _fixed(self, documents: Sequence[TokenDocument], count: int | None = None) -> DataLoader[PackedBatch]:
         config = replace(self.stream, seed=0)
-        return DataLoader(FixedBatches(documents, self.spec.space, self.templates, config, count), batch_size=None)
+        rank, world_size = rank_of(self.trainer)
+        batches = FixedBatches(documents, self.spec.space, self.templates, config, count, rank, world_size)
+        return DataLoader(batches, batch_size=None)
 
 
 def _held_out(key: str, share: float) -> bool:

@@ -47,7 +47,8 @@ def epoch_batches(
 class FixedBatches(Dataset[PackedBatch]):
     """The batches of one pass over documents, the same every time; what is held is their plan, not their tokens.
 
-    `count` of them at most; all where it is None.
+    `count` of them at most; all where it is None. Of `world_size` ranks each has every `world_size`-th of them, all as
+    many: a rank that the last round leaves without one gets a batch of padding.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class FixedBatches(Dataset[PackedBatch]):
         templates: TemplateConfig,
         config: StreamConfig,
         count: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         once = MixtureConfig(weights=(1.0,), when_dry="stop")
         self.space, self.length = space, config.length
@@ -64,6 +67,10 @@ class FixedBatches(Dataset[PackedBatch]):
         self._plan = Plan([Documents([documents])], space, templates, config, once) if documents else None
         while self._plan and (count is None or len(self.batches) < count) and (given := self._plan.take(config.rows)):
             self.batches.append([row for row, _ in given])
+        rounds = -(-len(self.batches) // world_size)
+        self.batches = [
+            self.batches[i] if i < len(self.batches) else [] for i in range(rank, rounds * world_size, world_size)
+        ]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -72,7 +79,7 @@ class FixedBatches(Dataset[PackedBatch]):
         """One batch. Raises IndexError past the last, which ends a loop."""
         assert self._plan is not None
         rows = [_built(self._plan.outlines(row)) for row in self.batches[index]]
-        return collate(rows, self.length, self.space)
+        return collate(rows, self.length, self.space, num_rows=1)
 
 
 class PackedStream(IterableDataset[PackedBatch]):

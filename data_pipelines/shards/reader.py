@@ -8,14 +8,11 @@ files are opened when they are used and closed again (mapped.py).
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 import tarfile
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,35 +26,10 @@ from data_pipelines.shards.format import (
     TokenDocument,
     TokenSegment,
 )
+from data_pipelines.shards.locations import Locations, find_locations
 from data_pipelines.shards.mapped import Data, MappedFile
-from data_pipelines.shards.media import MediaCodec, codecs
-from data_pipelines.shards.tar import members
+from data_pipelines.shards.media import codecs
 from tokenizers_vq.token_space import TokenSpace
-
-MAGIC = 8
-"""Bytes of a .npy file before the length of its header."""
-
-
-class Array(NamedTuple):
-    """Where the numbers of a .npy member lie."""
-
-    start: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    def view(self, data: Data) -> np.ndarray:
-        """The numbers, still in the file."""
-        return np.frombuffer(data, self.dtype, math.prod(self.shape), self.start).reshape(self.shape)
-
-
-class Location(NamedTuple):
-    """Where a document lies in its shard: description in JSON, ids, and the media of its images by member."""
-
-    key: str
-    json_start: int
-    json_end: int
-    ids: Array
-    media: dict[str, Array]
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -86,11 +58,12 @@ class Shard(DocumentSequence):
         if Path(entry.name).name != entry.name or not path.is_file():
             raise DamagedShard(f"{path} is in the manifest but not in the folder")
         self.file, self.codecs = MappedFile(path), codecs(manifest)
-        if hashlib.sha256(self.file.data).hexdigest() != entry.sha256:
+        data = self.file.opened()
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise DamagedShard(f"{path}: its SHA-256 is not the manifest's; the file was damaged or changed")
         try:
-            self.locations = list(_locations(self.file.data, self.codecs))
-            check_documents(list(self), manifest.space)
+            self.locations = Locations(find_locations(data, self.codecs))
+            check_documents([self._document(index, data) for index in range(len(self))], manifest.space)
         except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
             raise DamagedShard(f"{path}: {error}") from error
         if len(self) != entry.documents:
@@ -102,12 +75,14 @@ class Shard(DocumentSequence):
     @property
     def keys(self) -> list[str]:
         """The documents' keys, in order."""
-        return [location.key for location in self.locations]
+        return [self.locations.key(index) for index in range(len(self))]
 
     def document(self, index: int) -> TokenDocument:
         """One document, its ids still in the file."""
+        return self._document(index, self.file.data)
+
+    def _document(self, index: int, data: Data) -> TokenDocument:
         location = self.locations[index]
-        data = self.file.data
         key, ids = location.key, location.ids.view(data)
         rest = {name: array.view(data) for name, array in location.media.items()}
         described: dict[str, Any] = json.loads(data[location.json_start : location.json_end])
@@ -157,49 +132,3 @@ def read_all(folder: Path) -> tuple[TokenSpace, list[TokenDocument]]:
     manifest = open_manifest(folder)
     documents = [document for entry in manifest.shards for document in read_shard(folder, entry, manifest)]
     return manifest.space, documents
-
-
-def _locations(data: Data, known: Mapping[str, MediaCodec]) -> Iterator[Location]:
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, start, size in members(data):
-        key, _, ending = name.partition(".")
-        if ending not in ("ids.npy", "json", *(f"{member}.npy" for member in known)):
-            raise ValueError(f"unexpected member {name!r}")
-        parts = found.setdefault(key, {})
-        if ending in parts:
-            raise ValueError(f"{name!r} occurs twice")
-        parts[ending] = (start, start + size)
-    for key, parts in found.items():
-        if not {"ids.npy", "json"} <= set(parts):
-            raise ValueError(f"{key!r} lacks its ids or its json")
-        ids = _npy(key, "ids", data, *parts["ids.npy"])
-        if len(ids.shape) != 1 or ids.dtype.kind not in "iu":
-            dimensions = len(ids.shape)
-            raise ValueError(f"{key!r} holds {ids.dtype} in {dimensions} dimensions; ids are whole numbers in one")
-        media: dict[str, Array] = {}
-        for member in [member for member in known if f"{member}.npy" in parts]:
-            media[member] = _npy(key, member, data, *parts[f"{member}.npy"])
-            known[member].check(key, media[member].view(data))
-        yield Location(key, *parts["json"], ids, media)
-
-
-def _npy(key: str, what: str, data: Data, start: int, end: int) -> Array:
-    """The array of a .npy member."""
-    version = np.lib.format.read_magic(io.BytesIO(data[start : start + MAGIC]))
-    if version != (1, 0):
-        raise ValueError(f"{key!r}: its {what} are in .npy version {version[0]}.{version[1]}; 1.0 is read")
-    header = data[start + MAGIC : start + MAGIC + 2 + int.from_bytes(data[start + MAGIC : start + MAGIC + 2], "little")]
-    shape, by_columns, dtype = _array_header(bytes(header))
-    if by_columns:
-        raise ValueError(
-            f"{key!r}: its {what}.npy lies column by column (fortran_order): tokenize again, or save it row by row"
-        )
-    first = start + MAGIC + len(header)
-    if dtype.hasobject or first + math.prod(shape) * dtype.itemsize != end:
-        raise ValueError(f"{key!r}: its {what}.npy does not hold the array of {math.prod(shape)} {what} that it states")
-    return Array(first, dtype, shape)
-
-
-@lru_cache(maxsize=10_000)
-def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    return np.lib.format.read_array_header_1_0(io.BytesIO(header))

@@ -184,3 +184,15 @@ def test_validation_is_read_when_it_is_used_and_equals_what_was_packed_at_once(t
     with pytest.raises(ValueError, match="validation takes at least 1 batch"):
         TokenDataModule([str(tmp_path)], validation_batches=0)
     assert len(FixedBatches([], SPACE, TEMPLATES, config)) == 0
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 50])
+def test_ranks_share_the_batches_of_validation_and_have_equally_many(tmp_path: Path, ranks: int) -> None:
+    data = module(write(tmp_path, [numbered(i, 0) for i in range(120)]), share=0.5)
+    config = dataclasses.replace(STREAM, seed=0)
+    alone = list(FixedBatches(data.val_documents, SPACE, TEMPLATES, config))
+    shares = [list(FixedBatches(data.val_documents, SPACE, TEMPLATES, config, None, r, ranks)) for r in range(ranks)]
+    assert {len(share) for share in shares} == {-(-len(alone) // ranks)}
+    rounds = [batch for batches in zip(*shares, strict=True) for batch in batches]
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(alone, rounds, strict=False))
+    assert [batch.num_tokens for batch in rounds[len(alone) :]] == [0] * (len(rounds) - len(alone))

@@ -205,7 +205,8 @@ class TransformerModule(L.LightningModule):
         self._evaluate("test", batch, batch_index)
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_index: int) -> None:
-        self._log(stage, self.terms(batch, batch_index), batch.facts.counted.weights.sum(), batch)
+        number = batch_index * self.trainer.world_size + self.trainer.global_rank
+        self._log(stage, self.terms(batch, number), batch.facts.counted.weights.sum(), batch)
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""
@@ -214,8 +215,8 @@ class TransformerModule(L.LightningModule):
         return self.model.token_head(features).argmax(-1)
 
     def _log(self, stage: str, terms: Terms, weight: Tensor, batch: PackedBatch) -> None:
-        """The loss by the weight of all tokens, and each term by its own."""
-        shared = {"batch_size": len(batch.tokens), "sync_dist": stage != "train"}
+        """The loss by the weight of all tokens, and each term by its own; a batch of padding counts as none."""
+        shared = {"batch_size": len(batch.tokens) if batch.num_tokens else 0, "sync_dist": stage != "train"}
         self.log(f"{stage}/loss", (total(terms) / weight.clamp_min(MIN_WEIGHT)).detach(), prog_bar=True, **shared)
         for name, term in terms.items():
             shown = name in ON_THE_BAR

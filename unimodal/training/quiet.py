@@ -26,6 +26,7 @@ HARMLESS = {
 
 QUIET = {
     "lightning.pytorch.utilities.rank_zero": "devices and tips; a GPU that is missing is an error elsewhere",
+    "lightning.pytorch.accelerators.cuda": "which of several GPUs a rank takes is in CUDA_VISIBLE_DEVICES",
     "lightning.fabric.utilities.seed": "the seed is in the run's config.yaml",
     "torch.utils.cpp_extension": "CUDA's folder, where there is no GPU",
 }
