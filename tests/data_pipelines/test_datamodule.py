@@ -190,8 +190,12 @@ def test_validation_is_read_when_it_is_used_and_equals_what_was_packed_at_once(t
 def test_ranks_share_the_batches_of_validation_and_have_equally_many(tmp_path: Path, ranks: int) -> None:
     data = module(write(tmp_path, [numbered(i, 0) for i in range(120)]), share=0.5)
     config = dataclasses.replace(STREAM, seed=0)
-    alone = list(FixedBatches(data.val_documents, SPACE, TEMPLATES, config))
-    shares = [list(FixedBatches(data.val_documents, SPACE, TEMPLATES, config, None, r, ranks)) for r in range(ranks)]
+
+    def share_of(rank: int, world_size: int) -> list[PackedBatch]:
+        fixed = FixedBatches(data.val_documents, SPACE, TEMPLATES, config, None, rank, world_size)
+        return [fixed[index] for index in range(len(fixed))]
+
+    alone, shares = share_of(0, 1), [share_of(rank, ranks) for rank in range(ranks)]
     assert {len(share) for share in shares} == {-(-len(alone) // ranks)}
     rounds = [batch for batches in zip(*shares, strict=True) for batch in batches]
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(alone, rounds, strict=False))
