@@ -1,4 +1,6 @@
-"""The `unimodal` command: tokenize, inspect, generate, evaluate, report, import-hf, export-hf, demo."""
+"""The `unimodal` command: tokenize, inspect, generate, evaluate, report, import-hf, export-hf,
+bundle, replay, demo.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +75,31 @@ def _inspect(options: argparse.Namespace) -> int:
     from unimodal.commands.inspect import run
 
     return run(options.path, options.html, options.documents)
+
+
+def _bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint of train.py, of any number of ranks")
+    about = "shards or a bundle, beside which the run's tokenizers lie"
+    parser.add_argument("--tokenizers", type=Path, required=True, metavar="DIR", help=about)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the bundle goes")
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from unimodal.commands.bundle import run
+
+    return run(options.checkpoint, options.tokenizers, options.out)
+
+
+def _replay_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="a folder under RUN/skipped")
+    about = "a bundle with the weights, where the folder holds none"
+    parser.add_argument("--model", type=Path, metavar="DIR", help=about)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from unimodal.commands.replay import run
+
+    return run(options.path, options.model)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -215,6 +242,8 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
     "report": ("curves, pictures, answers and scores of a run on one page", _report_arguments, _report),
     "import-hf": ("a local Llama, Qwen2, Qwen3 or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
     "export-hf": ("a model bundle becomes a folder for transformers", _export_hf_arguments, _export_hf),
+    "bundle": ("a model bundle of a checkpoint, however many ranks wrote it", _bundle_arguments, _bundle),
+    "replay": ("name the first module that went wrong in a skipped step", _replay_arguments, _replay),
     "demo": ("train, draw, answer and score on easy-VQA; ends with a report page", _demo_arguments, _demo),
 }
 

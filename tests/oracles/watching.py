@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class BatchLosses(L.Callback):
-    """Appends `train/loss` of each batch, every digit of it, to `path` with the number of the rank behind it."""
+    """Appends the loss of each batch, every digit of it, to `path` with the number of the rank behind it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -20,9 +20,9 @@ class BatchLosses(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        del pl_module, outputs, batch, batch_idx
+        del pl_module, batch, batch_idx
         with Path(f"{self.path}{trainer.global_rank}").open("a") as file:
-            file.write(float(trainer.callback_metrics["train/loss"]).hex() + "\n")
+            file.write(float(outputs["loss"] / trainer.accumulate_grad_batches).hex() + "\n")
 
 
 def batch_losses(path: Path, ranks: int = 1) -> list[str]:

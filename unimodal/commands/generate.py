@@ -14,7 +14,6 @@ from PIL import Image
 
 from data_pipelines.documents import ImageSegment
 from data_pipelines.outputs import check_folder, check_names_free
-from unimodal.commands.progress import progress_bar
 from unimodal.generation.events import Ended, Event, ImageDone, ImageRows, TextPiece
 from unimodal.generation.grammars import Choices, Grammar, JSONSchema, Regex
 from unimodal.generation.options import from_arguments
@@ -22,6 +21,7 @@ from unimodal.generation.pipeline import load
 from unimodal.generation.prompts import Answer
 from unimodal.generation.requests import Finish
 from unimodal.generation.settings import DecodeSettings, chosen
+from unimodal.progress import progress_bar
 from unimodal.terminal import counted, say
 
 PARTIAL = "so-far.png"

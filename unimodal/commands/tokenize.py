@@ -24,8 +24,8 @@ from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENI
 from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.media import PatchSpec
 from tokenizers_vq.text import TextTokenizer
-from unimodal.commands.progress import progress_bar
 from unimodal.devices import usable_device
+from unimodal.progress import progress_bar
 from unimodal.terminal import open_console, say
 
 AUGMENTATIONS = ("flip", "place")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -14,7 +17,7 @@ from tokenizers_vq.identity import check_finite
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import ModelConfig
 from unimodal.model.model import TOKENS, UnifiedModel
-from unimodal.model.old_names import upgrade_model_config, upgrade_state
+from unimodal.model.old_names import state_name, upgrade_model_config, upgrade_state
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 HEAD, EMBEDDING = f"heads.{TOKENS}.weight", "trunk.embedding.weight"
@@ -59,6 +62,21 @@ def open_model(folder: Path) -> tuple[UnifiedModel, TokenSpace]:
     if space.vocab_size != config.vocab_size:
         raise ValueError(f"{folder}: the model has {config.vocab_size} ids, its token space {space.vocab_size}")
     return model.eval().requires_grad_(False), space
+
+
+@contextmanager
+def opened_weights(folder: Path) -> Iterator[dict[str, Any]]:
+    """The weights on disk by today's names, each read when it is sliced; a tied head is the embedding.
+
+    Raises ValueError with the reason where there are none.
+    """
+    tied = read_config(folder).trunk.tied_head
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            found = {state_name(name): file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            yield {**found, HEAD: found[EMBEDDING]} if tied and EMBEDDING in found else found
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder} does not hold a model: {' '.join(str(error).split())[:300]}") from error
 
 
 def assembled(config: ModelConfig, tensors: dict[str, Tensor]) -> UnifiedModel:

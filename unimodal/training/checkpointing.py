@@ -8,11 +8,26 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from unimodal.terminal import say
+
+SOUND = "is_sound"
+"""Of a checkpoint that is about to be written: whether its weights are finite. It is not written itself."""
+
+
+def is_worth_keeping(checkpoint: dict[str, Any], path: str | Path) -> bool:
+    """False for weights that are not finite, which would take the place of the last good ones. Says so."""
+    sound = checkpoint.pop(SOUND, True)
+    if not sound:
+        say(f"{path} is not written: the weights or the last gradients are not finite")
+    return sound
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """A checkpoint is there whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        if not is_worth_keeping(checkpoint, path):
+            return
         partial = f"{path}.partial"
         super().save_checkpoint(checkpoint, partial, storage_options)
         os.replace(partial, path)

@@ -36,6 +36,7 @@ from unimodal.training.old_names import upgrade_arguments, upgrade_run_config
 from unimodal.training.precision import trainer_precision
 from unimodal.training.quiet import quieten
 from unimodal.training.run_checks import check_run
+from unimodal.training.skipped import Diverged
 
 KNOWN_CLASSES = (
     _datamodules,
@@ -48,6 +49,9 @@ KNOWN_CLASSES = (
     _flow_matching,
 )
 """Imported so that configs may name their classes without a path."""
+
+DIVERGED = 3
+"""Exit code of a run that ended because its gradients were no longer finite."""
 
 USER_ERRORS = (ValueError, OSError, FloatingPointError, MisconfigurationException)
 """What a user can mend: settings, files, a run that diverged."""
@@ -153,13 +157,17 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
 def main(arguments: Sequence[str] | None = None) -> None:
     """As `run`; what a user did wrong becomes one line on stderr and exit code 2.
 
-    SIGTERM gives 143, as for any program that it stops; Lightning would end as if all were done.
+    A run that diverged gives 3. SIGTERM gives 143, as for any program that it stops; Lightning would end as if all
+    were done.
     """
     try:
         run(arguments)
     except SIGTERMException:
         print("train.py: stopped by SIGTERM; --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
+    except Diverged as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        raise SystemExit(DIVERGED) from None
     except USER_ERRORS as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -13,6 +13,7 @@ from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.config import INIT_STD
 from unimodal.model.model import UnifiedModel
+from unimodal.model.sharded import write_rows
 
 # Shapes: C codes, D width of a code in the image tokenizer, W width of the model.
 
@@ -38,8 +39,7 @@ def init_from_codebook(
     for chosen, table in ((config.embedding, model.trunk.embedding.weight), (config.head, model.token_head.weight)):
         if chosen:
             rows = projected(vectors, table.shape[1])
-            with torch.no_grad():
-                table[space.image_offset :] = rows.to(table)
+            write_rows(table, rows.to(table.dtype), first=space.image_offset)
 
 
 def projected(vectors: Tensor, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.batch import MIN_WEIGHT
+from unimodal.model.sharded import local_parts, shard_group
+
+CLIP_EPS = 1e-6
+"""As in torch.nn.utils.clip_grad_norm_."""
 
 
 def gradients_of(optimizer: Any) -> list[Tensor]:
@@ -17,16 +22,28 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def to_means(gradients: list[Tensor], weight: Tensor) -> Tensor:
-    """Gradients of a sum over this rank's tokens, averaged over ranks as DDP does, become those of the weighted mean
-    over the tokens of all ranks; their norm, which no host has to wait for.
+def to_means(gradients: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Gradients of a sum over this rank's tokens, averaged over ranks as DDP and FSDP2 do, become those of the weighted
+    mean over the tokens of all ranks; their norm, which no host has to wait for.
 
-    `weight` is the summed weight of this rank's tokens.
+    `weight` is the summed weight of the tokens of all ranks.
     """
-    summed, ranks = weight.clone(), 1
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(summed)
-        ranks = dist.get_world_size()
-    scale = (ranks / summed.double().clamp_min(MIN_WEIGHT)).to(gradients[0].dtype)
-    torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage]
-    return torch.nn.utils.get_total_norm(gradients, foreach=True if gradients[0].device.type == "cuda" else None)
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    parts = local_parts(gradients)
+    scale = (ranks / weight.double().clamp_min(MIN_WEIGHT)).to(parts[0].dtype)
+    torch._foreach_mul_(parts, scale)  # pyright: ignore[reportPrivateImportUsage]
+    norm = torch.nn.utils.get_total_norm(parts, foreach=True if parts[0].device.type == "cuda" else None)
+    group = shard_group(gradients)
+    if group is None:
+        return norm
+    squared = norm.square()
+    dist.all_reduce(squared, group=group)
+    return squared.sqrt()
+
+
+def clip(gradients: Sequence[Tensor], largest: float, norm: Tensor) -> None:
+    """Scale gradients of this norm, in place, to the largest norm where theirs is above it."""
+    parts = local_parts(gradients)
+    if parts:
+        scale = torch.clamp(largest / (norm + CLIP_EPS), max=1.0).to(parts[0].dtype)
+        torch._foreach_mul_(parts, scale)  # pyright: ignore[reportPrivateImportUsage]

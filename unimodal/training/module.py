@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +26,27 @@ from unimodal.model.masks import DocumentEnds
 from unimodal.model.model import UnifiedModel
 from unimodal.model.transformer import compute_dtype
 from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
-from unimodal.training.gradients import gradients_of, to_means
+from unimodal.training.checkpointing import SOUND
+from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.objectives.base import Objective, Terms, total
 from unimodal.training.objectives.flow_matching import FlowMatching
 from unimodal.training.objectives.next_token import NextToken
 from unimodal.training.old_names import upgrade_checkpoint
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
+from unimodal.training.parallel.activations import checkpoint_activations
+from unimodal.training.parallel.sharding import ParallelConfig, rank_mesh, shard
+from unimodal.training.parallel.strategy import ShardedStrategy
+from unimodal.training.precision import gathered_dtype
+from unimodal.training.random_state import (
+    get_random_state,
+    part_from_other_ranks,
+    set_random_state,
+    states_of_ranks,
+)
 from unimodal.training.schedule import ScheduleConfig
+from unimodal.training.skipped import SkippedSteps, is_sound
 from unimodal.training.start import StartConfig, bundle_config, start
+from unimodal.training.steps import StepSums
 
 ON_THE_BAR = ("text", "image", "flow")
 
@@ -54,6 +68,7 @@ class TransformerModule(L.LightningModule):
         schedule: ScheduleConfig | None = None,
         start: StartConfig | None = None,
         compile: bool = True,
+        parallel: ParallelConfig | None = None,
     ) -> None:
         super().__init__()
         self.trunk, self.flow, self.vision = trunk, flow, vision
@@ -61,9 +76,9 @@ class TransformerModule(L.LightningModule):
         self.optimizer_config, self.schedule = optimizer or MuonConfig(), schedule or ScheduleConfig()
         self.start, self.compile_model = start or StartConfig(), compile
         self.model: UnifiedModel | None = None
-        self._step_weight: Tensor | None = None
+        self.parallel = parallel or ParallelConfig()
+        self.skipped, self._sums = SkippedSteps(), StepSums()
         self._norm: Tensor | None = None
-        self._batches_of_step = 0
         self._random_state: Tensor | None = None
 
     # -- building
@@ -72,14 +87,19 @@ class TransformerModule(L.LightningModule):
         """Build the model once the data's token space and media are known."""
         if self.model is not None:
             return
-        spec = self.spec
-        self.model = UnifiedModel(self._architecture(spec))
+        spec, sharded = self.spec, isinstance(self.trainer.strategy, ShardedStrategy)
+        with torch.device("meta") if sharded else nullcontext():
+            self.model = UnifiedModel(self._architecture(spec))
         for objective in self.objectives:
             if objective.branch not in (None, *self.model.branches):
                 raise ValueError(f"{type(objective).__name__} trains the branch of {objective.branch}: set model.flow")
-        start(self.model, self.start, spec.space, spec.tokenizers)
+        checkpoint_activations(self.model, self.parallel.activation_checkpointing)
         if self.compile_model:
             compile_blocks(self.model)
+        if sharded:
+            device = self.trainer.strategy.root_device
+            shard(self.model, rank_mesh(self.parallel, device), device, gathered_dtype(self.trainer.precision))
+        start(self.model, self.start, spec.space, spec.tokenizers)
 
     def _architecture(self, spec: DataSpec) -> ModelConfig:
         """The model's config: what the user chose, the bundle that the run starts from, and the data's facts."""
@@ -147,7 +167,7 @@ class TransformerModule(L.LightningModule):
 
     def _batch_number(self) -> int:
         """The batch's number in the run, however ranks and accumulation share the batches."""
-        rounds = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._batches_of_step
+        rounds = self.trainer.global_step * self.trainer.accumulate_grad_batches + self._sums.batches
         return rounds * self.trainer.world_size + self.trainer.global_rank
 
     # -- steps
@@ -158,25 +178,34 @@ class TransformerModule(L.LightningModule):
         Random numbers resume where the last step left them, whatever validation, samples or a restart drew in between.
         """
         del batch_index
-        if self._random_state is not None:
-            _set_random_state(self._random_state, self.device)
+        if self._random_state is None:
+            part_from_other_ranks(self.trainer.global_rank)
+        else:
+            set_random_state(self._random_state, self.device)
         terms = self.terms(batch, self._batch_number())
-        self._batches_of_step += 1
-        self._random_state = _get_random_state(self.device)
-        weight = batch.facts.counted.weights.sum()
-        self._step_weight = weight if self._step_weight is None else self._step_weight + weight
-        self._log("train", terms, weight, batch)
+        self._random_state = get_random_state(self.device)
+        self._sums.add(terms, batch.facts.counted.weights.sum())
+        self.skipped.last_batch = batch
         return total(terms) * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Gradient of the sum -> gradient of the weighted mean over the whole step, then log its norm."""
-        assert self._step_weight is not None
-        norm = self._norm = to_means(gradients_of(optimizer), self._step_weight)
-        self._step_weight, self._batches_of_step = None, 0
-        if not torch.isfinite(norm):
-            step = self.trainer.global_step
-            raise FloatingPointError(f"the gradient norm is {float(norm)} at step {step}: lower the learning rate")
-        self.log("train/grad_norm", norm)
+        """Gradient of the sum -> gradient of the weighted mean over the whole step; logs of the step.
+
+        A step whose loss or gradient is not finite leaves weights and optimizer as they are. Raises Diverged after
+        SKIPPED_IN_A_ROW of them.
+        """
+        assert self.model is not None
+        losses, gradients = self._sums.reduced(), gradients_of(optimizer)
+        self._norm = to_means(gradients, losses.weight)
+        if self.skipped.skips(self._norm, losses.loss):
+            optimizer.zero_grad(set_to_none=True)
+            self.log("train/skipped_steps", float(self.skipped.total))
+            self.skipped.report(self.trainer, self.model, self._norm, losses.loss)
+            return
+        self.log("train/loss", losses.loss, prog_bar=True)
+        for name, value in losses.terms.items():
+            self._log_term("train", name, value)
+        self.log("train/grad_norm", self._norm)
 
     def configure_gradient_clipping(
         self,
@@ -187,7 +216,7 @@ class TransformerModule(L.LightningModule):
         """Clip by the norm that `on_before_optimizer_step` took."""
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
             assert self._norm is not None
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._norm)
+            clip(gradients_of(optimizer), gradient_clip_val, self._norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -205,8 +234,13 @@ class TransformerModule(L.LightningModule):
         self._evaluate("test", batch, batch_index)
 
     def _evaluate(self, stage: str, batch: PackedBatch, batch_index: int) -> None:
+        """The loss by the weight of all tokens, and each term by its own; a batch of padding counts as none."""
         number = batch_index * self.trainer.world_size + self.trainer.global_rank
-        self._log(stage, self.terms(batch, number), batch.facts.counted.weights.sum(), batch)
+        terms, weight = self.terms(batch, number), batch.facts.counted.weights.sum()
+        settings = {"batch_size": len(batch.tokens) if batch.num_tokens else 0, "sync_dist": True}
+        self.log(f"{stage}/loss", total(terms) / weight.clamp_min(MIN_WEIGHT), prog_bar=True, **settings)
+        for name, term in terms.items():
+            self._log_term(stage, name, term.weighted / term.weight.clamp_min(MIN_WEIGHT), **settings)
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""
@@ -214,20 +248,18 @@ class TransformerModule(L.LightningModule):
         features, _ = self._forward(batch, batch_index)
         return self.model.token_head(features).argmax(-1)
 
-    def _log(self, stage: str, terms: Terms, weight: Tensor, batch: PackedBatch) -> None:
-        """The loss by the weight of all tokens, and each term by its own; a batch of padding counts as none."""
-        shared = {"batch_size": len(batch.tokens) if batch.num_tokens else 0, "sync_dist": stage != "train"}
-        self.log(f"{stage}/loss", (total(terms) / weight.clamp_min(MIN_WEIGHT)).detach(), prog_bar=True, **shared)
-        for name, term in terms.items():
-            shown = name in ON_THE_BAR
-            value = (term.weighted / term.weight.clamp_min(MIN_WEIGHT)).detach()
-            self.log(f"{stage}/loss_{name}" if shown else f"{stage}/{name}", value, prog_bar=shown, **shared)
+    def _log_term(self, stage: str, name: str, value: Tensor, **settings: Any) -> None:
+        shown = name in ON_THE_BAR
+        self.log(f"{stage}/loss_{name}" if shown else f"{stage}/{name}", value, prog_bar=shown, **settings)
 
     # -- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Random state, token space and media travel with the weights."""
-        checkpoint["random_state"] = self._random_state
+        assert self.model is not None
+        checkpoint[SOUND] = is_sound(self.model, self.skipped)
+        checkpoint["random_states"] = states_of_ranks(self._random_state)
+        checkpoint["model_config"] = self.model.config.to_dict()
         checkpoint["token_space"] = self.space.to_dict()
         checkpoint["media"] = {name: spec.source for name, spec in self.spec.media.items()}
         checkpoint[IDENTITY] = self._identity()
@@ -245,7 +277,9 @@ class TransformerModule(L.LightningModule):
         for name, source in found.items():
             if wanted[name] != source:
                 raise ValueError(f"the checkpoint was trained on {name} of another autoencoder than the data's")
-        self._random_state = checkpoint["random_state"]
+        states = checkpoint["random_states"] if "random_states" in checkpoint else [checkpoint["random_state"]]
+        rank = self.trainer.global_rank
+        self._random_state = states[rank] if rank < len(states) else None
         check_identity(checkpoint.get(IDENTITY), self._identity(), "the checkpoint")
         check_weights(checkpoint["state_dict"], self.state_dict(), "the checkpoint")
 
@@ -256,14 +290,3 @@ class TransformerModule(L.LightningModule):
         del config["trunk"]["dropout"]
         names = {"optimizer": type(self.optimizer_config).__name__}
         return plain({**config, **names, "objectives": [type(objective).__name__ for objective in self.objectives]})
-
-
-def _get_random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state.cpu(), device)
-    else:
-        torch.set_rng_state(state.cpu())

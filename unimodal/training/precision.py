@@ -32,3 +32,8 @@ def trainer_precision(accelerator: Any) -> str:
     on_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
     dtype = matmul_dtype(torch.device("cuda" if on_gpu else "cpu"))
     return "bf16-mixed" if dtype == torch.bfloat16 else "32-true"
+
+
+def gathered_dtype(precision: str) -> torch.dtype | None:
+    """The type in which sharded matrices are gathered under this `trainer.precision`; None is their own."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)

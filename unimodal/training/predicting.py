@@ -10,9 +10,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from unimodal.commands.progress import progress_bar
 from unimodal.generation.pipeline import load
 from unimodal.generation.prompt_file import ANSWERS, AnswerFolder, PromptLine, read_prompts
+from unimodal.progress import progress_bar
 
 AT_ONCE = 512
 """Prompts whose pictures and answers are held in memory together; the engine's queue runs over them."""

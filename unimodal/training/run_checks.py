@@ -11,6 +11,7 @@ from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENI
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE
 
 ABOVE_ZERO = ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
+STRATEGIES = ("auto", "sharded")
 READ = ("path", "tokenizers", "bundle", "vision", "codebook")
 """Settings that name a folder or file that is read."""
 WEIGHTS = {"config.json", "model.safetensors"}
@@ -40,11 +41,11 @@ def check_run(config: Any) -> None:
 
 
 def _check_strategy(strategy: Any) -> None:
-    """One device or DDP: under others nothing would be sharded or kept in step, and ranks would train apart."""
+    """One device, DDP or our own sharding: under others ranks would train apart, each with a model of its own."""
     name = strategy.get("class_path", "") if isinstance(strategy, Mapping) else str(strategy or "auto")
-    known = name.rpartition(".")[2] in ("auto", "DDPStrategy", "SingleDeviceStrategy") or name.startswith("ddp")
-    if not known:
-        raise ValueError(f"trainer.strategy: training runs on one device or under ddp, {name} is not supported yet")
+    known = name.rpartition(".")[2] in (*STRATEGIES, "DDPStrategy", "SingleDeviceStrategy", "ShardedStrategy")
+    if not known and not name.startswith("ddp"):
+        raise ValueError(f"trainer.strategy: training runs on one device, under ddp or sharded, not under {name}")
 
 
 def _check_place(place: Path, writes: set[str], read: list[Path]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from torch import Tensor
+
+from tokenizers_vq.identity import check_finite
 from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.interop.architectures.siglip import load_siglip
 from unimodal.model.branches.vision.branch import VisionBranch
-from unimodal.model.checkpoint import open_model, read_config
+from unimodal.model.checkpoint import opened_weights, read_config
 from unimodal.model.config import ModelConfig
-from unimodal.model.mixture import from_dense
+from unimodal.model.mixture import expert_names
 from unimodal.model.model import VELOCITY, UnifiedModel
+from unimodal.model.sharded import local_parts, write_rows
 from unimodal.training.codebook_init import CodebookInitConfig, init_from_codebook, open_beside
 
 NEW_WITH_A_BRANCH = (f"branches.{LATENTS}.", f"branches.{PATCHES}.", f"heads.{VELOCITY}.")
@@ -65,18 +69,32 @@ def bundle_config(config: StartConfig) -> ModelConfig | None:
 
 
 def load_bundle(model: UnifiedModel, folder: Path, space: TokenSpace) -> set[str]:
-    """Load a bundle's weights; the names of the parameters that were set. A branch that it lacks keeps its own."""
-    source, found = open_model(folder)
+    """Load a bundle's weights; the names of the parameters that were set. A branch that it lacks keeps its own.
+
+    Of a sharded model each rank reads its own rows, one tensor at a time.
+    """
+    source, found = read_config(folder), TokenSpace.open(folder)
     found.check_same(space, str(folder), "the data")
-    _check_same(source.config, model.config, folder)
-    state = source.state_dict()
-    if model.config.trunk.mixture and not source.config.trunk.mixture:
-        state = from_dense(state)
-    result = model.load_state_dict(state, strict=False)
-    missing = [name for name in result.missing_keys if not name.startswith(NEW_WITH_A_BRANCH)]
-    if strange := sorted([*missing, *result.unexpected_keys]):
-        raise ValueError(f"{folder} holds another model than this run trains: they differ in {strange[0]}")
-    return set(state) & set(model.state_dict())
+    _check_same(source, model.config, folder)
+    present = dict(model.state_dict())
+    with opened_weights(folder) as weights:
+        copies = model.config.trunk.mixture and not source.trunk.mixture
+        names = {new: name for name in weights for new in ((copies and expert_names(name)) or (name,))}
+        missing = [name for name in present if name not in names and not name.startswith(NEW_WITH_A_BRANCH)]
+        if strange := sorted([*missing, *(name for name in names if name not in present)]):
+            raise ValueError(f"{folder} holds another model than this run trains: they differ in {strange[0]}")
+        for name, stored in names.items():
+            _check_shape(folder, name, weights[stored].get_shape(), present[name])
+            write_rows(present[name], weights[stored])
+    parts = local_parts(present[name] for name in names)
+    check_finite(dict(zip(names, parts, strict=True)), str(folder))
+    return set(names)
+
+
+def _check_shape(folder: Path, name: str, found: Sequence[int], present: Tensor) -> None:
+    if tuple(found) != tuple(present.shape):
+        shapes = f"{tuple(found)} there and {tuple(present.shape)} here"
+        raise ValueError(f"{folder} holds another model than this run trains: {name} is {shapes}")
 
 
 def _check_same(found: ModelConfig, wanted: ModelConfig, folder: Path) -> None:

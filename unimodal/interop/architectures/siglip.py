@@ -14,6 +14,7 @@ from unimodal.interop.weights import read_weights
 from unimodal.model.branches.vision.siglip import SiglipEncoder
 from unimodal.model.checkpoint import CONFIG_FILE
 from unimodal.model.config import VisionConfig
+from unimodal.model.sharded import write_rows
 
 SIGLIP_LAYER = {
     "attention_norm": "layer_norm1",
@@ -95,7 +96,7 @@ def load_siglip(encoder: SiglipEncoder, folder: Path) -> None:
         flat = _of_patches(found, encoder.config.patches.size) if theirs == PATCHES else found
         if flat.shape != weights[ours].shape:
             raise ValueError(f"{folder}: {theirs} has shape {tuple(flat.shape)}, {tuple(weights[ours].shape)} is due")
-        weights[ours].copy_(flat)
+        write_rows(weights[ours], flat)
 
 
 def _of_patches(weight: Tensor, patch: int) -> Tensor:

@@ -10,6 +10,7 @@ from data_pipelines.spec import data_spec
 from unimodal.bundle import Bundle
 from unimodal.terminal import say
 from unimodal.training.module import TransformerModule
+from unimodal.training.parallel.gathering import whole_model
 
 
 class BundleWriter(L.Callback):
@@ -20,11 +21,12 @@ class BundleWriter(L.Callback):
         self.out = out
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or not isinstance(pl_module, TransformerModule) or pl_module.model is None:
+        if not isinstance(pl_module, TransformerModule) or pl_module.model is None:
             return
         spec = data_spec(trainer)
-        if spec.tokenizers is None:
+        model = None if spec.tokenizers is None else whole_model(pl_module.model, keep=trainer.is_global_zero)
+        if model is None or spec.tokenizers is None:
             return
         out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
-        Bundle.beside(pl_module.model.eval(), spec.space, spec.tokenizers).save(out)
+        Bundle.beside(model.eval(), spec.space, spec.tokenizers).save(out)
         say(f"the model is in {out}; its curves and pictures: unimodal report {trainer.default_root_dir}")

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as functional_adamw
 
+from unimodal.model.sharded import local_parts
+from unimodal.training.optimizers.owners import owned_updates, parts_with_gradients
 from unimodal.training.precision import matmul_dtype
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
-STACK_NUMBERS = 2**27
-"""Numbers that are orthogonalised together: half a GiB in float32, and as much for each product in between."""
-
 
 def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
     """Newton-Schulz: (N, A, B) -> the nearest matrices with singular values near 1, in the type
-    that the device multiplies fastest."""
+    that the device multiplies fastest; float64 stays."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(matmul_dtype(matrices.device))
+    exact = matrices.dtype == torch.float64
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(x.dtype if exact else matmul_dtype(matrices.device))
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -36,7 +35,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon (arXiv 2502.16982, section 2): p -= lr * (0.2 * sqrt(max(A, B)) * orthogonalise(nesterov momentum)), with
     decoupled weight decay, so that updates have AdamW's size. Unlike torch.optim.Muon, matrices of one shape are
-    orthogonalised together, STACK_NUMBERS at a time, which keeps small models fast and large ones within memory.
+    orthogonalised together, which keeps small models fast, and by one rank each, which keeps many ranks busy.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -56,21 +55,30 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._adamw(group)
         return loss
 
-    def _muon(self, group: dict[str, Any]) -> None:
-        for parameters in _stacks(group["params"]):
-            updates = torch.stack(self._nesterov(parameters, group["momentum"]))
-            updates = orthogonalise(updates, group["steps"]).to(parameters[0].dtype)
-            scale = 0.2 * max(parameters[0].shape) ** 0.5 * group["lr"]
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
-            torch._foreach_add_(parameters, updates.unbind(), alpha=-scale)  # pyright: ignore[reportPrivateImportUsage]
+    def prepare(self) -> None:
+        """Make the state of every parameter that is trained, as a checkpoint needs it before the first step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    _ = self._buffer(parameter) if group["muon"] else self._moments(parameter)
 
-    def _nesterov(self, parameters: Sequence[Tensor], momentum: float) -> list[Tensor]:
-        """The gradients, led on by the momentum that they have just joined."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        buffers = [self._buffer(parameter) for parameter in parameters]
-        torch._foreach_mul_(buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(buffers, gradients)  # pyright: ignore[reportPrivateImportUsage]
-        return list(torch._foreach_add(gradients, buffers, alpha=momentum))  # pyright: ignore[reportPrivateImportUsage]
+    def _muon(self, group: dict[str, Any]) -> None:
+        parameters, parts, gradients = parts_with_gradients(group["params"])
+
+        def nesterov(numbers: list[int]) -> list[Tensor]:
+            """The gradients, led on by the momentum that they have just joined."""
+            joining = [gradients[number] for number in numbers]
+            buffers = local_parts([self._buffer(parameters[number]) for number in numbers])
+            torch._foreach_mul_(buffers, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(buffers, joining)  # pyright: ignore[reportPrivateImportUsage]
+            return list(torch._foreach_add(joining, buffers, alpha=group["momentum"]))  # pyright: ignore[reportPrivateImportUsage]
+
+        for numbers, updates in owned_updates(parameters, nesterov, lambda x: orthogonalise(x, group["steps"])):
+            updated = [parts[number] for number in numbers]
+            updates = [update.to(part.dtype) for update, part in zip(updates, updated, strict=True)]
+            scale = 0.2 * max(parameters[numbers[0]].shape) ** 0.5 * group["lr"]
+            torch._foreach_mul_(updated, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(updated, updates, alpha=-scale)  # pyright: ignore[reportPrivateImportUsage]
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -79,13 +87,15 @@ class MuonAdamW(torch.optim.Optimizer):
         return state["momentum"]
 
     def _adamw(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        parameters, parts, gradients = parts_with_gradients(group["params"])
+        if not parameters:
+            return
         states = [self._moments(parameter) for parameter in parameters]
         functional_adamw(
-            parameters,
-            [parameter.grad for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            parts,
+            gradients,
+            local_parts([state["exp_avg"] for state in states]),
+            local_parts([state["exp_avg_sq"] for state in states]),
             [],
             [state["step"] for state in states],
             fused=True,
@@ -108,15 +118,3 @@ class MuonAdamW(torch.optim.Optimizer):
         if state["step"].device != parameter.device:
             state["step"] = state["step"].to(parameter.device)
         return state
-
-
-def _stacks(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters that have gradients, those of one shape together, STACK_NUMBERS or one parameter at a time."""
-    by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_shape[parameter.shape].append(parameter)
-    for shape, same_shape in by_shape.items():
-        count = max(STACK_NUMBERS // shape.numel(), 1)
-        for start in range(0, len(same_shape), count):
-            yield same_shape[start : start + count]

@@ -1,4 +1,4 @@
-"""Progress bars of the commands."""
+"""Progress bars of commands."""
 
 from __future__ import annotations
 

@@ -1,0 +1,79 @@
+"""`trainer.strategy: sharded`: FSDP2 through Lightning's ModelParallelStrategy, with checkpoints of any rank number."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+
+from unimodal.training.checkpointing import is_worth_keeping
+from unimodal.training.parallel.checkpoint import load_tensors, read_rest, save_sharded, training_tensors
+
+NAME = "sharded"
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Every rank trains on its own batches and holds its share of weights, gradients and optimizer states.
+
+    The module shards itself when it is built (`parallel.sharding`). A checkpoint is a folder, there whole or not at
+    all, and is opened by any number of ranks.
+    """
+
+    def setup_environment(self) -> None:
+        """All ranks share data; none shares tensors of a layer."""
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Yes: after the module's hooks have checked whose checkpoint it is."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Nothing: `save_checkpoint` takes tensors from the model."""
+        return {}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """What is no tensor of it."""
+        groups = getattr(optimizer, "param_groups", [])
+        return {"param_groups": [{k: v for k, v in group.items() if k != "params"} for group in groups]}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """On all ranks: each writes its share."""
+        del storage_options
+        path = Path(self.broadcast(str(filepath)))
+        assert self.lightning_module is not None
+        if not is_worth_keeping(checkpoint, path):
+            return
+        save_sharded(path, training_tensors(self.lightning_module, self.optimizers), checkpoint)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """What is no tensor, and shapes of the weights: enough to see whose checkpoint it is."""
+        del weights_only
+        self._opened = Path(self.broadcast(str(checkpoint_path)))
+        return read_rest(self._opened)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """The weights, into the shards that there are."""
+        del checkpoint, strict
+        assert self.lightning_module is not None
+        load_tensors(self._opened, training_tensors(self.lightning_module, []))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """The optimizer's states, and its groups' settings."""
+        assert self.lightning_module is not None
+        load_tensors(self._opened, training_tensors(self.lightning_module, self.optimizers))
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            for group, values in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+                group.update(values)
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        """A folder, by the first rank."""
+        if self.is_global_zero:
+            shutil.rmtree(filepath, ignore_errors=True)
+
+
+StrategyRegistry.register(NAME, ShardedStrategy, description="FSDP2 (unimodal)")

@@ -1,0 +1,53 @@
+"""The losses of one optimizer step, summed over its batches and ranks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_pipelines.batch import MIN_WEIGHT
+from unimodal.training.objectives.base import Terms, total
+
+
+class StepLosses(NamedTuple):
+    """What an optimizer step logs: means over the tokens of all its batches and ranks."""
+
+    weight: Tensor
+    """The summed weight of all tokens, float64."""
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class StepSums:
+    """The losses of an optimizer step, summed over its batches where they lie; ranks add theirs once a step.
+
+    The names of the terms are the same in every batch and on every rank.
+    """
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None
+        self._dtype = torch.float32
+
+    def add(self, terms: Terms, weight: Tensor) -> None:
+        """The terms of a batch, and the summed weight of its tokens."""
+        pairs = [number for term in terms.values() for number in (term.weighted, term.weight)]
+        sums = torch.stack([number.detach().double() for number in (weight, total(terms), *pairs)])
+        self._names, self._dtype = tuple(terms), total(terms).dtype
+        self._sums = sums if self._sums is None else self._sums + sums
+        self.batches += 1
+
+    def reduced(self) -> StepLosses:
+        """The means, the same on all ranks; the sums begin anew."""
+        assert self._sums is not None
+        sums = self._sums
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        self._sums, self.batches = None, 0
+        weight, loss, *pairs = sums.to(self._dtype)
+        values = [weighted / of.clamp_min(MIN_WEIGHT) for weighted, of in zip(pairs[::2], pairs[1::2], strict=True)]
+        return StepLosses(sums[0], loss / weight.clamp_min(MIN_WEIGHT), dict(zip(self._names, values, strict=True)))
