@@ -60,7 +60,7 @@ class BatchFacts(NamedTuple):
     """Tokens of the longest document, rounded up to a power of two."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class PackedBatch:
     """Rows of whole documents; every field but `media` is (B, T).
 
@@ -69,6 +69,7 @@ class PackedBatch:
     `modality` says what the target is. `branches` is 0 in a document's trunk; branch k sees the trunk and itself.
     `spans`, where there are media, is 0 for plain tokens; the media of an image, boi and eoi among them, share a number
     of their row, below 0 where they are noised. `media` are by name (`MediaSpec.name`), empty where there are none.
+    Nothing changes a batch; it is not frozen because Lightning's `64-true` and `bf16-true` set its fields on a copy.
     """
 
     tokens: Tensor

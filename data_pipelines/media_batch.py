@@ -16,7 +16,7 @@ from data_pipelines.outline import Rendered
 # Shapes: B rows, T tokens of a row, M tokens of one kind of media in all rows, C numbers of such a token.
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class PackedMedia:
     """The tokens of one kind of media, in the order of the tokens.
 

@@ -34,6 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         del weights_only
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a checkpoint of sharded training: resume with --trainer.strategy sharded")
         try:
             return super().load_checkpoint(path, map_location or _on_cpu, weights_only=True)
         except (RuntimeError, EOFError, OSError, ValueError) as error:

@@ -28,6 +28,7 @@ from unimodal.training.callbacks.bundle import BundleWriter
 from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.callbacks.sources import SourceTable
+from unimodal.training.callbacks.stopping import CheckpointOnSigterm
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import flow_matching as _flow_matching
@@ -127,6 +128,7 @@ class TrainingCLI(LightningCLI):
         config["plugins"] = [*given, *atomic]
         config["callbacks"] = [
             *(config.get("callbacks") or []),
+            CheckpointOnSigterm(),
             StepProgress(),
             SourceTable(),
             ReconstructionPictures(),
@@ -163,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(arguments)
     except SIGTERMException:
-        print("train.py: stopped by SIGTERM; --ckpt_path last goes on from the last checkpoint", file=sys.stderr)
+        print("train.py: stopped by SIGTERM; --ckpt_path last resumes from the last checkpoint", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     except Diverged as error:
         print(f"train.py: {error}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +87,7 @@ class TransformerModule(L.LightningModule):
         if self.model is not None:
             return
         spec, sharded = self.spec, isinstance(self.trainer.strategy, ShardedStrategy)
-        with torch.device("meta") if sharded else nullcontext():
+        with torch.device("meta"):
             self.model = UnifiedModel(self._architecture(spec))
         for objective in self.objectives:
             if objective.branch not in (None, *self.model.branches):
@@ -99,6 +98,9 @@ class TransformerModule(L.LightningModule):
         if sharded:
             device = self.trainer.strategy.root_device
             shard(self.model, rank_mesh(self.parallel, device), device, gathered_dtype(self.trainer.precision))
+        else:
+            self.model.to_empty(device="cpu")
+            self.model.init_weights()
         start(self.model, self.start, spec.space, spec.tokenizers)
 
     def _architecture(self, spec: DataSpec) -> ModelConfig:

@@ -20,6 +20,7 @@ HARMLESS = {
     r".*You defined a `validation_step` but have no `val_dataloader`.*": "nothing is held out, as the config says",
     r".*in eval mode at the start of training.*": "frozen parts stay in evaluation mode",
     r".*Using ModelCheckpoint with manual optimization.*": "a checkpoint after the step is what is wanted",
+    r".*returned a view tensor.*": "no loss changes the scores of a head in place",
     r".*`training_step` returned `None`.*": "the module steps its own optimizers",
 }
 """Beginning of a warning, as a pattern -> why it says nothing to a user."""
@@ -28,6 +29,7 @@ QUIET = {
     "lightning.pytorch.utilities.rank_zero": "devices and tips; a GPU that is missing is an error elsewhere",
     "lightning.pytorch.accelerators.cuda": "which of several GPUs a rank takes is in CUDA_VISIBLE_DEVICES",
     "lightning.fabric.utilities.seed": "the seed is in the run's config.yaml",
+    "lightning.fabric.utilities.distributed": "a line for each rank that starts",
     "torch.utils.cpp_extension": "CUDA's folder, where there is no GPU",
 }
 """Logger that is heard from warnings on, or for the last from errors on -> why."""

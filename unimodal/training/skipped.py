@@ -31,20 +31,26 @@ class Diverged(RuntimeError):
 
 
 class SkippedSteps:
-    """Counts steps whose loss or gradient is not finite. Both are sums over ranks, so all ranks count alike."""
+    """Decides after each backward pass, with all ranks alike, whether the step is skipped and whether it is the last.
+
+    A step is skipped whose loss or gradient is not finite on any rank. It is the last where any rank was told to stop.
+    """
 
     def __init__(self) -> None:
         self.total = self.in_a_row = 0
+        self.stop_asked = self.stops = False
         self.last_batch: PackedBatch | None = None
         """Of this rank."""
 
     def skips(self, norm: Tensor, loss: Tensor) -> bool:
-        """Whether this step is to be skipped. The host waits for one number of the device."""
-        if bool(torch.isfinite(norm.double() + loss.double())):
-            self.in_a_row = 0
-            return False
-        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
-        return True
+        """Whether this step is skipped. The host waits for the device here, once a step."""
+        bad = torch.isfinite(norm.double() + loss.double()).logical_not()
+        found = torch.stack([bad, torch.tensor(self.stop_asked, device=bad.device)]).to(torch.int32)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        skip, self.stops = map(bool, found.tolist())
+        self.total, self.in_a_row = self.total + skip, self.in_a_row + 1 if skip else 0
+        return skip
 
     def report(self, trainer: Any, model: UnifiedModel, norm: Tensor, loss: Tensor) -> None:
         """Say what happened, and keep the last batch of this rank. Raises Diverged after SKIPPED_IN_A_ROW."""

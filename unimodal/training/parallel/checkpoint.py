@@ -84,7 +84,7 @@ def read_rest(path: Path) -> dict[str, Any]:
     Raises ValueError for what is no checkpoint of this form.
     """
     if not is_sharded(path):
-        raise ValueError(f"{path} is not a checkpoint of sharded training, which is a folder with {REST_FILE}")
+        raise ValueError(f"{path} is not a checkpoint of sharded training: resume without --trainer.strategy sharded")
     try:
         rest = torch.load(path / REST_FILE, map_location="cpu", weights_only=True)
         known = _SafeReader(path).read_metadata().state_dict_metadata

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -94,9 +95,12 @@ class WholeRandomNumbers(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
-        if func is Tensor.normal_ and isinstance(args[0], DTensor):
-            sharded, *rest = args
-            drawn = torch.empty(sharded.shape, dtype=sharded.dtype, device=sharded.device)
-            write_rows(sharded, drawn.normal_(*rest, **(kwargs or {})))
-            return sharded
-        return func(*args, **(kwargs or {}))
+        if func is not nn.init.normal_:
+            return func(*args, **(kwargs or {}))
+        bound = signature(nn.init.normal_).bind(*args, **(kwargs or {}))
+        tensor = bound.arguments["tensor"]
+        if not isinstance(tensor, DTensor):
+            return func(*args, **(kwargs or {}))
+        bound.arguments["tensor"] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        write_rows(tensor, func(*bound.args, **bound.kwargs))
+        return tensor
