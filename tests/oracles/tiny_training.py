@@ -63,13 +63,18 @@ class LossFile(L.Callback):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path, self.last = Path(path), 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        del pl_module
+        self.last = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         del pl_module, outputs, batch, batch_idx
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.global_step > self.last:
+            self.last = trainer.global_step
             loss = float(trainer.callback_metrics["train/loss"])
             with self.path.open("a") as file:
                 file.write(f"{trainer.global_step} {loss.hex()}\n")
@@ -120,6 +125,15 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL a run with all its workers and ranks."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], flag: Path, seconds: float = 600) -> None:
+    """Until a running process has touched a file. Raises AssertionError where it ends before."""
+    deadline = time.monotonic() + seconds
+    while not flag.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not flag.exists() or process.poll() is not None:
+        raise AssertionError(finish(process, 1))
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,16 @@ def first_fault(batch: PackedBatch, model: UnifiedModel) -> str | None:
             return f"the batch's {name} are not finite: the fault is in the data"
     found: list[str] = []
     for name, module in model.named_modules():
+        module.register_forward_hook(_watching(found, name, "gives"))  # of the inner ones first
         if not any(module.children()):
-            module.register_forward_hook(_watching(found, name, "gives"))
             module.register_full_backward_hook(_watching(found, name, "sends back"))
     loss = _loss(batch, model)
     if not found and not _finite(loss):
         return "the loss is not finite, though all that the modules give is"
     if not found:
-        loss.backward()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*Full backward hook.*")  # of the embedding, whose input has no gradient
+            loss.backward()
     return found[0] if found else None
 
 

@@ -164,7 +164,7 @@ class TransformerModule(L.LightningModule):
         media: dict[str, MediaTokens] = {name: media_tokens(packed) for name, packed in batch.media.items()}
         for name, branch in self.model.branches.items():
             assert isinstance(branch, Branch)
-            media.setdefault(name, branch.empty(self.model.trunk.embedding.weight.detach()))
+            media.setdefault(name, branch.empty(torch.zeros((), dtype=self.model.dtype, device=batch.tokens.device)))
         return media
 
     def _batch_number(self) -> int:
@@ -199,15 +199,14 @@ class TransformerModule(L.LightningModule):
         assert self.model is not None
         losses, gradients = self._sums.reduced(), gradients_of(optimizer)
         self._norm = to_means(gradients, losses.weight)
-        if self.skipped.skips(self._norm, losses.loss):
-            optimizer.zero_grad(set_to_none=True)
-            self.log("train/skipped_steps", float(self.skipped.total))
-            self.skipped.report(self.trainer, self.model, self._norm, losses.loss)
-            return
         self.log("train/loss", losses.loss, prog_bar=True)
         for name, value in losses.terms.items():
             self._log_term("train", name, value)
         self.log("train/grad_norm", self._norm)
+        if self.skipped.skips(self._norm, losses.loss):
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped.report(self.trainer, self.model, self._norm, losses.loss)
+        self.log("train/skipped_steps", float(self.skipped.total))
 
     def configure_gradient_clipping(
         self,

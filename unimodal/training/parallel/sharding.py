@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.overrides import TorchFunctionMode
 
-from unimodal.model.model import UnifiedModel
+from unimodal.model.model import TOKENS, UnifiedModel
 from unimodal.model.sharded import write_rows
 
 Checkpointing = Literal["none", "block", "selective"]
@@ -75,14 +75,19 @@ def shard(model: UnifiedModel, mesh: DeviceMesh, device: torch.device, dtype: to
         policy = exact
     units: list[tuple[nn.Module, MixedPrecisionPolicy]] = [(block, policy) for block in model.trunk.blocks]
     units += [(branch, policy) for branch in model.branches.values()]
-    if not model.config.trunk.tied_head:
-        units += [(model.trunk.embedding, exact), (model.token_head, policy)]
+    if model.config.trunk.tied_head:
+        units += [(head, policy) for name, head in model.heads.items() if name != TOKENS]
+        model.to_empty(device=device)  # a tied weight would fall apart afterwards; such models are small
+        model.init_weights()
+    else:
+        units += [(model.trunk.embedding, exact), *((head, policy) for head in model.heads.values())]
     for unit, how in units:
         fully_shard(unit, mesh=over, mp_policy=how)
     fully_shard(model, mesh=over, mp_policy=exact, reshard_after_forward=False)
-    model.to_empty(device=device)
-    with WholeRandomNumbers():
-        model.init_weights()
+    if not model.config.trunk.tied_head:
+        model.to_empty(device=device)
+        with WholeRandomNumbers():
+            model.init_weights()
 
 
 class WholeRandomNumbers(TorchFunctionMode):

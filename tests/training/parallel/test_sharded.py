@@ -1,0 +1,147 @@
+"""FSDP2 on two processes: the losses, weights and checkpoints of one process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.oracles.tiny import tiny_shards
+from tests.oracles.tiny_training import (
+    ADAMW,
+    FLOW,
+    VISION,
+    Options,
+    finish,
+    fit_arguments,
+    kill,
+    losses,
+    start_training,
+    wait_for,
+)
+from unimodal.cli import main as command
+
+SHARDED: Options = {"trainer__devices": 2, "trainer__strategy": "sharded"}
+LOSS_FILE = "tests.oracles.tiny_training.LossFile"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_shards(tmp_path_factory.mktemp("data") / "shards", latents=True, patch=4)
+
+
+def arguments(shards: Path, root: Path, **options: str | float) -> list[str]:
+    given = fit_arguments(shards, root, **options)
+    return [*given, f"--trainer.callbacks+={LOSS_FILE}", f"--trainer.callbacks.path={root / 'losses'}"]
+
+
+def train(shards: Path, root: Path, *more: str, **options: str | float) -> list[float]:
+    """The losses of a whole run."""
+    root.mkdir(parents=True, exist_ok=True)
+    process = start_training([*arguments(shards, root, **options), *more])
+    output = finish(process, 240)
+    assert process.returncode == 0, output
+    return [float.fromhex(loss) for _, loss in losses(root / "losses")]
+
+
+MODELS: dict[str, Options] = {"discrete": {}, "flow": FLOW, "vision": VISION}
+OPTIMIZERS: dict[str, Options] = {"muon": {}, "adamw": ADAMW}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_ten_losses_are_those_of_one_rank_however_the_step_is_shared(
+    shards: Path, tmp_path: Path, model: str, optimizer: str
+) -> None:
+    """In float64: 4 batches a step on one rank, or 2 each on two ranks under DDP or FSDP2."""
+    shared: Options = {**MODELS[model], **OPTIMIZERS[optimizer], "trainer__precision": "64-true"}
+    shared |= {"trainer__max_steps": 10, "data__stream__rows": 1, "trainer__gradient_clip_val": 1.0}
+    alone = train(shards, tmp_path / "one", **shared, trainer__accumulate_grad_batches=4)
+    assert len(alone) == 10
+    for strategy in ("ddp", "sharded"):
+        two: Options = {**SHARDED, "trainer__strategy": strategy, "trainer__accumulate_grad_batches": 2}
+        assert train(shards, tmp_path / strategy, **{**shared, **two}) == pytest.approx(alone, rel=1e-8)
+    expected = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    for strategy in ("ddp", "sharded"):
+        found = load_file(tmp_path / strategy / "model" / "model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model__trunk__tied_head": "true"},
+        {"model__trunk__dropout": 0.0, "model__parallel__activation_checkpointing": "block"},
+        {"model__parallel__activation_checkpointing": "selective"},
+        {"model__parallel__replicate": 2},
+    ],
+    ids=["tied", "block", "selective", "replicate"],
+)
+def test_other_ways_to_lay_out_a_model_change_no_loss(shards: Path, tmp_path: Path, options: Options) -> None:
+    shared: Options = {"trainer__precision": "64-true", "trainer__max_steps": 4, **options}
+    alone = train(
+        shards, tmp_path / "one", **{**shared, "model__parallel__replicate": 1}, trainer__accumulate_grad_batches=2
+    )
+    assert train(shards, tmp_path / "two", **{**shared, **SHARDED}) == pytest.approx(alone, rel=1e-8)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_on_two_ranks_and_on_one(shards: Path, tmp_path: Path) -> None:
+    shared: Options = {"trainer__max_steps": 12, "checkpoint__every_n_train_steps": 2}
+    unbroken = train(shards, tmp_path / "unbroken", **{**shared, **SHARDED})
+    for step in (3, 6):
+        root = tmp_path / f"killed-{step}"
+        root.mkdir()
+        standstill = ["--trainer.callbacks+=tests.oracles.tiny_training.Standstill", f"--trainer.callbacks.step={step}"]
+        flag = root / "flag"
+        process = start_training(
+            [*arguments(shards, root, **{**shared, **SHARDED}), *standstill, f"--trainer.callbacks.flag={flag}"]
+        )
+        wait_for(process, flag)
+        kill(process)
+        shutil.copytree(root, tmp_path / f"alone-{step}")
+        last = (step - 1) // 2 * 2  # it stood still before the checkpoint of that step
+        for folder, ways in (
+            (root, SHARDED),
+            (tmp_path / f"alone-{step}", {"trainer__strategy": "sharded", "trainer__accumulate_grad_batches": 2}),
+        ):
+            (folder / "losses").unlink()
+            found = train(shards, folder, "--ckpt_path=last", **{**shared, **ways})
+            assert found == pytest.approx(unbroken[last:], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_ranks_becomes_a_bundle_and_is_refused_by_name_elsewhere(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: Options = {"trainer__max_steps": 4, **SHARDED}
+    train(shards, tmp_path / "run", **options)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert command(["bundle", str(last), "--tokenizers", str(shards), "--out", str(tmp_path / "bundle")]) == 0
+    made, left = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "bundle", tmp_path / "run" / "model")
+    )
+    assert made.keys() == left.keys() and all(torch.equal(made[name], left[name]) for name in left)
+    capsys.readouterr()
+    alone = start_training([*fit_arguments(shards, tmp_path / "run", trainer__max_steps=6), f"--ckpt_path={last}"])
+    output = finish(alone, 120)
+    assert alone.returncode == 2 and "resume with --trainer.strategy sharded" in output, output
+    (last / ".metadata").write_bytes(b"cos\\nsystem\\n(S'touch /tmp/owned'\\ntR.")
+    assert command(["bundle", str(last), "--tokenizers", str(shards), "--out", str(tmp_path / "other")]) == 2
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_bundle_is_the_start_of_a_sharded_run(shards: Path, tmp_path: Path) -> None:
+    train(shards, tmp_path / "first", trainer__max_steps=3)
+    start: Options = {"model__start__bundle": str(tmp_path / "first" / "model"), "trainer__max_steps": 3}
+    start |= {"trainer__precision": "64-true"}
+    alone = train(shards, tmp_path / "alone", **start, trainer__accumulate_grad_batches=2)
+    assert train(shards, tmp_path / "two", **{**start, **SHARDED}) == pytest.approx(alone, rel=1e-8)
