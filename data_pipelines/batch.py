@@ -58,6 +58,8 @@ class BatchFacts(NamedTuple):
     end to a multiple of ENDS_MULTIPLE."""
     max_length: int
     """Tokens of the longest document, rounded up to a power of two."""
+    num_pairs: int
+    """Pairs of tokens that attend to one another; those of latents are counted as if they were codes."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -103,7 +105,8 @@ class PackedBatch:
         counted = CountedTokens.of(self.loss_weights)
         ends, max_length = _ends(self.documents)
         has_branches = bool((self.branches != 0).any())
-        return BatchFacts(counted, int((self.documents >= 0).sum()), has_branches, ends, max_length)
+        num_tokens, num_pairs = int((self.documents >= 0).sum()), _num_pairs(self.documents, self.branches)
+        return BatchFacts(counted, num_tokens, has_branches, ends, max_length, num_pairs)
 
     @property
     def num_tokens(self) -> int:
@@ -130,6 +133,17 @@ def _ends(documents: Tensor) -> tuple[Tensor, int]:
     max_length = int(ends.diff().max())
     fill = -len(ends) % ENDS_MULTIPLE
     return torch.cat([ends, ends[-1:].expand(fill)]).to(torch.int32), 1 << (max_length - 1).bit_length()
+
+
+def _num_pairs(documents: Tensor, branches: Tensor) -> int:
+    """documents, branches (B, T): each token attends to its document's trunk, and to its branch, up to itself."""
+    rows = np.arange(len(documents))[:, None] * (int(documents.max()) + 1)
+    real, width = (documents >= 0).numpy(), int(branches.max()) + 1
+    of_document, of_branch = (rows + documents.numpy())[real], branches.numpy()[real]
+    counts = np.bincount(of_document * width + of_branch, minlength=width).astype(np.int64)
+    counts = np.pad(counts, (0, -len(counts) % width)).reshape(-1, width)
+    crossing = counts[:, 0] * counts[:, 1:].sum(1)
+    return int((counts * (counts + 1) // 2).sum() + crossing.sum())
 
 
 def collate(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.oracles.tiny import tiny_shards
-from tests.oracles.tiny_training import ADAMW, finish, fit_arguments, logged, start_training
+from tests.oracles.tiny_training import ADAMW, Options, finish, fit_arguments, logged, start_training
 from unimodal.cli import main as command
 from unimodal.training.cli import main
 
@@ -23,9 +23,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def poisoned(
-    shards: Path, root: Path, place: str, first: int, last: int, rank: int = 0, **options: str | float
+    shards: Path, root: Path, place: str, first: int, last: int, rank: int = 0, options: Options | None = None
 ) -> list[str]:
-    settings: dict[str, str | float] = {"trainer__max_steps": 6, "checkpoint__every_n_train_steps": 1, **options}
+    settings: Options = {"trainer__max_steps": 6, "checkpoint__every_n_train_steps": 1, **(options or {})}
     arguments = [*fit_arguments(shards, root, **settings), "--trainer.callbacks+=tests.oracles.poison.Poison"]
     values = {"place": place, "first": first, "last": last, "rank": rank}
     return [*arguments, *(f"--trainer.callbacks.{name}={value}" for name, value in values.items())]
@@ -35,7 +35,7 @@ def poisoned(
 @pytest.mark.parametrize("place", ["data", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(shards: Path, tmp_path: Path, place: str) -> None:
     """Weights and optimizer stay: the loss of the next batch is that of a run that never stepped on it."""
-    main(poisoned(shards, tmp_path / "run", place, 2, 3, **ADAMW))
+    main(poisoned(shards, tmp_path / "run", place, 2, 3, options=ADAMW))
     assert list(logged(tmp_path / "run", "train/skipped_steps").values()) == ["0.0", "0.0", "1.0", "2.0", "2.0", "2.0"]
     losses = [float(loss) for loss in logged(tmp_path / "run", "train/loss").values()]
     assert all(0 < losses[step] < 10 for step in (0, 1, 4, 5))
@@ -47,13 +47,13 @@ def test_a_step_that_is_not_finite_changes_nothing(shards: Path, tmp_path: Path,
 @pytest.mark.parametrize("strategy", ["ddp", "sharded"])
 @pytest.mark.parametrize("place", ["data", "gradient"])
 def test_ranks_skip_together_and_end_together(shards: Path, tmp_path: Path, place: str, strategy: str) -> None:
-    two: dict[str, str | float] = {"trainer__devices": 2, "trainer__strategy": strategy}
-    process = start_training(poisoned(shards, tmp_path / "one", place, 2, 2, 1, **two))
+    two: Options = {"trainer__devices": 2, "trainer__strategy": strategy}
+    process = start_training(poisoned(shards, tmp_path / "one", place, 2, 2, 1, two))
     output = " ".join(finish(process, SECONDS).split())
     assert process.returncode == 0 and output.count("the step is skipped, 1 so far") == 1, output
     assert list(logged(tmp_path / "one", "train/skipped_steps").values())[1:3] == ["0.0", "1.0"]
     assert (tmp_path / "one" / "skipped" / "step-000002-rank-1" / "batch.pt").is_file()
-    process = start_training(poisoned(shards, tmp_path / "three", place, 2, 9, 1, **two))
+    process = start_training(poisoned(shards, tmp_path / "three", place, 2, 9, 1, two))
     output = " ".join(finish(process, SECONDS).split())
     assert process.returncode == 3, output
     assert "3 steps in a row" in output and "the last good checkpoint is" in output and "last.ckpt" in output

@@ -15,7 +15,7 @@ from unimodal.model.checkpoint import assembled
 from unimodal.model.config import ModelConfig
 from unimodal.terminal import say
 from unimodal.training.checkpointing import AtomicCheckpointIO
-from unimodal.training.parallel.checkpoint import WEIGHTS, is_sharded, load_tensors, read_rest
+from unimodal.training.parallel.checkpoint import WEIGHT_PREFIX, is_sharded, load_tensors, read_rest
 
 PREFIX = "model."
 """Of the model's parameters in a training module."""
@@ -38,9 +38,9 @@ def opened(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint holds beside tensors, and the model's weights, whole."""
     if is_sharded(checkpoint):
         values = read_rest(checkpoint)
-        whole = {WEIGHTS + name: torch.empty(tensor.shape) for name, tensor in values["state_dict"].items()}
+        whole = {WEIGHT_PREFIX + name: torch.empty(tensor.shape) for name, tensor in values["state_dict"].items()}
         load_tensors(checkpoint, whole)
-        state = {name.removeprefix(WEIGHTS): tensor for name, tensor in whole.items()}
+        state = {name.removeprefix(WEIGHT_PREFIX): tensor for name, tensor in whole.items()}
     elif checkpoint.is_file():
         values = AtomicCheckpointIO().load_checkpoint(checkpoint)
         state = values["state_dict"]

@@ -29,6 +29,7 @@ from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.callbacks.stopping import CheckpointOnSigterm
+from unimodal.training.callbacks.throughput import Throughput
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import flow_matching as _flow_matching
@@ -91,10 +92,11 @@ class TrainingCLI(LightningCLI):
     """Adds checkpoints, logs, samples and the bundle; everything can be changed in the config."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Sections `checkpoint`, `samples` and `bundle` of a config."""
+        """Sections `checkpoint`, `samples`, `bundle` and `throughput` of a config."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(BundleWriter, "bundle")
+        parser.add_lightning_class_args(Throughput, "throughput")
         parser.set_defaults({"checkpoint.every_n_train_steps": 500, "checkpoint.save_last": True})
         parser.set_defaults({"checkpoint.save_top_k": 0})
 

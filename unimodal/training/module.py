@@ -86,22 +86,23 @@ class TransformerModule(L.LightningModule):
         """Build the model once the data's token space and media are known."""
         if self.model is not None:
             return
-        spec, sharded = self.spec, isinstance(self.trainer.strategy, ShardedStrategy)
+        spec, strategy = self.spec, self.trainer.strategy
         with torch.device("meta"):
-            self.model = UnifiedModel(self._architecture(spec))
+            model = UnifiedModel(self._architecture(spec))
         for objective in self.objectives:
-            if objective.branch not in (None, *self.model.branches):
+            if objective.branch not in (None, *model.branches):
                 raise ValueError(f"{type(objective).__name__} trains the branch of {objective.branch}: set model.flow")
-        checkpoint_activations(self.model, self.parallel.activation_checkpointing)
+        checkpoint_activations(model, self.parallel.activation_checkpointing)
         if self.compile_model:
-            compile_blocks(self.model)
-        if sharded:
-            device = self.trainer.strategy.root_device
-            shard(self.model, rank_mesh(self.parallel, device), device, gathered_dtype(self.trainer.precision))
+            compile_blocks(model)
+        if isinstance(strategy, ShardedStrategy):
+            mesh = rank_mesh(self.parallel, strategy.root_device)
+            shard(model, mesh, strategy.root_device, gathered_dtype(self.trainer.precision))
         else:
-            self.model.to_empty(device="cpu")
-            self.model.init_weights()
-        start(self.model, self.start, spec.space, spec.tokenizers)
+            model.to_empty(device="cpu")
+            model.init_weights()
+        start(model, self.start, spec.space, spec.tokenizers)
+        self.model = model
 
     def _architecture(self, spec: DataSpec) -> ModelConfig:
         """The model's config: what the user chose, the bundle that the run starts from, and the data's facts."""

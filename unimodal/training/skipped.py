@@ -33,7 +33,7 @@ class Diverged(RuntimeError):
 class SkippedSteps:
     """Decides after each backward pass, with all ranks alike, whether the step is skipped and whether it is the last.
 
-    A step is skipped whose loss or gradient is not finite on any rank. It is the last where any rank was told to stop.
+    A step is skipped whose loss or gradient is not finite on any rank. It is the last where any rank is to stop.
     """
 
     def __init__(self) -> None:

@@ -60,7 +60,7 @@ class StepProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         del outputs, batch_idx
-        self._units += _units(batch)
+        self._units += _units(batch) * trainer.world_size
         step = optimizer_steps(pl_module)
         if not self._enabled or not trainer.is_global_zero:
             return

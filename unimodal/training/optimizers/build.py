@@ -65,6 +65,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if not isinstance(config, MuonConfig):
         raise ValueError(f"unknown optimizer {type(config).__name__}; use AdamWConfig or MuonConfig")
     muon = {
+        "name": "matrices",
         "params": matrices,
         "muon": True,
         "lr": config.learning_rate,
@@ -84,6 +85,6 @@ def _adamw_groups(config: AdamWConfig, decayed: Sequence[Tensor], plain: Sequenc
         "eps": config.eps,
     }
     return [
-        {"params": decayed, "weight_decay": config.weight_decay, **shared},
-        {"params": plain, "weight_decay": 0.0, **shared},
+        {"name": "decayed", "params": decayed, "weight_decay": config.weight_decay, **shared},
+        {"name": "plain", "params": plain, "weight_decay": 0.0, **shared},
     ]

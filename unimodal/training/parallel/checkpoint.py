@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 REST_FILE, INDEX_FILE = "rest.pt", ".metadata"
-WEIGHTS = "state_dict."
-"""What the names of weights begin with; those of optimizer states begin with `optimizer_0.` and so on."""
+WEIGHT_PREFIX = "state_dict."
+"""Of the names of weights; those of optimizer states start with `optimizer_0.` and so on."""
 
 INDEX_MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "torch.distributed.tensor")
 INDEX_NAMES = {
@@ -46,7 +46,7 @@ def is_sharded(path: Path) -> bool:
 
 def training_tensors(module: nn.Module, optimizers: Iterable[Any]) -> dict[str, Tensor]:
     """Weights and optimizer states by name, as they lie on this rank; states that are missing are made."""
-    tensors = {WEIGHTS + name: tensor for name, tensor in module.state_dict().items()}
+    tensors = {WEIGHT_PREFIX + name: tensor for name, tensor in module.state_dict().items()}
     names = {parameter: name for name, parameter in module.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         if hasattr(optimizer, "prepare"):
@@ -91,7 +91,9 @@ def read_rest(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    weights = {name.removeprefix(WEIGHTS): stored for name, stored in known.items() if name.startswith(WEIGHTS)}
+    weights = {
+        name.removeprefix(WEIGHT_PREFIX): stored for name, stored in known.items() if name.startswith(WEIGHT_PREFIX)
+    }
     shapes = {name: stored.size for name, stored in weights.items() if isinstance(stored, TensorStorageMetadata)}
     return {**rest, "state_dict": {name: torch.empty(size, device="meta") for name, size in shapes.items()}}
 

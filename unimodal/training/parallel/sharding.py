@@ -66,7 +66,7 @@ def shard(model: UnifiedModel, mesh: DeviceMesh, device: torch.device, dtype: to
     """Shard a model that was built on the meta device, and give it the first weights that one rank would give it.
 
     dtype: of matrices as they are gathered; None is their own. The embedding is gathered in its own type, as the
-    residual stream begins with it.
+    residual stream starts there.
     """
     over = mesh if mesh.size(0) > 1 else mesh["shard"]
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
