@@ -86,11 +86,11 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The same batch on another device."""
-        return self._map_all(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
         """The same batch in pinned memory."""
-        return self._map_all(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
     def rows(self, start: int, stop: int) -> PackedBatch:
         """Some of the rows."""
@@ -113,7 +113,8 @@ class PackedBatch:
         """Tokens that are not padding."""
         return self.facts.num_tokens
 
-    def _map_all(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        """Every tensor, those of media and facts too, through a function that changes no number."""
         media = {name: packed.map(function) for name, packed in self.media.items()}
         moved = dataclasses.replace(self._map(function), media=media)
         counted = CountedTokens(*map(function, self.facts.counted))

@@ -33,7 +33,7 @@ from unimodal.training.objectives.next_token import NextToken
 from unimodal.training.old_names import upgrade_checkpoint
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
 from unimodal.training.parallel.activations import checkpoint_activations
-from unimodal.training.parallel.sharding import ParallelConfig, rank_mesh, shard
+from unimodal.training.parallel.sharding import ParallelConfig, first_weights, rank_mesh, shard
 from unimodal.training.parallel.strategy import ShardedStrategy
 from unimodal.training.precision import gathered_dtype
 from unimodal.training.random_state import (
@@ -98,6 +98,7 @@ class TransformerModule(L.LightningModule):
         if isinstance(strategy, ShardedStrategy):
             mesh = rank_mesh(self.parallel, strategy.root_device)
             shard(model, mesh, strategy.root_device, gathered_dtype(self.trainer.precision))
+            first_weights(model)
         else:
             model.to_empty(device="cpu")
             model.init_weights()

@@ -63,7 +63,7 @@ def rank_mesh(config: ParallelConfig, device: torch.device) -> DeviceMesh:
 
 
 def shard(model: UnifiedModel, mesh: DeviceMesh, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Shard a model that was built on the meta device, and give it the first weights that one rank would give it.
+    """Shard a model that was built on the meta device; its weights hold anything until `first_weights`.
 
     dtype: of matrices as they are gathered; None is their own. The embedding is gathered in its own type, as the
     residual stream starts there.
@@ -86,6 +86,11 @@ def shard(model: UnifiedModel, mesh: DeviceMesh, device: torch.device, dtype: to
     fully_shard(model, mesh=over, mp_policy=exact, reshard_after_forward=False)
     if not model.config.trunk.tied_head:
         model.to_empty(device=device)
+
+
+def first_weights(model: UnifiedModel) -> None:
+    """Give a sharded model the weights that one rank would give it; a tied model has them already."""
+    if not model.config.trunk.tied_head:
         with WholeRandomNumbers():
             model.init_weights()
 
