@@ -1,5 +1,5 @@
 """The `unimodal` command: tokenize, inspect, generate, evaluate, report, import-hf, export-hf,
-bundle, replay, demo.
+bundle, plan, replay, demo.
 """
 
 from __future__ import annotations
@@ -90,10 +90,23 @@ def _bundle(options: argparse.Namespace) -> int:
     return run(options.checkpoint, options.tokenizers, options.out)
 
 
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a config of train.py fit")
+    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="devices, one rank each")
+    parser.add_argument("--memory", type=float, default=80.0, metavar="GIB", help="of one device")
+    parser.add_argument("--vocab-size", type=int, default=65536, metavar="N", help="text ids and image codes")
+    parser.add_argument("--rows", type=int, metavar="N", help="of a rank's batch, instead of the config's")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from unimodal.commands.plan import run
+
+    return run(options.config, options.gpus, options.memory, options.vocab_size, options.rows)
+
+
 def _replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="a folder under RUN/skipped")
-    about = "a bundle with the weights, where the folder holds none"
-    parser.add_argument("--model", type=Path, metavar="DIR", help=about)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a bundle, where the folder holds no weights")
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -243,6 +256,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
     "import-hf": ("a local Llama, Qwen2, Qwen3 or Chameleon becomes a model bundle", _import_hf_arguments, _import_hf),
     "export-hf": ("a model bundle becomes a folder for transformers", _export_hf_arguments, _export_hf),
     "bundle": ("a model bundle of a checkpoint, however many ranks wrote it", _bundle_arguments, _bundle),
+    "plan": ("what a run needs of memory on so many devices, and which setting to take", _plan_arguments, _plan),
     "replay": ("name the first module that went wrong in a skipped step", _replay_arguments, _replay),
     "demo": ("train, draw, answer and score on easy-VQA; ends with a report page", _demo_arguments, _demo),
 }

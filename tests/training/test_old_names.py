@@ -46,7 +46,11 @@ CODEBOOK = {"codebook_init": {"embedding": True, "head": True}}
 FLOW = {"flow": {"weight": 1.0, "shift": 4.0, "place_period": 10.0, "axial_turn": 2.0}}
 VISION = {"vision": {"width": 128, "num_layers": 3, "num_heads": 2, "hidden_dim": 384, "place_period": 10.0}}
 OLD_RUNS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
-    "demo": (50, CODEBOOK | {"num_layers": 4}, {"image_first": 0.4, "drawn_image_weight": 0.4}),
+    "demo": (
+        50,
+        CODEBOOK | {"num_layers": 4},
+        {"image_first": 0.4, "drawn_image_weight": 0.4, "max_branches": 12},
+    ),
     "easy_vqa": (100, CODEBOOK, {"image_first": 0.4, "drawn_image_weight": 0.5}),
     "easy_vqa_edits": (100, CODEBOOK, {"image_first": 0.4, "shown_image_weight": 0.1, "drawn_image_weight": 0.5}),
     "easy_vqa_flow": (

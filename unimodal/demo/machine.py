@@ -68,8 +68,6 @@ class Recipe:
     decoder_steps: int
     tokenizer_depth: int = 3
     autoencoder_steps: int = 0
-    questions_a_picture: int | None = None
-    """Of those that a row shows; None leaves the config's number."""
     expected: str = ""
     """What it reaches, in words, where all of it is done."""
 
@@ -84,7 +82,7 @@ FULL: dict[DemoBranch, Recipe] = {
         branch="discrete",
         tokenizer_steps=1200,
         decoder_steps=1800,
-        expected="questions 0.98, captions 0.97, drawings 0.90",
+        expected="questions 0.98, captions 0.96, drawings 0.88",
     ),
     "flow": Recipe(
         branch="flow",
@@ -99,11 +97,9 @@ LEAN = replace(
     tokenizer_depth=2,
     tokenizer_steps=900,
     decoder_steps=2000,
-    questions_a_picture=12,
     expected="questions 0.97, captions 0.96, drawings 0.84",
 )
-"""For machines that train in float32: a smaller image tokenizer of fewer steps, and more questions a picture, without
-which yes-or-no questions are learnt late or not at all (docs/log.md, 2026-11-27)."""
+"""For machines that train in float32: a smaller image tokenizer of fewer steps."""
 
 LEAN_MINUTES, LEAN_FEWEST = 25, 1600
 """What the lean recipe may take on a machine slower than that of `Cost`, and its fewest steps of the decoder."""

@@ -237,8 +237,6 @@ def decoder_arguments(out: Path, recipe: Recipe, quick: bool) -> tuple[str, ...]
     arguments += ("--trainer.default_root_dir", str(out / "training"), "--bundle.out", str(out / "model"))
     arguments += ("--data.init_args.shards", f"[{out / 'shards'}]")
     arguments += ("--model.init_args.compile", "false") if quick else ()
-    if recipe.questions_a_picture is not None:
-        arguments += ("--data.init_args.templates.max_branches", str(recipe.questions_a_picture))
     return arguments + _steps(recipe.decoder_steps, 2, quick)
 
 

@@ -30,15 +30,15 @@ from unimodal.training.optimizers.build import OptimizerConfig, build_optimizer
 from unimodal.training.parallel.activations import checkpoint_activations
 from unimodal.training.parallel.sharding import Checkpointing, ParallelConfig, rank_mesh, shard
 
-Layout = Literal["ddp", "sharded"]
+RankLayout = Literal["ddp", "sharded"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class PlannedSetting:
     """How a run is laid out: ranks, what they share, and the batch of each."""
 
     ranks: int = 1
-    layout: Layout = "sharded"
+    layout: RankLayout = "sharded"
     replicate: int = 1
     rows: int
     length: int
@@ -67,7 +67,9 @@ class Memory:
     """That a checkpoint of all ranks takes on disk."""
 
 
-def estimate(config: ModelConfig, optimizer: OptimizerConfig, setting: Setting, batch: PackedBatch) -> Memory:
+def trace_memory(
+    config: ModelConfig, optimizer: OptimizerConfig, setting: PlannedSetting, batch: PackedBatch
+) -> Memory:
     """The memory of the second step, when the optimizer has its states. Text and codes alone: media of branches are not
     traced. A GPU's allocator takes some percent more.
 
@@ -106,7 +108,36 @@ def estimate(config: ModelConfig, optimizer: OptimizerConfig, setting: Setting, 
     )
 
 
-def _step(model: UnifiedModel, optimizer: torch.optim.Optimizer, batch: PackedBatch, setting: Setting) -> None:
+FEW, MORE = 4, 6
+"""Layers that are traced of a deep model: what is alive grows by the same for each layer more."""
+
+
+def estimate_memory(
+    config: ModelConfig, optimizer: OptimizerConfig, setting: PlannedSetting, batch: PackedBatch
+) -> Memory:
+    """As `trace_memory`, faster for deep models: two shallow ones are traced, and a line is drawn through them."""
+    layers = config.trunk.num_layers
+    if layers <= MORE or setting.activation_checkpointing == "block":  # whose peak may lie elsewhere in a deep model
+        return trace_memory(config, optimizer, setting, batch)
+    few, more = (
+        trace_memory(replace(config, trunk=replace(config.trunk, num_layers=count)), optimizer, setting, batch)
+        for count in (FEW, MORE)
+    )
+
+    def at_depth(small: int, large: int) -> int:
+        return max(small + (large - small) * (layers - FEW) // (MORE - FEW), 0)
+
+    names = dict.fromkeys((*few.parts, *more.parts))
+    parts = {name: at_depth(few.parts.get(name, 0), more.parts.get(name, 0)) for name in names}
+    return Memory(
+        peak=sum(parts.values()),
+        parts=parts,
+        host_load=at_depth(few.host_load, more.host_load),
+        checkpoint=at_depth(few.checkpoint, more.checkpoint),
+    )
+
+
+def _step(model: UnifiedModel, optimizer: torch.optim.Optimizer, batch: PackedBatch, setting: PlannedSetting) -> None:
     """As TransformerModule takes it, with next-token prediction."""
     with torch.autocast("cpu", setting.dtype or torch.bfloat16, enabled=setting.dtype is not None):
         mask = training_mask(batch.documents, batch.branches if batch.facts.has_branches else None)
@@ -157,16 +188,16 @@ def _process_group(ranks: int) -> Iterator[None]:
 
 def packed_text(rows: int, length: int, document: int, vocab_size: int) -> PackedBatch:
     """A batch of documents of `document` tokens, every one of which is learnt."""
-    places = torch.arange(length).expand(rows, length)
-    documents = places // max(document, 1)
-    tokens = (places % vocab_size).contiguous()
+    positions = torch.arange(length).expand(rows, length)
+    documents = positions // max(document, 1)
+    tokens = (positions % vocab_size).contiguous()
     weights = torch.ones(rows, length)
     zeros: Tensor = torch.zeros(rows, length, dtype=torch.long)
     return PackedBatch(
         tokens=tokens,
         targets=tokens,
         loss_weights=weights,
-        positions=(places % max(document, 1)).contiguous(),
+        positions=(positions % max(document, 1)).contiguous(),
         documents=documents.contiguous(),
         modality=zeros + 1,
         branches=zeros,
