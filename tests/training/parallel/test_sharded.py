@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import (
     ADAMW,
     FLOW,
+    ROOT,
     VISION,
     Options,
     finish,
@@ -145,3 +150,45 @@ def test_a_bundle_is_the_start_of_a_sharded_run(shards: Path, tmp_path: Path) ->
     start |= {"trainer__precision": "64-true"}
     alone = train(shards, tmp_path / "alone", **start, trainer__accumulate_grad_batches=2)
     assert train(shards, tmp_path / "two", **{**start, **SHARDED}) == pytest.approx(alone, rel=1e-8)
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_by_a_model_gathered_from_both_ranks(shards: Path, tmp_path: Path) -> None:
+    """Without the gathering both ranks would wait for each other for ever."""
+    train(shards, tmp_path, **SHARDED, trainer__max_steps=2, samples__every=2, data__validation_share=0.5)
+    assert (tmp_path / "samples" / "answers-000002.txt").is_file()
+
+
+@pytest.mark.slow
+def test_a_model_is_built_on_the_meta_device_and_only_shards_take_memory(tmp_path: Path) -> None:
+    """On one of two ranks of a model of 1.5 GiB: the first weights cost its half, and one whole tensor at a time."""
+    script = tmp_path / "memory.py"
+    script.write_text(BUILDING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([sys.executable, *ranks], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["grown"] < row["whole"] / 2 + 2 * row["largest"] + 100 * 2**20
+
+
+BUILDING = """
+import json, resource
+import torch, torch.distributed as dist
+from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.model import UnifiedModel
+from unimodal.training.parallel.sharding import ParallelConfig, first_weights, rank_mesh, shard
+dist.init_process_group("gloo")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+with torch.device("meta"):
+    trunk = TransformerConfig(dim=1024, num_layers=24, num_heads=8, hidden_dim=4096)
+    model = UnifiedModel(ModelConfig(vocab_size=8192, trunk=trunk))
+device = torch.device("cpu")
+shard(model, rank_mesh(ParallelConfig(), device), device, None)
+first_weights(model)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+sizes = [4 * parameter.numel() for parameter in model.parameters()]
+print(json.dumps({"grown": grown, "whole": sum(sizes), "largest": max(sizes)}), flush=True)
+"""

@@ -20,7 +20,9 @@ from unimodal.bundle import Bundle
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.model.model import UnifiedModel
 from unimodal.training.module import TransformerModule
+from unimodal.training.parallel.gathering import whole_model
 
 FOLDER = "samples"
 
@@ -84,20 +86,21 @@ class Samples(L.Callback):
         del outputs, batch, batch_idx
         step = trainer.global_step
         due = self.every and step and step % self.every == 0 and step != self._last
-        if not due or not trainer.is_global_zero:
+        if not due or not isinstance(pl_module, TransformerModule) or pl_module.model is None:
             return
-        self._last = step
-        if isinstance(pl_module, TransformerModule) and (spec := data_spec(trainer)).tokenizers is not None:
-            state = torch.get_rng_state()
-            pl_module.eval()
-            self._write(trainer, pl_module, spec)
-            pl_module.train()
+        self._last, spec = step, data_spec(trainer)
+        if spec.tokenizers is None:
+            return
+        model = whole_model(pl_module.model, keep=trainer.is_global_zero)  # all ranks give their rows of it
+        if model is not None:
+            state, training = torch.get_rng_state(), model.training
+            self._write(trainer, model.eval(), spec)
+            model.train(training)
             torch.set_rng_state(state)
 
-    def _write(self, trainer: L.Trainer, module: TransformerModule, spec: DataSpec) -> None:
+    def _write(self, trainer: L.Trainer, model: UnifiedModel, spec: DataSpec) -> None:
         documents = [document for document in spec.held_out if document.layout == "sample"][: self.count]
-        assert module.model is not None
-        pipeline = Pipeline(Bundle.beside(module.model, module.space, spec.tokenizers_folder))
+        pipeline = Pipeline(Bundle.beside(model, spec.space, spec.tokenizers_folder))
         captions = [_text(pipeline, document, "caption") for document in documents]
         captions = [caption for caption in captions if caption]
         if captions and pipeline.image_tokenizer is not None:

@@ -92,7 +92,7 @@ def trace_memory(
             tracker: Any = FSDPMemTracker(model, steps) if sharded else MemTracker()
             tracker.track_inputs((given.tokens, given.targets)) if sharded else tracker.track_external(model, steps)
             with tracker:
-                _step(model, steps, given, setting)
+                take_step(model, steps, given, setting)
             parts = _parts(tracker.get_tracker_snapshot("peak"))
         if not sharded and setting.ranks > 1:
             buckets = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -137,8 +137,10 @@ def estimate_memory(
     )
 
 
-def _step(model: UnifiedModel, optimizer: torch.optim.Optimizer, batch: PackedBatch, setting: PlannedSetting) -> None:
-    """As TransformerModule takes it, with next-token prediction."""
+def take_step(
+    model: UnifiedModel, optimizer: torch.optim.Optimizer, batch: PackedBatch, setting: PlannedSetting
+) -> None:
+    """An optimizer step as TransformerModule takes it, with next-token prediction."""
     with torch.autocast("cpu", setting.dtype or torch.bfloat16, enabled=setting.dtype is not None):
         mask = training_mask(batch.documents, batch.branches if batch.facts.has_branches else None)
         features = model(batch.tokens, batch.positions, mask)
@@ -149,6 +151,7 @@ def _step(model: UnifiedModel, optimizer: torch.optim.Optimizer, batch: PackedBa
     norm = to_means(gradients_of(optimizer), counted.weights.sum())
     clip(gradients_of(optimizer), 1.0, norm)
     optimizer.step()
+    optimizer.zero_grad()
 
 
 NAMES = {
