@@ -22,7 +22,7 @@ class BatchLosses(L.Callback):
     ) -> None:
         del pl_module, batch, batch_idx
         with Path(f"{self.path}{trainer.global_rank}").open("a") as file:
-            file.write(float(outputs["loss"] / trainer.accumulate_grad_batches).hex() + "\n")
+            file.write(float(outputs["loss"]).hex() + "\n")
 
 
 def batch_losses(path: Path, ranks: int = 1) -> list[str]:

@@ -33,7 +33,7 @@ def run(config: Path, devices: int, memory_gib: float, vocab_size: int, rows: in
     """
     if devices < 1 or memory_gib <= 0:
         raise ValueError(f"a plan is for at least one device with some memory, got {devices} of {memory_gib} GiB")
-    trunk, optimizer, values = read_run(config)
+    trunk, optimizer, values = read_config_file(config)
     stream = ((values.get("data") or {}).get("init_args") or {}).get("stream") or {}
     precision = str((values.get("trainer") or {}).get("precision") or "bf16-mixed")
     base = PlannedSetting(
@@ -66,7 +66,7 @@ def run(config: Path, devices: int, memory_gib: float, vocab_size: int, rows: in
     return 0
 
 
-def read_run(config: Path) -> tuple[TransformerConfig, OptimizerConfig, dict[str, Any]]:
+def read_config_file(config: Path) -> tuple[TransformerConfig, OptimizerConfig, dict[str, Any]]:
     """Trunk and optimizer of a config of `train.py fit`, and all its values."""
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8"))
