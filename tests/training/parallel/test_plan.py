@@ -28,7 +28,7 @@ def test_on_one_rank_weights_and_states_are_those_of_the_model() -> None:
     assert 2 * WEIGHTS <= found.parts["optimizer"] < 2 * WEIGHTS + 4096  # moments, and a step a parameter
     assert found.checkpoint == WEIGHTS + found.parts["optimizer"]
     muon = trace_memory(CONFIG, MuonConfig(), planned(layout="ddp"), BATCH)
-    assert muon.parts["optimizer"] < 0.8 * found.parts["optimizer"]
+    assert WEIGHTS < muon.checkpoint - WEIGHTS < 0.8 * found.parts["optimizer"]  # one buffer for a matrix
 
 
 def test_ranks_share_what_is_sharded_and_copies_are_counted() -> None:
