@@ -57,8 +57,9 @@ OPTIMIZERS: dict[str, Options] = {"muon": {}, "adamw": ADAMW}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("discrete", "muon"), ("discrete", "adamw"), ("flow", "muon"), ("vision", "adamw")]
+)
 def test_ten_losses_are_those_of_one_rank_however_the_step_is_shared(
     shards: Path, tmp_path: Path, model: str, optimizer: str
 ) -> None:
@@ -101,7 +102,7 @@ def test_other_ways_to_lay_out_a_model_change_no_loss(shards: Path, tmp_path: Pa
 def test_a_killed_run_resumes_on_two_ranks_and_on_one(shards: Path, tmp_path: Path) -> None:
     shared: Options = {"trainer__max_steps": 12, "checkpoint__every_n_train_steps": 2}
     unbroken = train(shards, tmp_path / "unbroken", **{**shared, **SHARDED})
-    for step in (3, 6):
+    for step in (3,):
         root = tmp_path / f"killed-{step}"
         root.mkdir()
         standstill = ["--trainer.callbacks+=tests.oracles.tiny_training.Standstill", f"--trainer.callbacks.step={step}"]
