@@ -23,3 +23,15 @@ def usable_device(device: torch.device | str | None = None) -> torch.device:
     if found.type not in COMPUTING:
         raise ValueError(f"the device is one of {', '.join(COMPUTING)}, got {str(device)!r}")
     return found
+
+
+PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
+"""Dense bf16 TFLOP/s of a GPU whose name holds the key, by the vendors' datasheets."""
+
+
+def known_peak(device: torch.device) -> float | None:
+    """TFLOP/s of a GPU by its name; None for others and for a CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAKS.items() if key in name), None)

@@ -60,12 +60,3 @@ def _document(random: Random, size: int, *, picture: bool) -> Rendered:
         ids[-1025:-1] = SPACE.image_offset + numbers.integers(0, SPACE.codebook_size, 1024)
     index = np.arange(size)
     return Rendered(ids=ids, weights=np.ones(size, np.float32), branches=np.zeros_like(index), positions=index)
-
-
-def allowed_pairs(batch: PackedBatch) -> int:
-    """Query and key pairs that the mask of a batch without branches allows."""
-    pairs = 0
-    for row in batch.documents.cpu().numpy():
-        _, counts = np.unique(row[row >= 0], return_counts=True)
-        pairs += int((counts * (counts + 1) // 2).sum())
-    return pairs

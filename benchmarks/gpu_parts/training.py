@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_parts.machine import JSON
-from benchmarks.gpu_parts.shapes import TRUNKS, allowed_pairs, packed_batch, shape
+from benchmarks.gpu_parts.shapes import TRUNKS, packed_batch, shape
 from data_pipelines.batch import PackedBatch
+from unimodal.devices import known_peak
 from unimodal.model.block_masks import training_mask
 from unimodal.model.flops import active_parameters
 from unimodal.model.inference.compiling import compile_blocks
@@ -20,9 +21,6 @@ from unimodal.training.gradients import gradients_of, to_means
 from unimodal.training.objectives.base import total
 from unimodal.training.objectives.next_token import counted_terms
 from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, build_optimizer
-
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 FLOP/s by the vendor's datasheets."""
 
 
 class Run:
@@ -70,7 +68,7 @@ def throughput(
     run = Run(model, fast=True, rate=1e-4, muon=muon, flash=flash)
     batches = [packed_batch(rows, seed) for seed in range(accumulate)]
     tokens = sum(batch.num_tokens for batch in batches)
-    pairs = sum(map(allowed_pairs, batches))
+    pairs = sum(batch.facts.num_pairs for batch in batches)
     there = [batch.to("cuda") for batch in batches]
     started = time.perf_counter()
     run.step(there)
@@ -82,7 +80,8 @@ def throughput(
     taken = (time.perf_counter() - started) / steps
     trunk = TRUNKS[size]
     flops = 6 * active_parameters(model) * tokens + 12 * trunk.num_layers * trunk.num_heads * trunk.head_dim * pairs
-    peak = next((rate for name, rate in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+    tflops = known_peak(torch.device("cuda"))
+    peak = None if tflops is None else 1e12 * tflops
     found: JSON = {
         "size": size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

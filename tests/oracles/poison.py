@@ -18,12 +18,12 @@ class Poison(L.Callback):
         super().__init__()
         self.place, self.first, self.last, self.rank = place, first, last, rank
 
-    def _due(self, trainer: L.Trainer) -> bool:
+    def _is_poisoned(self, trainer: L.Trainer) -> bool:
         return trainer.global_rank == self.rank and self.first <= trainer.global_step <= self.last
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         def poisoned(gradient: Tensor) -> Tensor:
-            return gradient * float("nan") if self.place == "gradient" and self._due(trainer) else gradient
+            return gradient * float("nan") if self.place == "gradient" and self._is_poisoned(trainer) else gradient
 
         def watch(module: nn.Module, given: Any, features: Tensor) -> None:
             del module, given
@@ -37,7 +37,7 @@ class Poison(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         del batch_idx
-        if not self._due(trainer):
+        if not self._is_poisoned(trainer):
             return
         if self.place == "data":
             batch.loss_weights.fill_(float("nan"))

@@ -95,3 +95,15 @@ def test_replay_names_data_and_the_first_module(
     assert command(["replay", str(folder)]) == 1
     line = " ".join(capsys.readouterr().out.split())
     assert line.startswith("trunk.blocks.1.feed_forward") and "of inputs that are" in line
+
+
+@pytest.mark.slow
+def test_a_refused_checkpoint_does_not_take_the_last_good_one_away(shards: Path, tmp_path: Path) -> None:
+    """One is kept, each in the place of the one before; the weights of the later ones are not finite."""
+    one: Options = {"checkpoint__save_top_k": 1, "checkpoint__save_last": "false"}
+    with pytest.raises(SystemExit) as ended:
+        main(poisoned(shards, tmp_path, "weight", 3, 3, options=one))
+    assert ended.value.code == 3
+    [kept] = (tmp_path / "checkpoints").glob("*.ckpt")
+    saved = torch.load(kept, weights_only=True)
+    assert saved["global_step"] == 3 and all(torch.isfinite(t).all() for t in saved["state_dict"].values())

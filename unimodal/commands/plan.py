@@ -47,6 +47,8 @@ def run(config: Path, devices: int, memory_gib: float, vocab_size: int, rows: in
     table = Table(title=f"{config}: {devices} devices of {memory_gib:g} GiB, {batch}")
     for name in ("setting", "GiB a device", "weights", "gradients", "optimizer", "activations", "gathered", "fits"):
         table.add_column(name, justify="left" if name == "setting" else "right")
+    if branches := [name for name in ("flow", "vision") if values["model"].get("init_args", {}).get(name)]:
+        say(f"the branches {' and '.join(branches)} of this config are not traced: its run needs more than this")
     chosen: tuple[PlannedSetting, Memory] | None = None
     for setting in settings(base):
         found = estimated(model, optimizer, setting)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from unimodal.terminal import say
 
@@ -14,19 +15,37 @@ SOUND = "is_sound"
 """Of a checkpoint that is about to be written: whether its weights are finite. It is not written itself."""
 
 
-def is_worth_keeping(checkpoint: dict[str, Any], path: str | Path) -> bool:
-    """False for weights that are not finite, which would take the place of the last good ones. Says so."""
-    sound = checkpoint.pop(SOUND, True)
-    if not sound:
-        say(f"{path} is not written: the weights or the last gradients are not finite")
-    return sound
+class SoundCheckpoints:
+    """Refuses checkpoints of weights that are not finite, and then leaves those that they were to take the place of."""
+
+    def __init__(self) -> None:
+        self._refused = False
+
+    def is_worth_keeping(self, checkpoint: dict[str, Any], path: str | Path) -> bool:
+        """Whether a checkpoint is to be written; the first rank says so where it is not."""
+        self._refused = not checkpoint.pop(SOUND, True)
+        if self._refused and rank_zero_only.rank == 0:
+            say(f"{path} is not written: the weights or the last gradients are not finite")
+        return not self._refused
+
+    def may_remove(self) -> bool:
+        """False once a checkpoint was refused: what is removed then is the last good one."""
+        return not self._refused
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """A checkpoint is there whole or not at all."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._sound = SoundCheckpoints()
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        if self._sound.may_remove():
+            super().remove_checkpoint(path)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        if not is_worth_keeping(checkpoint, path):
+        if not self._sound.is_worth_keeping(checkpoint, path):
             return
         partial = f"{path}.partial"
         super().save_checkpoint(checkpoint, partial, storage_options)

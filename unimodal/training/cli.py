@@ -35,6 +35,7 @@ from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import flow_matching as _flow_matching
 from unimodal.training.objectives import next_token as _next_token
 from unimodal.training.old_names import upgrade_arguments, upgrade_run_config
+from unimodal.training.parallel.checkpoint import restore_interrupted
 from unimodal.training.precision import trainer_precision
 from unimodal.training.quiet import quieten
 from unimodal.training.run_checks import check_run
@@ -114,6 +115,7 @@ class TrainingCLI(LightningCLI):
             config.trainer.precision = trainer_precision(config.trainer.accelerator)
         if self.subcommand == "fit":
             check_run(config)
+            restore_interrupted(Path(config.checkpoint.dirpath))
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A trainer with this project's loggers, progress and checkpoint format."""

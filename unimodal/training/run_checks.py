@@ -30,7 +30,7 @@ def check_run(config: Any) -> None:
         value = trainer.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ValueError(f"trainer.{name} is above 0, got {value}")
-    _check_strategy(trainer.get("strategy", "auto"))
+    _check_strategy(trainer.get("strategy", "auto"), str((values.get("model") or {}).get("class_path", "")))
     root = Path(trainer["default_root_dir"])
     check_folder(root)
     read = [Path(path) for path in _folders_read({name: values.get(name) for name in ("model", "data")})]
@@ -40,12 +40,14 @@ def check_run(config: Any) -> None:
     _check_place(Path(bundle if out is None else out), BUNDLE if out is None else WEIGHTS, read)
 
 
-def _check_strategy(strategy: Any) -> None:
+def _check_strategy(strategy: Any, model: str) -> None:
     """One device, DDP or our own sharding: under others ranks would train apart, each with a model of its own."""
     name = strategy.get("class_path", "") if isinstance(strategy, Mapping) else str(strategy or "auto")
     known = name.rpartition(".")[2] in (*STRATEGIES, "DDPStrategy", "SingleDeviceStrategy", "ShardedStrategy")
     if not known and not name.startswith("ddp"):
         raise ValueError(f"trainer.strategy: training runs on one device, under ddp or sharded, not under {name}")
+    if name.endswith(("sharded", "ShardedStrategy")) and not model.endswith("TransformerModule"):
+        raise ValueError("trainer.strategy: sharded is for the transformer; image tokenizers train under ddp")
 
 
 def _check_place(place: Path, writes: set[str], read: list[Path]) -> None:

@@ -21,6 +21,8 @@ from unimodal.terminal import say
 
 SKIPPED_IN_A_ROW = 3
 """So many steps without a finite gradient end a run."""
+WITH_LOSS_SCALE = 20
+"""So many where float16's loss scale (65,536 at first) is halved after each of them, as it is meant to be."""
 KEPT_BATCHES = 3
 """So many skipped batches are written, with the weights that met them."""
 FOLDER, BATCH_FILE = "skipped", "batch.pt"
@@ -62,7 +64,8 @@ class SkippedSteps:
         what = f"the loss is {float(loss):.4g} and the gradient norm is {float(norm):.4g} at step {step}"
         if trainer.is_global_zero:
             say(f"{what}: the step is skipped, {self.total} so far{where}")
-        if self.in_a_row >= SKIPPED_IN_A_ROW:
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if self.in_a_row >= (WITH_LOSS_SCALE if scaled else SKIPPED_IN_A_ROW):
             raise Diverged(f"{what}, {self.in_a_row} steps in a row: lower the learning rate; {_last_good(trainer)}")
 
 

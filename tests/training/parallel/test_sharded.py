@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tests.oracles.tiny_training import (
     wait_for,
 )
 from unimodal.cli import main as command
+from unimodal.training.cli import main
 
 SHARDED: Options = {"trainer__devices": 2, "trainer__strategy": "sharded"}
 LOSS_FILE = "tests.oracles.tiny_training.LossFile"
@@ -121,6 +123,42 @@ def test_a_killed_run_resumes_on_two_ranks_and_on_one(shards: Path, tmp_path: Pa
             (folder / "losses").unlink()
             found = train(shards, folder, "--ckpt_path=last", **{**shared, **ways})
             assert found == pytest.approx(unbroken[last:], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_told_to_stop_two_ranks_end_after_the_same_step_with_its_checkpoint(
+    shards: Path, tmp_path: Path, strategy: str
+) -> None:
+    """The first of them gets the signal. The losses until then and those after resuming are the unbroken run's."""
+    options: Options = {**SHARDED, "trainer__strategy": strategy, "checkpoint__every_n_train_steps": 1000}
+    options |= {"trainer__max_steps": 40, "model__schedule__decay": "constant"}
+    unbroken = train(shards, tmp_path / "unbroken", **options)
+    root = tmp_path / "stopped"
+    root.mkdir()
+    process = start_training(arguments(shards, root, **options))
+    deadline = time.monotonic() + 120
+    while len(losses(root / "losses")) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.terminate()
+    output = finish(process, 120)
+    assert process.returncode == 143, output
+    before = [float.fromhex(loss) for _, loss in losses(root / "losses")]
+    assert 3 <= len(before) < 40, "it was not stopped on the way"
+    (root / "losses").unlink()
+    if strategy == "sharded":  # killed between taking the old checkpoint away and putting the new one there
+        (root / "checkpoints" / "last.ckpt").rename(root / "checkpoints" / "last.ckpt.old")
+    after = train(shards, root, "--ckpt_path=last", **options)
+    assert [*before, *after] == pytest.approx(unbroken, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_an_image_tokenizer_is_not_sharded_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config=configs/tokenizer/demo.yaml", f"--trainer.default_root_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *config, "--trainer.strategy=sharded"])
+    assert ended.value.code == 2
+    assert "image tokenizers train under ddp" in capsys.readouterr().err
 
 
 @pytest.mark.slow

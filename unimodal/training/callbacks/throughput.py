@@ -11,12 +11,10 @@ import torch.distributed as dist
 
 from data_pipelines.batch import PackedBatch
 from tokenizers_vq.media import LATENTS
+from unimodal.devices import known_peak
 from unimodal.model.flops import active_parameters
 from unimodal.model.model import UnifiedModel
 from unimodal.training.module import TransformerModule
-
-PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0}
-"""Dense bf16 TFLOP/s of a device whose name holds the key, by the vendors' datasheets."""
 
 
 class Throughput(L.Callback):
@@ -80,14 +78,6 @@ class Throughput(L.Callback):
         self._tokens = self._flops = self._waited = 0.0
         self._since = now
         return figures
-
-
-def known_peak(device: torch.device) -> float | None:
-    """TFLOP/s of a GPU by its name."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
 
 
 def batch_flops(model: UnifiedModel, batch: PackedBatch) -> float:

@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 REST_FILE, INDEX_FILE = "rest.pt", ".metadata"
+OLD_SUFFIX = ".old"
 WEIGHT_PREFIX = "state_dict."
 """Of the names of weights; those of optimizer states start with `optimizer_0.` and so on."""
 
@@ -69,13 +71,22 @@ def save_sharded(path: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, A
     save(dict(tensors), storage_writer=FileSystemWriter(partial, single_file_per_rank=True))
     if first:
         torch.save(dict(rest), partial / REST_FILE)
-        old = path.with_name(path.name + ".old")
+        old = path.with_name(path.name + OLD_SUFFIX)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old) if path.is_dir() else path.unlink()
         os.replace(partial, path)
         shutil.rmtree(old, ignore_errors=True)
     _barrier()
+
+
+def restore_interrupted(folder: Path) -> None:
+    """Put back checkpoints of a run that was killed between taking the old one away and putting the new one there."""
+    for old in folder.glob(f"*.ckpt{OLD_SUFFIX}"):
+        path = old.with_name(old.name.removesuffix(OLD_SUFFIX))
+        if not path.exists():
+            with suppress(FileNotFoundError):  # another rank was faster
+                os.rename(old, path)
 
 
 def read_rest(path: Path) -> dict[str, Any]:

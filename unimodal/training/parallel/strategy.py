@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
-from unimodal.training.checkpointing import is_worth_keeping
+from unimodal.training.checkpointing import SoundCheckpoints
 from unimodal.training.parallel.checkpoint import load_tensors, read_rest, save_sharded, training_tensors
 
 NAME = "sharded"
@@ -21,6 +21,10 @@ class ShardedStrategy(ModelParallelStrategy):
     The module shards itself when it is built (`parallel.sharding`). A checkpoint is a folder, there whole or not at
     all, and is opened by any number of ranks.
     """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._sound = SoundCheckpoints()
 
     def setup_environment(self) -> None:
         """All ranks share data; none shares tensors of a layer."""
@@ -46,7 +50,7 @@ class ShardedStrategy(ModelParallelStrategy):
         del storage_options
         path = Path(self.broadcast(str(filepath)))
         assert self.lightning_module is not None
-        if not is_worth_keeping(checkpoint, path):
+        if not self._sound.is_worth_keeping(checkpoint, path):
             return
         save_sharded(path, training_tensors(self.lightning_module, self.optimizers), checkpoint)
 
@@ -72,7 +76,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def remove_checkpoint(self, filepath: Any) -> None:
         """A folder, by the first rank."""
-        if self.is_global_zero:
+        if self.is_global_zero and self._sound.may_remove():
             shutil.rmtree(filepath, ignore_errors=True)
 
 
