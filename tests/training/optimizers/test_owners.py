@@ -55,6 +55,8 @@ for sharded in (True, False):
         wanted = distribute_tensor(matrix, mesh, [Shard(0)]).to_local() if sharded else matrix
         torch.testing.assert_close(found[number], wanted, rtol=1e-12, atol=1e-12)
 print("equal", flush=True)
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
