@@ -22,7 +22,7 @@ def test_the_end_of_an_image_has_the_probability_that_it_was_drawn_with(guidance
     answers = decoder.decode(asked)
     closed = 0
     for answer, found in zip(answers, decoder.score(asked, [answer.ids for answer in answers]), strict=True):
-        torch.testing.assert_close(found, torch.tensor(answer.log_probs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, torch.tensor(answer.log_probs, dtype=torch.float64), rtol=1e-10, atol=1e-10)
         ends = [place for place, token in enumerate(answer.ids) if token == EOI and BOI in answer.ids[:place]]
         closed += len(ends)
         assert all(answer.log_probs[place] < 0 for place in ends)

@@ -10,7 +10,8 @@ import torch
 
 from tests.oracles.slow_generation import kept_heights, sample_slowly
 from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guided_logits
-from unimodal.generation.sampling import RowSampling, SamplingConfig, log_probabilities, pick, row_uniforms
+from unimodal.generation.log_probs import token_log_probs
+from unimodal.generation.sampling import RowSampling, SamplingConfig, pick, row_uniforms
 
 GREEDY = SamplingConfig(temperature=0)
 SETTINGS: list[dict[str, Any]] = [
@@ -100,7 +101,7 @@ def test_rows_with_settings_of_their_own_get_what_they_get_alone() -> None:
 def test_the_log_probability_of_a_token_is_what_a_slow_sum_says(settings: dict[str, Any]) -> None:
     logits, rows = random_logits(60), RowSampling.of([SamplingConfig(**settings)] * 60)
     tokens, log_probs = pick(logits, torch.rand(60), rows)
-    torch.testing.assert_close(log_probabilities(logits, tokens, rows), log_probs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(token_log_probs(logits, tokens, rows).log_probs, log_probs, rtol=1e-5, atol=1e-6)
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
     for row, token, found in zip(logits.tolist(), tokens.tolist(), log_probs.tolist(), strict=True):
         heights = kept_heights(row, chosen["temperature"] or 1, chosen["top_k"], chosen["top_p"])
@@ -111,7 +112,7 @@ def test_the_log_probability_of_a_token_is_what_a_slow_sum_says(settings: dict[s
 def test_a_token_that_is_never_drawn_has_no_probability() -> None:
     logits = torch.tensor([[1.0, 0.0, float("-inf")]])
     rows = RowSampling.of([SamplingConfig(top_k=1)])
-    found = [log_probabilities(logits, torch.tensor([token]), rows).item() for token in range(3)]
+    found = [token_log_probs(logits, torch.tensor([token]), rows).log_probs.item() for token in range(3)]
     assert found == [0.0, -math.inf, -math.inf]
 
 
@@ -176,5 +177,5 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], reaso
 def test_tokens_that_reach_top_p_exactly_leave_no_other_in() -> None:
     logits = torch.tensor([[0.0, 0.0, -math.inf]])
     rows = RowSampling.of([SamplingConfig(top_p=0.5)])
-    found = [float(log_probabilities(logits, torch.tensor([token]), rows)) for token in range(2)]
+    found = [float(token_log_probs(logits, torch.tensor([token]), rows).log_probs) for token in range(2)]
     assert found == [0.0, -math.inf]

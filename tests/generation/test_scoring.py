@@ -24,7 +24,7 @@ def test_recomputed_log_probabilities_are_those_recorded_while_sampling(
     answers = decoder.decode(asked)
     scores = decoder.score(asked, [answer.ids for answer in answers])
     for answer, found in zip(answers, scores, strict=True):
-        torch.testing.assert_close(found, torch.tensor(answer.log_probs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, torch.tensor(answer.log_probs, dtype=torch.float64), rtol=1e-10, atol=1e-10)
         assert config.sampling.temperature == 0 or found.sum() < 0
 
 

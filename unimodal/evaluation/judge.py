@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,27 @@ log = logging.getLogger(__name__)
 Verdict = tuple[str, str]
 
 
-class JudgeNetwork(nn.Module):
-    """Five convolutions, then the strongest response of each filter anywhere in the picture."""
+@dataclass(frozen=True, kw_only=True)
+class JudgeShape:
+    """Filters of the first convolution, and how many convolutions there are."""
 
-    def __init__(self, width: int = 16) -> None:
+    width: int = 16
+    layers: int = 5
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.layers < 5:
+            raise ValueError(f"a judge has filters and at least five convolutions, got {self}")
+
+
+class JudgeNetwork(nn.Module):
+    """Convolutions, then the strongest response of each filter anywhere in the picture."""
+
+    def __init__(self, shape: JudgeShape | None = None) -> None:
         super().__init__()
-        plan = [(3, width, 5, 2), (width, 2 * width, 3, 2), (2 * width, 2 * width, 3, 1)]
-        plan += [(2 * width, 4 * width, 3, 2), (4 * width, 4 * width, 3, 1)]
+        shape = shape or JudgeShape()
+        width = shape.width
+        plan = [(3, width, 5, 2), (width, 2 * width, 3, 2), (2 * width, 2 * width, 3, 1), (2 * width, 4 * width, 3, 2)]
+        plan += [(4 * width, 4 * width, 3, 1)] * (shape.layers - 4)
         layers: list[nn.Module] = []
         for inside, outside, size, stride in plan:
             convolution = nn.Conv2d(inside, outside, size, stride, padding=size // 2, bias=False)
@@ -67,6 +81,15 @@ class Judge:
     seed: int
     data_sha256: str
     """Fingerprint of the training split."""
+    shape: JudgeShape = field(default_factory=JudgeShape)
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Pictures of any size -> how likely each colour (B, 8) and each shape (B, 3) is."""
+        self.network.eval()
+        batches = torch.stack([to_tensor(_resized(picture)) for picture in pictures]).float().split(256)
+        colours, shapes = zip(*(self.network(batch) for batch in batches), strict=True)
+        return torch.cat(colours).softmax(-1), torch.cat(shapes).softmax(-1)
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> list[Verdict]:
@@ -94,7 +117,7 @@ class Judge:
         """Write `judge.safetensors` with its seed and data inside; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / JUDGE_FILE
-        metadata = {"version": JUDGE_VERSION, "seed": self.seed, "data_sha256": self.data_sha256}
+        metadata = {"version": JUDGE_VERSION, "seed": self.seed, "data_sha256": self.data_sha256, **vars(self.shape)}
         temporary = path.with_suffix(".tmp")
         state = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         save_file(state, temporary, metadata={"judge": json.dumps(metadata)})
@@ -114,9 +137,10 @@ class Judge:
             raise ValueError(f"{path}: cannot be read as a judge ({error})") from error
         if metadata.get("version") != JUDGE_VERSION:
             raise ValueError(f"{path}: judge version {metadata.get('version')}, this code reads {JUDGE_VERSION}")
-        network = JudgeNetwork()
+        shape = JudgeShape(**{name: metadata[name] for name in vars(JudgeShape()) if name in metadata})
+        network = JudgeNetwork(shape)
         network.load_state_dict(state)
-        return cls(network=network, seed=metadata["seed"], data_sha256=metadata["data_sha256"])
+        return cls(network=network, seed=metadata["seed"], data_sha256=metadata["data_sha256"], shape=shape)
 
 
 def verdicts_on(judge: Judge, pictures: Sequence[Image.Image | None]) -> list[Verdict | None]:
@@ -124,9 +148,12 @@ def verdicts_on(judge: Judge, pictures: Sequence[Image.Image | None]) -> list[Ve
     drawn = [picture for picture in pictures if picture is not None]
     if not drawn:
         return [None] * len(pictures)
-    resized = [picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC) for picture in drawn]
-    verdicts = iter(judge.predict(torch.stack([to_tensor(picture) for picture in resized])))
+    verdicts = iter(judge.predict(torch.stack([to_tensor(_resized(picture)) for picture in drawn])))
     return [None if picture is None else next(verdicts) for picture in pictures]
+
+
+def _resized(picture: Image.Image) -> Image.Image:
+    return picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
 
 
 def judge_recipe(judge: Judge | None) -> dict[str, Any] | None:
@@ -157,7 +184,13 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def train_judge(seed: int = 0, progress: Callable[[int], None] | None = None, *, steps: int = STEPS) -> Judge:
+def train_judge(
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+    *,
+    steps: int = STEPS,
+    shape: JudgeShape | None = None,
+) -> Judge:
     """Train on the training split for `steps` batches of 64; `progress(n)` is called with the steps just done.
 
     Pictures are mirrored half of the time and degraded as decoding degrades them. The caller's random state is kept.
@@ -166,7 +199,7 @@ def train_judge(seed: int = 0, progress: Callable[[int], None] | None = None, *,
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = JudgeNetwork().to(memory_format=torch.channels_last)
+        network = JudgeNetwork(shape).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, max(steps, 2), pct_start=0.15)
     network.train()
@@ -183,7 +216,7 @@ def train_judge(seed: int = 0, progress: Callable[[int], None] | None = None, *,
         schedule.step()
         if progress is not None:
             progress(1)
-    return Judge(network=network.eval(), seed=seed, data_sha256=fingerprint)
+    return Judge(network=network.eval(), seed=seed, data_sha256=fingerprint, shape=shape or JudgeShape())
 
 
 def augment_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -192,15 +225,18 @@ def augment_pixels(images: Tensor, generator: torch.Generator) -> Tensor:
     return degrade(torch.where(mirrored, images.flip(3), images), generator)
 
 
-def cached_judge(folder: Path, seed: int = 0, progress: Callable[[int], None] | None = None) -> Judge:
-    """The judge saved in `folder` if it has this version, seed and data, else a newly trained one, saved there."""
+def cached_judge(
+    folder: Path, seed: int = 0, progress: Callable[[int], None] | None = None, shape: JudgeShape | None = None
+) -> Judge:
+    """The judge saved in `folder` if it has this version, seed, shape and data; else a new one, saved there."""
+    shape = shape or JudgeShape()
     try:
         judge = Judge.load(folder)
         source = open_source("easy_vqa", path=None, split="train", failures=FailureLog())
-        if judge.seed == seed and judge.data_sha256 == source.fingerprint():
+        if (judge.seed, judge.shape) == (seed, shape) and judge.data_sha256 == source.fingerprint():
             return judge
     except ValueError as error:
         log.info("training a new judge: %s", error)
-    judge = train_judge(seed, progress)
+    judge = train_judge(seed, progress, shape=shape)
     judge.save(folder)
     return judge

@@ -23,7 +23,7 @@ from unimodal.generation.prefill import NewAnswer, Prefill
 from unimodal.generation.recording import RecordedSteps, Steps
 from unimodal.generation.requests import Request
 from unimodal.generation.rows import BatchLimits, Row, RowStatus, close_gaps, move_last, rows_by_role, write_where
-from unimodal.generation.sampling import RowSampling, pick, row_uniforms
+from unimodal.generation.sampling import RowSampling, exact, pick, row_uniforms
 from unimodal.generation.structured import Structured
 from unimodal.model.cache import KVCache, LayerCache
 from unimodal.model.model import UnifiedModel
@@ -63,8 +63,8 @@ class Batch:
         self.budget, self.token_limit, self.step_count, self.num_sampled = (self.integers([]) for _ in range(4))
         self.position, self.tokens = self.integers([]), self.integers([])
         self.has_contexts, self.image_slots = self.integers([]).bool(), self.integers([])
-        self.uniforms, self.log_probs = (torch.zeros(0, limits.steps, device=self.device) for _ in range(2))
-        self.out = torch.zeros(0, limits.steps, dtype=torch.int64, device=self.device)
+        self.uniforms = nothing = torch.zeros(0, limits.steps, device=self.device)
+        self.log_probs, self.out = exact(nothing.to(model.dtype)), nothing.long()
         self._null: list[LayerCache] | None = None
         self._reach = 0
         self._arrange()

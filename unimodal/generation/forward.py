@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from unimodal.generation.sampling import exact
 from unimodal.model.cache import KVCache, LayerCache
 from unimodal.model.inference.compiling import can_build_for_cpu
 from unimodal.model.inference.layerwise import layer_by_layer
@@ -31,7 +32,7 @@ MAX_MATVEC_ROWS = 2
 
 
 class Forward(Protocol):
-    """tokens, positions, slots (R,) -> logits (R, V) float32, reading and writing the first R rows of the cache.
+    """tokens, positions, slots (R,) -> logits (R, V), `exact`, over the first R rows of the cache, which it writes too.
 
     `recordable`: a call does the same work on the same memory as the one before, so that a CUDA graph can replay it.
     """
@@ -136,7 +137,7 @@ class _Views:
 
 def _logits(model: UnifiedModel, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
     features = model(tokens[:, None], positions[:, None], cache=cache, slots=slots[:, None])
-    return model.token_head(features[:, 0]).float()
+    return exact(model.token_head(features[:, 0]))
 
 
 def _fresh_logits() -> Callable[[UnifiedModel, Tensor, Tensor, Tensor, KVCache], Tensor]:

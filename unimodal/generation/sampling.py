@@ -32,6 +32,11 @@ class SamplingConfig:
             raise ValueError(f"a temperature is 0 or at least {COLDEST:g}, got {self.temperature}")
 
 
+def exact(logits: Tensor) -> Tensor:
+    """In float32 at least, which sampling works in."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class RowSampling(NamedTuple):
     """The settings of a batch: temperature, top_p (B,) float32 and top_k (B,) int64.
 
@@ -60,11 +65,11 @@ class RowSampling(NamedTuple):
 
 
 def distribution(logits: Tensor, rows: RowSampling) -> Tensor:
-    """logits (B, V) float32 with -inf where forbidden -> what tokens are drawn from: (B, V), not normalised to 1.
+    """logits (B, V), -inf where forbidden, `exact` -> what tokens are drawn from: (B, V), not normalised to 1.
 
     Temperature, then top-k, then top-p over what is left. A row of temperature 0 gets its distribution at 1.
     """
-    scaled = logits / torch.where(rows.temperature > 0, rows.temperature, 1)[:, None]
+    scaled = logits / torch.where(rows.temperature > 0, rows.temperature, 1).to(logits.dtype)[:, None]
     if not (rows.by_rank or rows.by_mass):
         return scaled.softmax(-1)
     values, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
@@ -90,14 +95,7 @@ def pick(logits: Tensor, uniform: Tensor, rows: RowSampling) -> tuple[Tensor, Te
     if rows.greedy:
         tokens = torch.where((rows.temperature > 0)[:, None], tokens, logits.argmax(-1, keepdim=True))
     drawn = probabilities.gather(-1, tokens).double()
-    return tokens[:, 0], (drawn / total).log()[:, 0].float()
-
-
-def log_probabilities(logits: Tensor, tokens: Tensor, rows: RowSampling) -> Tensor:
-    """The logarithm of the probability with which `pick` draws tokens (B,); -inf for one that it never draws."""
-    probabilities = distribution(logits, rows)
-    total = probabilities.sum(-1, dtype=torch.float64)
-    return (probabilities.gather(-1, tokens[:, None])[:, 0].double() / total).log().float()
+    return tokens[:, 0], (drawn / total).log()[:, 0].to(logits.dtype)
 
 
 def row_uniforms(seeds: Sequence[int], steps: int) -> Tensor:

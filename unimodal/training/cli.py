@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import lightning as L
 import torch
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -38,6 +39,7 @@ from unimodal.training.old_names import upgrade_arguments, upgrade_run_config
 from unimodal.training.parallel.checkpoint import restore_interrupted
 from unimodal.training.precision import trainer_precision
 from unimodal.training.quiet import quieten
+from unimodal.training.rl.known import RL_BASES, RL_CLASSES
 from unimodal.training.run_checks import check_run
 from unimodal.training.skipped import Diverged
 
@@ -50,6 +52,7 @@ KNOWN_CLASSES = (
     _predicting,
     _next_token,
     _flow_matching,
+    RL_CLASSES,
 )
 """Imported so that configs may name their classes without a path."""
 
@@ -145,6 +148,7 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
     quieten()
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
+    set_parsing_settings(subclasses_enabled=list(RL_BASES))
     if arguments is None:
         sys.argv[1:] = upgrade_arguments(sys.argv[1:])
     return TrainingCLI(

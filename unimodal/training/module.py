@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.batch import MIN_WEIGHT, PackedBatch
 from data_pipelines.spec import DataSpec, data_spec
@@ -126,10 +126,15 @@ class TransformerModule(L.LightningModule):
         """The token space of the data."""
         return self.spec.space
 
+    @property
+    def trained(self) -> nn.Module:
+        """Whose parameters the optimizer gets."""
+        assert self.model is not None
+        return self.model
+
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config, stepped once an optimizer step."""
-        assert self.model is not None
-        optimizer = build_optimizer(self.model, self.optimizer_config)
+        optimizer = build_optimizer(self.trained, self.optimizer_config)
         steps = 1 if self.schedule.decay == "constant" else planned_steps(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -152,13 +157,17 @@ class TransformerModule(L.LightningModule):
         for objective in self.objectives:
             media, state = objective.prepare(self.model, batch, media, number)
             states.append(state)
+        return self._features(self.model, batch, media), states
+
+    def _features(self, model: UnifiedModel, batch: PackedBatch, media: MediaBatch) -> Tensor:
+        """Features (B, T, D) of packed rows under a model of this architecture."""
         sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
         facts, branches = batch.facts, batch.branches if batch.facts.has_branches else None
-        trunk, weight = self.model.config.trunk, self.model.trunk.embedding.weight
+        trunk, weight = model.config.trunk, model.trunk.embedding.weight
         flash = has_flash(batch.tokens.device, compute_dtype(weight), trunk.head_dim)
         ends = DocumentEnds(facts.ends, facts.max_length) if flash else None
         mask = training_mask(batch.documents, branches, batch.spans, ends)
-        return self.model(batch.tokens, batch.positions, mask, media=media), states
+        return model(batch.tokens, batch.positions, mask, media=media)
 
     def _media(self, batch: PackedBatch) -> MediaBatch:
         """Clean media for each branch; empty ones where a batch has none, so that every weight has a gradient."""

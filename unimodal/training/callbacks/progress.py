@@ -15,7 +15,7 @@ from unimodal.terminal import open_console, say
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_FIGURES = 20.0, 0.25
 """Figures lie on the device, and reading them waits for it."""
 
-SHOWN = ("loss", "loss_text", "loss_image", "psnr")
+SHOWN = ("loss", "loss_text", "loss_image", "psnr", "reward")
 
 
 class StepProgress(ProgressBar):
@@ -88,7 +88,7 @@ class StepProgress(ProgressBar):
     def _shown(self, metrics: Mapping[str, Any], batch: Any) -> str:
         values = [f"{name} {float(metrics[f'train/{name}']):.3f}" for name in SHOWN if f"train/{name}" in metrics]
         speed = self._units / max(time.perf_counter() - self._since, 1e-9)
-        unit = "tokens/s" if hasattr(batch, "num_tokens") else "images/s"
+        unit = getattr(batch, "unit", "tokens/s" if hasattr(batch, "num_tokens") else "images/s")
         return "  ".join([*values, f"{speed:,.0f} {unit}"])
 
     def _time_left(self, step: int, total: int) -> str:

@@ -1,0 +1,135 @@
+"""The policy is the sampler: what was stored while sampling comes out of packed rows again, and can be differentiated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.generation.test_engine import CONFIGS, CONTEXT, HOT, NAMES, SPACES, engine, prompts
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.context import Reading
+from unimodal.generation.engine import Engine
+from unimodal.generation.guidance import GuidanceConfig
+from unimodal.generation.modality import ModalityMachine
+from unimodal.generation.requests import DecodeConfig, Request
+from unimodal.generation.sampling import SamplingConfig
+from unimodal.model.masks import dense_mask
+from unimodal.training.rl.policy import policy_log_probs
+from unimodal.training.rl.trajectories import PolicyBatch, Trajectory, TrajectoryPacker
+
+ROWS, LENGTH = 2, 64
+SAMPLED = [name for name in NAMES if name != "greedy"]
+
+
+def sample_groups(decoder: Engine, config: DecodeConfig, space: TokenSpace, group: int = 3) -> list[Trajectory]:
+    """Answers to every prompt, `group` of each."""
+    asked = [
+        Request(prompt=prompt, config=config, seed=100 * number + member)
+        for number, prompt in enumerate(prompts(space))
+        for member in range(group)
+    ]
+    answers = decoder.decode(asked)
+    return [
+        Trajectory(request=request, ids=a.ids, log_probs=a.log_probs, finish=a.finish, group=number // group)
+        for number, (request, a) in enumerate(zip(asked, answers, strict=True))
+    ]
+
+
+def packed_batches(space: TokenSpace, trajectories: list[Trajectory], **sizes: int) -> list[PolicyBatch]:
+    sizes = {"rows": ROWS, "length": LENGTH, "context": CONTEXT} | sizes
+    packer = TrajectoryPacker(space, Reading(), **sizes)
+    return list(packer.batches(trajectories, range(len(trajectories))))
+
+
+def log_probs_of(decoder: Engine, batch: PolicyBatch, **settings: Any) -> Tensor:
+    packed, model = batch.packed, decoder.model
+    features = model(packed.tokens, packed.positions, dense_mask(packed.documents, packed.branches))
+    return policy_log_probs(model.token_head, features, batch, ModalityMachine(decoder.space), **settings).log_probs
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("name", SAMPLED)
+def test_stored_log_probabilities_come_out_of_packed_rows_again(name: str, space: TokenSpace) -> None:
+    config, decoder = DecodeConfig(max_new_tokens=34, **CONFIGS[name]), engine(space=space)
+    trajectories = sample_groups(decoder, config, space)
+    batches = packed_batches(space, trajectories)
+    assert len(batches) > 1
+    assert sorted(n for batch in batches for n in batch.trajectories) == list(range(len(trajectories)))
+    for batch in batches:
+        torch.testing.assert_close(log_probs_of(decoder, batch), batch.old, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["text", "guided image", "three-way", "cut"])
+def test_in_float32_they_are_equal_to_rounding(name: str) -> None:
+    space = SPACES["grid"]
+    config, decoder = DecodeConfig(max_new_tokens=34, **CONFIGS[name]), engine(torch.float32, space)
+    for batch in packed_batches(space, sample_groups(decoder, config, space)):
+        torch.testing.assert_close(log_probs_of(decoder, batch), batch.old.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_log_probabilities_without_guidance_are_of_another_distribution() -> None:
+    space = SPACES["fixed"]
+    config, decoder = DecodeConfig(max_new_tokens=34, **CONFIGS["guided image"]), engine(space=space)
+    trajectories = sample_groups(decoder, config, space)
+    unguided = replace(config, guidance=GuidanceConfig())
+    plain = [replace(each, request=replace(each.request, config=unguided)) for each in trajectories]
+    gaps = [(log_probs_of(decoder, batch) - batch.old).abs().max().item() for batch in packed_batches(space, plain)]
+    assert max(gaps) > 0.01
+
+
+def test_batches_however_small_and_parts_of_logits_change_nothing() -> None:
+    space = SPACES["fixed"]
+    config, decoder = DecodeConfig(max_new_tokens=34, **CONFIGS["three-way"]), engine(space=space)
+    trajectories = sample_groups(decoder, config, space)
+    for sizes in ({"rows": 1, "length": 70}, {"rows": 8, "length": 200}):
+        for batch in packed_batches(space, trajectories, **sizes):
+            found = log_probs_of(decoder, batch, at_once=5 * space.vocab_size)
+            torch.testing.assert_close(found, batch.old, rtol=1e-10, atol=1e-10)
+
+
+def test_the_gradient_is_that_of_finite_differences() -> None:
+    space = SPACES["fixed"]
+    config = DecodeConfig(mode="mixed", max_new_tokens=20, guidance=GuidanceConfig(scale=3.0, image_scale=1.5))
+    decoder = engine(space=space)
+    batches = packed_batches(space, sample_groups(decoder, replace(config, sampling=HOT), space, group=2))
+
+    def loss() -> Tensor:
+        parts = [log_probs_of(decoder, batch, at_once=7 * space.vocab_size) for batch in batches]
+        return sum((part * torch.linspace(-1, 1, len(part)).double()).sum() for part in parts)  # pyright: ignore[reportReturnType]
+
+    parameters = [decoder.model.token_head.weight, decoder.model.trunk.blocks[0].attention.o_proj.weight]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        [slope] = torch.autograd.grad(loss(), [parameter])
+        with torch.no_grad():
+            values = []
+            for sign in (1, -1):
+                parameter += sign * 1e-5 * direction
+                values.append(loss().item())
+                parameter -= sign * 1e-5 * direction
+        assert (slope * direction).sum().item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
+
+
+def test_an_answer_that_fits_no_row_is_refused_with_the_length_it_takes() -> None:
+    space = SPACES["fixed"]
+    config, decoder = DecodeConfig(mode="text", max_new_tokens=34), engine(space=space)
+    trajectories = sample_groups(decoder, config, space)
+    with pytest.raises(ValueError, match=r"does not fit a row of 8: set rollouts\.length to"):
+        packed_batches(space, trajectories, length=8)
+
+
+def test_ids_that_top_k_keeps_are_the_sampled_ones_whatever_rounding_says() -> None:
+    space = SPACES["fixed"]
+    sampling = SamplingConfig(top_k=1)
+    decoder = engine(space=space)
+    trajectories = sample_groups(decoder, DecodeConfig(mode="text", max_new_tokens=8, sampling=sampling), space)
+    changed = engine(space=space)
+    with torch.no_grad():
+        changed.model.token_head.weight += 0.3 * torch.randn_like(changed.model.token_head.weight)
+    for batch in packed_batches(space, trajectories):
+        assert torch.isfinite(log_probs_of(changed, batch)).all()

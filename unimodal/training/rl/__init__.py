@@ -1,0 +1,1 @@
+"""Reinforcement learning on the model's own answers: prompts, rollouts, rewards, advantages, losses, alarms."""

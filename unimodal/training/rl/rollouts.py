@@ -1,0 +1,210 @@
+"""Rollouts: the model that trains answers prompts, and rewards say how good its answers are."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import torch
+from torch import Tensor
+
+from data_pipelines.failures import FailureLog
+from unimodal.generation.pipeline import Pipeline
+from unimodal.generation.requests import Request
+from unimodal.generation.settings import chosen
+from unimodal.training.rl.data import DrawnPrompt
+from unimodal.training.rl.overlong import OverlongConfig
+from unimodal.training.rl.prompts.base import Prompts
+from unimodal.training.rl.rewards.base import Answered, Reward, scored
+from unimodal.training.rl.trajectories import Trajectory
+
+# Shapes: P prompts, G answers of each, K rewards.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How much is sampled before each update, and how it is packed.
+
+    `prompts` of all ranks get `group` answers each, `at_once` answers are decoded side by side. The answers are
+    learnt in `mini_batches` optimizer steps, `epochs` times; 1 and 1 is strictly on-policy. They are packed into
+    batches of `rows` rows of `length` tokens. With `dynamic_rounds` above 1 prompts whose answers are all worth the
+    same are replaced by others, in so many rounds at most (DAPO's dynamic sampling). Past `bad_rewards`, a share, of
+    rewards that could not be had the run ends. `seed` is that of prompts and answers.
+    """
+
+    prompts: int = 24
+    group: int = 16
+    at_once: int = 128
+    mini_batches: int = 1
+    epochs: int = 1
+    rows: int = 8
+    length: int = 288
+    dynamic_rounds: int = 1
+    bad_rewards: float = 0.1
+    seed: int = 0
+    overlong: OverlongConfig | None = None
+
+    def __post_init__(self) -> None:
+        counts = ("prompts", "group", "at_once", "mini_batches", "epochs", "rows", "length", "dynamic_rounds")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollouts.{name} is at least 1, got {getattr(self, name)}")
+        if self.mini_batches > self.prompts:
+            raise ValueError(f"{self.prompts} prompts cannot be learnt in {self.mini_batches} mini-batches")
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """Answers of groups, by prompt and then by member, with the rewards of each."""
+
+    trajectories: list[Trajectory]
+    answers: list[Answered]
+    rewards: Tensor
+    """(P, G, K) float64; NaN where a reward could not be had, 0 where the prompt does not have it."""
+    weights: Tensor
+    """(P, K) of each prompt's rewards."""
+    kinds: list[int]
+    """Of each prompt."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """(P, G) bool: whether all rewards of an answer are there."""
+        return ~self.rewards.isnan().any(-1)
+
+    @property
+    def totals(self) -> Tensor:
+        """(P, G) weighted sums of rewards, 0 where one is missing."""
+        return (self.rewards.nan_to_num() * self.weights[:, None]).sum(-1) * self.valid
+
+    def select(self, groups: Sequence[int]) -> Rollout:
+        """Some of the groups."""
+        size = self.rewards.shape[1]
+        members = [number * size + member for number in groups for member in range(size)]
+        return Rollout(
+            trajectories=[
+                replace(self.trajectories[number], group=place // size) for place, number in enumerate(members)
+            ],
+            answers=[self.answers[number] for number in members],
+            rewards=self.rewards[list(groups)],
+            weights=self.weights[list(groups)],
+            kinds=[self.kinds[number] for number in groups],
+            seconds=self.seconds,
+        )
+
+    def joined(self, other: Rollout) -> Rollout:
+        """This one's groups and then the other's."""
+        both = Rollout(
+            trajectories=self.trajectories + other.trajectories,
+            answers=self.answers + other.answers,
+            rewards=torch.cat([self.rewards, other.rewards]),
+            weights=torch.cat([self.weights, other.weights]),
+            kinds=self.kinds + other.kinds,
+            seconds={name: self.seconds[name] + other.seconds[name] for name in self.seconds},
+        )
+        return both.select(range(len(both.kinds)))
+
+
+class Sampler:
+    """Answers prompts with a pipeline and scores the answers."""
+
+    def __init__(self, kinds: Sequence[Prompts], rewards: Mapping[str, Reward], config: RolloutConfig) -> None:
+        self.kinds, self.rewards, self.config = kinds, dict(rewards), config
+        self.failures = FailureLog(limit=config.bad_rewards)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns of a rollout's rewards; the last is `overlong` where that is punished."""
+        return [*self.rewards, *(["overlong"] if self.config.overlong else [])]
+
+    def check(self, opened: Sequence[Sequence[object]]) -> None:
+        """Raise ValueError for rewards that there are not, or whose facts the prompts do not have."""
+        for prompts, some in zip(self.kinds, opened, strict=True):
+            for name in prompts.rewards:
+                if name not in self.rewards:
+                    known = ", ".join(self.rewards) or "none"
+                    raise ValueError(f"{prompts.kind} ask for the reward {name!r}; the run has {known}")
+                facts = getattr(some[0], "facts", {})
+                if missing := [fact for fact in self.rewards[name].facts if fact not in facts]:
+                    raise ValueError(f"the reward {name!r} reads {missing[0]!r}, which {prompts.kind} do not have")
+
+    def roll(self, pipeline: Pipeline, drawn: Sequence[DrawnPrompt], number: int, first: int = 0) -> Rollout:
+        """`group` answers to each prompt. Seeds are functions of the rollout's number and the prompt's place in it,
+        counted from `first` on, so ranks together sample what one would."""
+        began = time.perf_counter()
+        requests = self._requests(pipeline, drawn, number, first)
+        decoded = pipeline.engine.decode(requests, rows=self.config.at_once)
+        sampled = time.perf_counter()
+        group = self.config.group
+        trajectories = [
+            Trajectory(
+                request=request, ids=each.ids, log_probs=each.log_probs, finish=each.finish, group=place // group
+            )
+            for place, (request, each) in enumerate(zip(requests, decoded, strict=True))
+        ]
+        answers = [
+            Answered(prompt=drawn[place // group].prompt, parts=answer, finish=answer.finish)
+            for place, answer in enumerate(pipeline.finished(decoded))
+        ]
+        rewards, weights = self._rewards(drawn, answers, trajectories)
+        ended = time.perf_counter()
+        return Rollout(
+            trajectories=trajectories,
+            answers=answers,
+            rewards=rewards,
+            weights=weights,
+            kinds=[each.kind for each in drawn],
+            seconds={"sampling": sampled - began, "rewards": ended - sampled},
+        )
+
+    def _requests(self, pipeline: Pipeline, drawn: Sequence[DrawnPrompt], number: int, first: int) -> list[Request]:
+        configs = [pipeline.decode_config(**chosen(each.settings)) for each in self.kinds]
+        for kind in dict.fromkeys(each.kind for each in drawn):
+            refused = pipeline.refused(
+                [each.prompt.prompt for each in drawn if each.kind == kind], **chosen(self.kinds[kind].settings)
+            )
+            if refused:
+                [reason, *_] = refused.values()
+                raise ValueError(f"one of the {self.kinds[kind].kind} cannot be answered: {reason}")
+        requests = pipeline.requests([each.prompt.prompt for each in drawn], configs[0])
+        found = []
+        for place, (each, request) in enumerate(zip(drawn, requests, strict=True)):
+            for member in range(self.config.group):
+                seed = Random(f"{self.config.seed} {number} {first + place} {member}").getrandbits(62)
+                found.append(replace(request, config=configs[each.kind], seed=seed))
+        return found
+
+    def _rewards(
+        self, drawn: Sequence[DrawnPrompt], answers: Sequence[Answered], trajectories: Sequence[Trajectory]
+    ) -> tuple[Tensor, Tensor]:
+        group, columns = self.config.group, len(self.names)
+        rewards = torch.zeros(len(drawn) * group, columns, dtype=torch.float64)
+        weights = torch.zeros(len(drawn), columns, dtype=torch.float64)
+        for column, name in enumerate(self.rewards):
+            asked = [place for place, each in enumerate(drawn) if name in self.kinds[each.kind].rewards]
+            members = [place * group + member for place in asked for member in range(group)]
+            found = scored(name, self.rewards[name], [answers[member] for member in members], self.failures)
+            rewards[members, column] = torch.tensor(found, dtype=torch.float64)
+            for place in asked:
+                weights[place, column] = self.kinds[drawn[place].kind].rewards[name]
+        if self.config.overlong is not None:
+            rewards[:, -1], weights[:, -1] = self._overlong(answers, trajectories), 1.0
+        return rewards.view(len(drawn), group, columns), weights
+
+    def _overlong(self, answers: Sequence[Answered], trajectories: Sequence[Trajectory]) -> Tensor:
+        """What answers of words alone lose for their length: (P * G,)."""
+        assert self.config.overlong is not None
+        penalties = [
+            0.0 if answer.pictures else self.config.overlong.penalty(len(each), each.request.config.max_new_tokens)
+            for answer, each in zip(answers, trajectories, strict=True)
+        ]
+        return torch.tensor(penalties, dtype=torch.float64)
+
+
+def mean_reward(rewards: Tensor) -> float:
+    """Rewards (...) of which some are NaN -> the mean of the others; NaN where there is none."""
+    found = rewards[~rewards.isnan()]
+    return float(found.mean()) if len(found) else math.nan

@@ -1,0 +1,181 @@
+"""An update: the answers of a rollout become a loss, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unimodal.generation.modality import ModalityMachine
+from unimodal.generation.sampling import exact
+from unimodal.model.model import UnifiedModel
+from unimodal.model.token_head import TokenHead
+from unimodal.training.rl.advantages.generalized import (
+    ValueConfig,
+    generalized_advantages,
+    value_losses,
+    whitened,
+)
+from unimodal.training.rl.losses.aggregation import Aggregation, token_weights
+from unimodal.training.rl.losses.base import PolicyLoss, TokenRatios
+from unimodal.training.rl.losses.divergence import KLConfig, kl_estimate, kl_penalty
+from unimodal.training.rl.policy import policy_log_probs
+from unimodal.training.rl.rollouts import Rollout
+from unimodal.training.rl.statistics import Sums
+from unimodal.training.rl.trajectories import MAIN, PolicyBatch, TrajectoryPacker
+
+# Shapes: M tokens of all answers of a batch, B answers, T tokens of the longest.
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """What is minimised: the policy's loss, a KL penalty, a value's loss, less an entropy bonus."""
+
+    loss: PolicyLoss
+    aggregation: Aggregation = "token-mean"
+    kl: KLConfig | None = None
+    value: ValueConfig | None = None
+    entropy: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Update:
+    """Losses of one rollout's answers. `advantages` (N,) are those of its trajectories, unless a value gives them."""
+
+    config: UpdateConfig
+    packer: TrajectoryPacker
+    machine: ModalityMachine
+    rollout: Rollout
+    advantages: Tensor
+    forward: Callable[[UnifiedModel, PolicyBatch], Tensor]
+    head: TokenHead
+    value_head: nn.Module | None = None
+    reference: UnifiedModel | None = None
+    like: PolicyBatch | None = None
+    token_advantages: dict[int, Tensor] | None = None
+    """Of each trajectory, where a value gives them."""
+    returns: dict[int, Tensor] | None = None
+    old_values: dict[int, Tensor] | None = None
+
+    def counted(self, numbers: Sequence[int]) -> list[int]:
+        """Those of these trajectories whose rewards are there."""
+        valid = self.rollout.valid.flatten().tolist()
+        return [number for number in numbers if valid[number]]
+
+    def divisor(self, numbers: Sequence[int]) -> float:
+        """What these trajectories add to the divisor of a step."""
+        return float(self._token_weights(numbers)[1].sum())
+
+    def _token_weights(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        trajectories = self.rollout.trajectories
+        lengths = torch.tensor([len(trajectories[number]) for number in numbers], dtype=torch.int64)
+        longest = max((each.request.config.max_new_tokens for each in trajectories), default=1)
+        return token_weights(lengths, self.config.aggregation, longest)
+
+    def empty_batch(self) -> PolicyBatch:
+        """Padding, so that ranks do the same number of passes."""
+        if self.like is None:
+            self.like = next(iter(self.packer.batches(self.rollout.trajectories, [0])))
+        return self.packer.empty(self.like)
+
+    def loss(self, model: UnifiedModel, batch: PolicyBatch, sums: Sums) -> Tensor:
+        """The sum over a batch's tokens of their weighted losses; `divisor` makes the step's mean of it."""
+        features = self.forward(model, batch)
+        log_probs, entropy = policy_log_probs(self.head, features, batch, self.machine)
+        device, dtype = log_probs.device, log_probs.dtype
+        old = batch.old.to(dtype)
+        advantages = self._of_tokens(batch).to(device, dtype)
+        tokens = TokenRatios(log_probs, old, advantages, batch.answers)
+        found = self.config.loss.of(tokens)
+        losses = found.losses
+        inside = batch.states.in_image
+        self._log_ratios(tokens, found.clipped_high, found.clipped_low, sums)
+        self._log_entropy(entropy, inside, sums)
+        if self.config.entropy:
+            losses = losses - self.config.entropy * entropy
+        if self.config.kl is not None and self.reference is not None:
+            reference = self._reference_log_probs(batch)
+            losses = losses + self.config.kl.weight * kl_penalty(log_probs, reference, self.config.kl.estimator)
+            sums.add("kl", kl_estimate(log_probs.detach(), reference, "k3"))
+            for name, chosen in (("kl_text", ~inside), ("kl_image", inside)):
+                sums.add(name, kl_estimate(log_probs.detach(), reference, "k3"), chosen)
+        if self.config.value is not None:
+            losses = losses + self.config.value.weight * self._value_losses(features, batch, sums)
+        weights = self._token_weights(batch.trajectories)[0].to(device, dtype)
+        weights = weights[batch.answers] if len(batch.answers) else losses
+        return (losses * weights).sum()
+
+    def _of_tokens(self, batch: PolicyBatch) -> Tensor:
+        """(M,) the advantage of each token."""
+        if self.token_advantages is not None:
+            parts = [self.token_advantages[number] for number in batch.trajectories]
+            return torch.cat(parts) if parts else torch.zeros(0)
+        return self.advantages[batch.trajectories][batch.answers.cpu()] if batch.trajectories else torch.zeros(0)
+
+    @torch.no_grad()
+    def _reference_log_probs(self, batch: PolicyBatch) -> Tensor:
+        assert self.reference is not None
+        features = self.forward(self.reference, batch)
+        return policy_log_probs(self.reference.token_head, features, batch, self.machine).log_probs
+
+    # -- a value
+
+    def values(self, features: Tensor, batch: PolicyBatch) -> Tensor:
+        """(M,) the value before each token; the trunk takes no gradient from it."""
+        assert self.value_head is not None
+        return exact(self.value_head(features.flatten(0, 1)[batch.index[MAIN]].detach())).squeeze(-1)
+
+    @torch.no_grad()
+    def estimate_values(self, model: UnifiedModel, batches: Sequence[PolicyBatch]) -> None:
+        """Values of all answers as they are now, and from them advantages and returns of their tokens.
+
+        The reward of an answer comes after its last token. Advantages are whitened over all tokens of this rank.
+        """
+        assert self.config.value is not None
+        totals = self.rollout.totals.flatten()
+        found: dict[int, Tensor] = {}
+        for batch in batches:
+            values = self.values(self.forward(model, batch), batch).double().cpu()
+            parts = values.split([len(self.rollout.trajectories[number]) for number in batch.trajectories])
+            found |= dict(zip(batch.trajectories, parts, strict=True))
+        numbers = sorted(found)
+        lengths = torch.tensor([len(found[number]) for number in numbers])
+        values = torch.nn.utils.rnn.pad_sequence([found[number] for number in numbers], batch_first=True)
+        counted = torch.arange(values.shape[1]) < lengths[:, None]
+        rewards = torch.zeros_like(values)
+        rewards[torch.arange(len(numbers)), lengths - 1] = totals[numbers]
+        advantages, returns = generalized_advantages(rewards, values, counted, self.config.value)
+        advantages = whitened(advantages, counted)
+        pairs = list(zip(numbers, lengths.tolist(), strict=True))
+        self.old_values = found
+        self.token_advantages = {n: advantages[row, :length] for row, (n, length) in enumerate(pairs)}
+        self.returns = {n: returns[row, :length] for row, (n, length) in enumerate(pairs)}
+
+    def _value_losses(self, features: Tensor, batch: PolicyBatch, sums: Sums) -> Tensor:
+        assert self.config.value is not None and self.returns is not None and self.old_values is not None
+        values = self.values(features, batch)
+        if not batch.trajectories:
+            return values
+        returns, old = (
+            torch.cat([table[number] for number in batch.trajectories]).to(values.device, values.dtype)
+            for table in (self.returns, self.old_values)
+        )
+        losses = value_losses(values, returns, old, self.config.value.clip)
+        sums.add("value_loss", losses)
+        return losses
+
+    # -- logs
+
+    def _log_ratios(self, tokens: TokenRatios, high: Tensor, low: Tensor, sums: Sums) -> None:
+        gaps = (tokens.log_probs.detach() - tokens.old).abs()
+        if "log_prob_gap" not in sums.sums:
+            sums.add("log_prob_gap", gaps)
+        sums.add("ratio_distance", (tokens.ratios.detach() - 1).abs())
+        sums.add("clipped_high", high.float())
+        sums.add("clipped_low", low.float())
+
+    def _log_entropy(self, entropy: Tensor, inside: Tensor, sums: Sums) -> None:
+        sums.add("entropy_text", entropy, ~inside)
+        sums.add("entropy_image", entropy, inside)
