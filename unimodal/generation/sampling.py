@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,6 +62,11 @@ class RowSampling(NamedTuple):
             any(config.top_k > 0 for config in configs),
             any(config.top_p < 1 for config in configs),
         )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RowSampling:
+        """The same settings, each of their tensors through a function."""
+        temperature, top_p, top_k = map(function, (self.temperature, self.top_p, self.top_k))
+        return self._replace(temperature=temperature, top_p=top_p, top_k=top_k)
 
 
 def distribution(logits: Tensor, rows: RowSampling) -> Tensor:

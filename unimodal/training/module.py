@@ -73,9 +73,8 @@ class TransformerModule(L.LightningModule):
         self.trunk, self.flow, self.vision = trunk, flow, vision
         self.objectives: Sequence[Objective] = objectives or [NextToken(), *([FlowMatching()] if flow else [])]
         self.optimizer_config, self.schedule = optimizer or MuonConfig(), schedule or ScheduleConfig()
-        self.start, self.compile_model = start or StartConfig(), compile
+        self.start, self.compile_model, self.parallel = start or StartConfig(), compile, parallel or ParallelConfig()
         self.model: UnifiedModel | None = None
-        self.parallel = parallel or ParallelConfig()
         self.skipped, self._sums = SkippedSteps(), StepSums()
         self._norm: Tensor | None = None
         self._random_state: Tensor | None = None
@@ -127,14 +126,18 @@ class TransformerModule(L.LightningModule):
         return self.spec.space
 
     @property
-    def trained(self) -> nn.Module:
-        """Whose parameters the optimizer gets."""
+    def trained(self) -> UnifiedModel:
+        """The model, once it is built."""
         assert self.model is not None
         return self.model
 
+    def optimized(self) -> nn.Module:
+        """Whose parameters the optimizer gets."""
+        return self.trained
+
     def configure_optimizers(self) -> Any:
         """Optimizer and schedule of the config, stepped once an optimizer step."""
-        optimizer = build_optimizer(self.trained, self.optimizer_config)
+        optimizer = build_optimizer(self.optimized(), self.optimizer_config)
         steps = 1 if self.schedule.decay == "constant" else planned_steps(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -143,21 +146,19 @@ class TransformerModule(L.LightningModule):
 
     def terms(self, batch: PackedBatch, number: int) -> Terms:
         """Forward pass and the terms of all objectives; noise is a function of the batch's number."""
-        assert self.model is not None
         features, states = self._forward(batch, number)
         terms: Terms = {}
         for objective, state in zip(self.objectives, states, strict=True):
-            terms |= objective.terms(self.model, features, batch, state)
+            terms |= objective.terms(self.trained, features, batch, state)
         return terms
 
     def _forward(self, batch: PackedBatch, number: int) -> tuple[Tensor, list[Any]]:
         """Features (B, T, D) before the heads, and what each objective prepared."""
-        assert self.model is not None
-        media, states = self._media(batch), []
+        media, states = self._media(batch), list[Any]()
         for objective in self.objectives:
-            media, state = objective.prepare(self.model, batch, media, number)
+            media, state = objective.prepare(self.trained, batch, media, number)
             states.append(state)
-        return self._features(self.model, batch, media), states
+        return self._features(self.trained, batch, media), states
 
     def _features(self, model: UnifiedModel, batch: PackedBatch, media: MediaBatch) -> Tensor:
         """Features (B, T, D) of packed rows under a model of this architecture."""
@@ -171,11 +172,11 @@ class TransformerModule(L.LightningModule):
 
     def _media(self, batch: PackedBatch) -> MediaBatch:
         """Clean media for each branch; empty ones where a batch has none, so that every weight has a gradient."""
-        assert self.model is not None
+        model = self.trained
         media: dict[str, MediaTokens] = {name: media_tokens(packed) for name, packed in batch.media.items()}
-        for name, branch in self.model.branches.items():
+        for name, branch in model.branches.items():
             assert isinstance(branch, Branch)
-            media.setdefault(name, branch.empty(torch.zeros((), dtype=self.model.dtype, device=batch.tokens.device)))
+            media.setdefault(name, branch.empty(torch.zeros((), dtype=model.dtype, device=batch.tokens.device)))
         return media
 
     def _batch_number(self) -> int:
@@ -207,16 +208,15 @@ class TransformerModule(L.LightningModule):
         A step whose loss or gradient is not finite leaves weights and optimizer as they are. Raises Diverged after
         SKIPPED_IN_A_ROW of them.
         """
-        assert self.model is not None
-        losses, gradients = self._sums.reduced(), gradients_of(optimizer)
-        self._norm = to_means(gradients, losses.weight)
+        losses = self._sums.reduced()
+        self._norm = to_means(gradients_of(optimizer), losses.weight)
         self.log("train/loss", losses.loss, prog_bar=True)
         for name, value in losses.terms.items():
             self._log_term("train", name, value)
         self.log("train/grad_norm", self._norm)
         if self.skipped.skips(self._norm, losses.loss):
             optimizer.zero_grad(set_to_none=True)
-            self.skipped.report(self.trainer, self.model, self._norm, losses.loss)
+            self.skipped.report(self.trainer, self.trained, self._norm, losses.loss)
         self.log("train/skipped_steps", float(self.skipped.total))
 
     def configure_gradient_clipping(
@@ -234,8 +234,7 @@ class TransformerModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """The stream of a mixture that is to stop ends once; without this, Lightning would restart it for ever."""
-        if self.spec.ends:
-            self.trainer.should_stop = True
+        self.trainer.should_stop |= self.spec.ends
 
     def validation_step(self, batch: PackedBatch, batch_index: int) -> None:
         """Losses on held-out documents."""
@@ -256,9 +255,8 @@ class TransformerModule(L.LightningModule):
 
     def predict_step(self, batch: PackedBatch, batch_index: int) -> Tensor:
         """The most likely next token everywhere: (B, T)."""
-        assert self.model is not None
         features, _ = self._forward(batch, batch_index)
-        return self.model.token_head(features).argmax(-1)
+        return self.trained.token_head(features).argmax(-1)
 
     def _log_term(self, stage: str, name: str, value: Tensor, **settings: Any) -> None:
         shown = name in ON_THE_BAR
@@ -268,18 +266,16 @@ class TransformerModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Random state, token space and media travel with the weights."""
-        assert self.model is not None
-        checkpoint[SOUND] = is_sound(self.model, self.skipped)
+        checkpoint[SOUND] = is_sound(self.trained, self.skipped)
         checkpoint["random_states"] = states_of_ranks(self._random_state)
-        checkpoint["model_config"] = self.model.config.to_dict()
+        checkpoint["model_config"] = self.trained.config.to_dict()
         checkpoint["token_space"] = self.space.to_dict()
         checkpoint["media"] = {name: spec.source for name, spec in self.spec.media.items()}
         checkpoint[IDENTITY] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume with the same random numbers; refuse another token space or another autoencoder's latents."""
-        assert self.model is not None
-        upgrade_checkpoint(checkpoint, self.model)
+        upgrade_checkpoint(checkpoint, self.trained)
         saved = TokenSpace.from_dict(checkpoint["token_space"])
         saved.check_same(self.space, "the checkpoint", "the data")
         found, wanted = checkpoint["media"], {name: spec.source for name, spec in self.spec.media.items()}
@@ -297,8 +293,7 @@ class TransformerModule(L.LightningModule):
 
     def _identity(self) -> dict[str, Any]:
         """What cannot change between a checkpoint and its resumption: shapes, objectives and kind of optimizer."""
-        assert self.model is not None
-        config = self.model.config.to_dict()
+        config = self.trained.config.to_dict()
         del config["trunk"]["dropout"]
         names = {"optimizer": type(self.optimizer_config).__name__}
         return plain({**config, **names, "objectives": [type(objective).__name__ for objective in self.objectives]})

@@ -8,7 +8,8 @@ w times that of its logit under the prompt less (w - 1) times that of its logit 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from unimodal.generation.guidance import RowGuidance, guided_logits
 from unimodal.generation.log_probs import TokenLogProbs, token_log_probs
-from unimodal.generation.modality import ModalityMachine, ModalityState
-from unimodal.generation.sampling import RowSampling, exact
+from unimodal.generation.modality import ModalityMachine
+from unimodal.generation.sampling import exact
 from unimodal.model.token_head import TokenHead
 from unimodal.training.rl.trajectories import IMAGES, MAIN, NULL, PolicyBatch
 
@@ -49,10 +50,10 @@ def policy_log_probs(
 
 
 def _log_probs(head: TokenHead, flat: Tensor, part: PolicyBatch, machine: ModalityMachine) -> TokenLogProbs:
-    logits = exact(head(flat[part.index[MAIN]]))
+    logits = exact(head(flat[part.index[:, MAIN]]))
     where = part.guided.nonzero().squeeze(-1)
     if len(where):
-        null, image = (exact(head(flat[part.index[role][where]])) for role in (NULL, IMAGES))
+        null, image = (exact(head(flat[part.index[where, role]])) for role in (NULL, IMAGES))
         rows = RowGuidance(*(column[where] for column in part.guidance))
         progress = part.states.progress[where]
         logits = logits.index_copy(0, where, guided_logits(logits[where], image, null, rows, progress))
@@ -66,39 +67,16 @@ def _log_probs(head: TokenHead, flat: Tensor, part: PolicyBatch, machine: Modali
 def _parts(batch: PolicyBatch, rows: int) -> Iterator[PolicyBatch]:
     """Some tokens at a time."""
     for start in range(0, len(batch.tokens), rows):
-        chosen = slice(start, start + rows)
-        sampling = batch.sampling
-        yield PolicyBatch(
-            packed=batch.packed,
-            index=batch.index[:, chosen],
-            tokens=batch.tokens[chosen],
-            old=batch.old[chosen],
-            answers=batch.answers[chosen],
-            guided=batch.guided[chosen],
-            left=batch.left[chosen],
-            states=ModalityState(**{f.name: getattr(batch.states, f.name)[chosen] for f in fields(batch.states)}),
-            sampling=RowSampling(*(column[chosen] for column in sampling[:3]), *sampling[3:]),
-            guidance=RowGuidance(*(column[chosen] for column in batch.guidance)),
-            text_bias=None if batch.text_bias is None else batch.text_bias[chosen],
-        )
+        yield batch.map(partial(_some, chosen=slice(start, start + rows)))
+
+
+def _some(tensor: Tensor, chosen: slice) -> Tensor:
+    return tensor[chosen]
 
 
 def moved(batch: PolicyBatch, device: torch.device) -> PolicyBatch:
     """The same batch on a device."""
     if device.type == "cpu":
         return batch
-    sampling = batch.sampling
-    return PolicyBatch(
-        packed=batch.packed.to(device),
-        index=batch.index.to(device),
-        tokens=batch.tokens.to(device),
-        old=batch.old.to(device),
-        answers=batch.answers.to(device),
-        guided=batch.guided.to(device),
-        left=batch.left.to(device),
-        states=ModalityState(**{f.name: getattr(batch.states, f.name).to(device) for f in fields(batch.states)}),
-        sampling=RowSampling(*(column.to(device) for column in sampling[:3]), *sampling[3:]),
-        guidance=RowGuidance(*(column.to(device) for column in batch.guidance)),
-        text_bias=None if batch.text_bias is None else batch.text_bias.to(device),
-        trajectories=batch.trajectories,
-    )
+    found = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
+    return replace(found, packed=batch.packed.to(device, non_blocking=True))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -15,10 +14,12 @@ from data_pipelines.failures import FailureLog
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Request
 from unimodal.generation.settings import chosen
+from unimodal.training.rl.advantages.base import is_equal
 from unimodal.training.rl.data import DrawnPrompt
 from unimodal.training.rl.overlong import OverlongConfig
 from unimodal.training.rl.prompts.base import Prompts
 from unimodal.training.rl.rewards.base import Answered, Reward, scored
+from unimodal.training.rl.statistics import largest_of_ranks
 from unimodal.training.rl.trajectories import Trajectory
 
 # Shapes: P prompts, G answers of each, K rewards.
@@ -80,6 +81,11 @@ class Rollout:
         """(P, G) weighted sums of rewards, 0 where one is missing."""
         return (self.rewards.nan_to_num() * self.weights[:, None]).sum(-1) * self.valid
 
+    @property
+    def unequal(self) -> list[int]:
+        """Groups whose answers are not all worth the same."""
+        return (~is_equal(self.totals, self.valid)).nonzero().flatten().tolist()
+
     def select(self, groups: Sequence[int]) -> Rollout:
         """Some of the groups."""
         size = self.rewards.shape[1]
@@ -108,6 +114,10 @@ class Rollout:
         return both.select(range(len(both.kinds)))
 
 
+Draw = Callable[[int], tuple[Sequence[DrawnPrompt], int, int]]
+"""The number of an attempt -> a rank's prompts, the number of their rollout, and the place of the first of them."""
+
+
 class Sampler:
     """Answers prompts with a pipeline and scores the answers."""
 
@@ -131,6 +141,20 @@ class Sampler:
                 if missing := [fact for fact in self.rewards[name].facts if fact not in facts]:
                     raise ValueError(f"the reward {name!r} reads {missing[0]!r}, which {prompts.kind} do not have")
 
+    def collect(self, pipeline: Pipeline, draw: Draw, share: int, device: torch.device) -> Rollout:
+        """Rollouts until `share` groups are there whose answers differ in worth, or `dynamic_rounds` are over; the
+        last one is taken as it is. Ranks decide together, and groups beyond the share are left out."""
+        kept: Rollout | None = None
+        for attempt in range(self.config.dynamic_rounds):
+            found = self.roll(pipeline, *draw(attempt))
+            if attempt + 1 < self.config.dynamic_rounds:
+                found = found.select(found.unequal)
+            kept = found if kept is None else kept.joined(found)
+            if not largest_of_ranks(int(len(kept.kinds) < share), device):
+                break
+        assert kept is not None
+        return kept.select(range(min(share, len(kept.kinds))))
+
     def roll(self, pipeline: Pipeline, drawn: Sequence[DrawnPrompt], number: int, first: int = 0) -> Rollout:
         """`group` answers to each prompt. Seeds are functions of the rollout's number and the prompt's place in it,
         counted from `first` on, so ranks together sample what one would."""
@@ -146,7 +170,7 @@ class Sampler:
             for place, (request, each) in enumerate(zip(requests, decoded, strict=True))
         ]
         answers = [
-            Answered(prompt=drawn[place // group].prompt, parts=answer, finish=answer.finish)
+            Answered(prompt=drawn[place // group].prompt, parts=answer, finish=decoded[place].finish)
             for place, answer in enumerate(pipeline.finished(decoded))
         ]
         rewards, weights = self._rewards(drawn, answers, trajectories)
@@ -204,7 +228,10 @@ class Sampler:
         return torch.tensor(penalties, dtype=torch.float64)
 
 
-def mean_reward(rewards: Tensor) -> float:
-    """Rewards (...) of which some are NaN -> the mean of the others; NaN where there is none."""
-    found = rewards[~rewards.isnan()]
-    return float(found.mean()) if len(found) else math.nan
+def mini_batches(rollout: Rollout, config: RolloutConfig, number: int, epoch: int) -> Iterator[list[int]]:
+    """Numbers of trajectories, whole groups together, in an order of the rollout's and the epoch's own."""
+    groups, size = list(range(len(rollout.kinds))), config.group
+    if config.mini_batches > 1:
+        Random(f"{config.seed} mini-batches {number} {epoch}").shuffle(groups)
+    for part in range(config.mini_batches):
+        yield [group * size + member for group in groups[part :: config.mini_batches] for member in range(size)]

@@ -10,8 +10,9 @@ predict it lie in up to three contexts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class _Piece:
 class PolicyBatch:
     """Packed rows with the answers of some trajectories; the tensors of tokens are (M,), answer by answer.
 
-    `index` (3, M) says where in the flattened rows the features lie that predict a token in each context; where a token
+    `index` (M, 3) says where in the flattened rows the features lie that predict a token in each context; where a token
     is not guided, all three are the main one. `trajectories` are numbers of the rollout's trajectories, and `answers`
     count them from 0 on in this batch.
     """
@@ -81,10 +82,19 @@ class PolicyBatch:
     """(M, X) of 0 and -inf where any answer has a grammar."""
     trajectories: list[int] = field(default_factory=list)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of its rows that are not padding."""
-        return self.packed.num_tokens
+    def map(self, function: Callable[[Tensor], Tensor]) -> PolicyBatch:
+        """Every tensor of tokens, (M, ...), through a function; rows and numbers stay."""
+        names = ("index", "tokens", "old", "answers", "guided", "left")
+        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        states = {item.name: function(getattr(self.states, item.name)) for item in fields(self.states)}
+        return replace(
+            self,
+            **changed,
+            states=ModalityState(**states),
+            sampling=self.sampling.map(function),
+            guidance=RowGuidance(*map(function, self.guidance)),
+            text_bias=None if self.text_bias is None else function(self.text_bias),
+        )
 
 
 class TrajectoryPacker:
@@ -112,22 +122,7 @@ class TrajectoryPacker:
     def empty(self, like: PolicyBatch) -> PolicyBatch:
         """A batch of padding, for a rank that has none left."""
         packed = collate([], self.length, self.space, num_rows=self.rows)
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return replace(
-            like,
-            packed=packed,
-            index=torch.zeros(3, 0, dtype=torch.int64),
-            tokens=nothing,
-            old=like.old[:0],
-            answers=nothing,
-            guided=nothing.bool(),
-            left=nothing,
-            states=like.states.select(nothing),
-            sampling=RowSampling.of([]),
-            guidance=RowGuidance.of([]),
-            text_bias=None,
-            trajectories=[],
-        )
+        return replace(like.map(lambda tensor: tensor[:0]), packed=packed, trajectories=[])
 
     def _units(self, trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> Iterator[list[_Piece]]:
         """Pieces that have to be in one batch: answers of one prompt, and their contexts of guidance."""
@@ -150,8 +145,8 @@ class TrajectoryPacker:
             needed = len(ids) + 1 + 2 * len(open_images(ids, self.space))
             if trunk + needed > self.length:
                 raise ValueError(
-                    f"an answer of {len(ids)} tokens after a prompt of {trunk + 1} does not fit a row of {self.length}: "
-                    f"set rollouts.length to {trunk + needed} at least"
+                    f"an answer of {len(ids)} tokens after a prompt of {trunk + 1} does not fit a row of "
+                    f"{self.length}: set rollouts.length to {trunk + needed} at least"
                 )
             if chunk and used + needed > self.length:
                 yield chunk
@@ -210,6 +205,7 @@ class TrajectoryPacker:
         guided = index[NULL] >= 0
         index[NULL] = torch.where(guided, index[NULL], index[MAIN])
         index[IMAGES] = torch.where(index[IMAGES] >= 0, index[IMAGES], index[NULL])
+        index = index.T.contiguous()
         return self._with_tokens([trajectories[number] for number in members], members, packed, index, guided)
 
     def _with_tokens(

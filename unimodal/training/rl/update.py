@@ -125,7 +125,7 @@ class Update:
     def values(self, features: Tensor, batch: PolicyBatch) -> Tensor:
         """(M,) the value before each token; the trunk takes no gradient from it."""
         assert self.value_head is not None
-        return exact(self.value_head(features.flatten(0, 1)[batch.index[MAIN]].detach())).squeeze(-1)
+        return exact(self.value_head(features.flatten(0, 1)[batch.index[:, MAIN]].detach())).squeeze(-1)
 
     @torch.no_grad()
     def estimate_values(self, model: UnifiedModel, batches: Sequence[PolicyBatch]) -> None:

@@ -1,0 +1,58 @@
+"""The policy's own decoding: a pipeline of the weights as they are now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tokenizers_vq.bundle_files import Tokenizers
+from tokenizers_vq.token_space import TokenSpace
+from unimodal.bundle import Bundle
+from unimodal.generation.context import Reading
+from unimodal.generation.pipeline import Pipeline
+from unimodal.model.model import UnifiedModel
+from unimodal.training.parallel.gathering import whole_model
+
+
+class PolicyDecoder:
+    """Pipelines of a model that changes between rollouts.
+
+    On a GPU the compiled steps share its weights. On a CPU their prepacked copy is made anew for each rollout, and a
+    sharded model is gathered: `refreshed` counts how often.
+    """
+
+    def __init__(self, space: TokenSpace, folder: Path) -> None:
+        """folder: where the tokenizers lie."""
+        self.space, self.folder = space, folder
+        self.refreshed = 0
+        self._tokenizers: Tokenizers | None = None
+        self._pipeline: Pipeline | None = None
+
+    def pipeline(self, model: UnifiedModel) -> Pipeline:
+        """A pipeline of its weights as they are, in evaluation mode. All ranks call it."""
+        model.eval()
+        gathered = whole_model(model, keep=True)
+        assert gathered is not None
+        gathered = gathered.to(model.device).eval()
+        if self._tokenizers is None:
+            self._tokenizers = Bundle.beside(gathered, self.space, self.folder).tokenizers
+        if self._pipeline is None or self._pipeline.model is not gathered:
+            self._pipeline = Pipeline(Bundle(gathered, self.space, self._tokenizers))
+            if gathered.device.type == "cuda":
+                self._pipeline.use_compiled_steps()
+        if gathered.device.type == "cpu":
+            self._pipeline.use_prepacked_weights()
+        self.refreshed += 1
+        return self._pipeline
+
+    @property
+    def reading(self) -> Reading:
+        """How the policy reads images."""
+        assert self._pipeline is not None
+        return self._pipeline.reading
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Sampling runs in the type of the weights, also inside a step that trains in a smaller one."""
+    return torch.autocast(device.type, enabled=False)
