@@ -115,7 +115,8 @@ def test_tokens_that_do_not_count_are_passed_over() -> None:
     torch.testing.assert_close(returns[:, kept], alone_returns)
     assert found[:, ~kept].abs().sum() == 0
     changed = values.masked_fill(~counted, 99.0)
-    torch.testing.assert_close(generalized_advantages(rewards, changed, counted, ValueConfig(gamma=0.9, lam=0.8))[0], found)
+    again = generalized_advantages(rewards, changed, counted, ValueConfig(gamma=0.9, lam=0.8))[0]
+    torch.testing.assert_close(again, found)
 
 
 def test_whitened_numbers_have_mean_zero_and_deviation_one_over_what_counts() -> None:
@@ -135,7 +136,9 @@ def one_token(loss: PolicyLoss, ratio: float, advantage: float, log_prob: float 
     """The loss of a token and its slope by the token's log-probability."""
     log_probs = torch.tensor([log_prob], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([log_prob - math.log(ratio)], dtype=torch.float64)
-    tokens = TokenRatios(log_probs, old, torch.tensor([advantage], dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
+    tokens = TokenRatios(
+        log_probs, old, torch.tensor([advantage], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    )
     found = loss.of(tokens).losses.sum()
     [slope] = torch.autograd.grad(found, [log_probs])
     return found.item(), slope.item()

@@ -1,4 +1,4 @@
-"""The policy is the sampler: what was stored while sampling comes out of packed rows again, and can be differentiated."""
+"""The policy is the sampler: what was stored while sampling comes out of packed rows again, differentiable."""
 
 from __future__ import annotations
 
@@ -133,3 +133,15 @@ def test_ids_that_top_k_keeps_are_the_sampled_ones_whatever_rounding_says() -> N
         changed.model.token_head.weight += 0.3 * torch.randn_like(changed.model.token_head.weight)
     for batch in packed_batches(space, trajectories):
         assert torch.isfinite(log_probs_of(changed, batch)).all()
+
+
+def test_a_batch_of_padding_gives_every_weight_a_gradient_of_zero() -> None:
+    """A rank without answers left does the same passes as the others, which DDP waits for."""
+    space = SPACES["fixed"]
+    decoder = engine(space=space)
+    trajectories = sample_groups(decoder, DecodeConfig(mode="text", max_new_tokens=8), space)
+    packer = TrajectoryPacker(space, Reading(), rows=ROWS, length=LENGTH, context=CONTEXT)
+    batch = packer.empty(next(iter(packer.batches(trajectories, [0]))))
+    log_probs_of(decoder, batch).sum().backward()
+    gradients = [parameter.grad for parameter in decoder.model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)

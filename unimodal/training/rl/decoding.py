@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,6 +55,14 @@ class PolicyDecoder:
         return self._pipeline.reading
 
 
-def full_precision(device: torch.device) -> torch.autocast:
-    """Sampling runs in the type of the weights, also inside a step that trains in a smaller one."""
-    return torch.autocast(device.type, enabled=False)
+@contextmanager
+def as_saved(device: torch.device) -> Iterator[None]:
+    """Sampling and rewards run in the types that weights have, whatever a step trains in: without autocast, and with
+    torch's own default type, which Lightning's `64-true` and `bf16-true` change."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(default)

@@ -24,7 +24,7 @@ from unimodal.training.rl.advantages.generalized import ValueConfig
 from unimodal.training.rl.advantages.group_relative import GroupRelative
 from unimodal.training.rl.alarms import Alarms
 from unimodal.training.rl.data import DrawnPrompt, PromptDataModule, PromptStream, Round
-from unimodal.training.rl.decoding import PolicyDecoder, full_precision
+from unimodal.training.rl.decoding import PolicyDecoder, as_saved
 from unimodal.training.rl.losses.aggregation import Aggregation
 from unimodal.training.rl.losses.base import PolicyLoss
 from unimodal.training.rl.losses.clipped import ClippedRatio
@@ -143,20 +143,28 @@ class PolicyModule(TransformerModule):
 
     def roll(self) -> Rollout:
         """Answers to this rank's share of the next prompts, with their rewards."""
-        share = self.rollouts.prompts // self.trainer.world_size
-        with full_precision(self.device):
+        with as_saved(self.device):
             pipeline = self.decoder.pipeline(self.trained)
-            rollout = self.sampler.collect(pipeline, self._drawn, share, self.device)
+            rollout = self.sampler.collect(pipeline, self._drawn, self._share, self.device)
         self.trained.train()
         return rollout
+
+    @property
+    def _share(self) -> int:
+        """Prompts of a rank."""
+        return self.rollouts.prompts // self.trainer.world_size
+
+    @property
+    def _first_group(self) -> int:
+        """The place of this rank's first prompt among those of all ranks."""
+        return self._share * self.trainer.global_rank
 
     def _drawn(self, attempt: int) -> tuple[list[DrawnPrompt], int, int]:
         """This rank's prompts of a round, the number of the round, and the place of the first of them."""
         assert self.stream is not None
-        drawn, rank = self.stream.draw(self.rollouts.prompts), self.trainer.global_rank
-        share = self.rollouts.prompts // self.trainer.world_size
+        drawn, first = self.stream.draw(self.rollouts.prompts), self._first_group
         number = self.round * self.rollouts.dynamic_rounds + attempt
-        return drawn[rank * share : (rank + 1) * share], number, rank * share
+        return drawn[first : first + self._share], number, first
 
     # -- a training step: one rollout and its updates
 
@@ -176,7 +184,7 @@ class PolicyModule(TransformerModule):
             batches = update.packer.batches(rollout.trajectories, everything)
             update.estimate_values(self.trained, [moved(batch, self.device) for batch in batches])
         for epoch in range(self.rollouts.epochs):
-            for numbers in mini_batches(rollout, self.rollouts, self.round, epoch):
+            for numbers in mini_batches(rollout, self.rollouts, self.round, epoch, self._first_group):
                 self._step(update, numbers, sums)
         self.round += 1
         ended = time.perf_counter()
@@ -186,14 +194,9 @@ class PolicyModule(TransformerModule):
         self._log_all(sums)
 
     def _update(self, rollout: Rollout, advantages: Tensor) -> Update:
-        assert self.model is not None
-        context = self.model.config.trunk.max_length
+        context, sizes = self.trained.config.trunk.max_length, self.rollouts
         packer = TrajectoryPacker(
-            self.space,
-            self.decoder.reading,
-            rows=self.rollouts.rows,
-            length=self.rollouts.length,
-            context=context,
+            self.space, self.decoder.reading, rows=sizes.rows, length=sizes.length, context=context
         )
         return Update(
             config=self.update_config,
@@ -202,9 +205,9 @@ class PolicyModule(TransformerModule):
             rollout=rollout,
             advantages=advantages,
             forward=self._read,
-            head=self.model.token_head,
+            head=self.trained.token_head,
             value_head=self.value_head,
-            reference=self._reference[0].to(self.device) if self._reference else None,
+            reference=self._reference[0].to(self.device, self.trained.dtype) if self._reference else None,
         )
 
     def _read(self, model: UnifiedModel, batch: PolicyBatch) -> Tensor:
@@ -258,11 +261,10 @@ class PolicyModule(TransformerModule):
     def validation_step(self, batch: Round, batch_index: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Rewards of held-out prompts, the same answers' seeds each time."""
         del batch, batch_index
-        data, share, sums = self._data, self.rollouts.prompts // self.trainer.world_size, Sums()
-        first = share * self.trainer.global_rank
+        data, first, sums = self._data, self._first_group, Sums()
         stream = PromptStream.of(data.opened_held_out, [each.weight for each in data.held_out], self.rollouts.seed)
-        drawn = stream.draw(self.rollouts.prompts)[first : first + share]
-        with full_precision(self.device):
+        drawn = stream.draw(self.rollouts.prompts)[first : first + self._share]
+        with as_saved(self.device):
             rollout = self.held_out.roll(self.decoder.pipeline(self.trained), drawn, HELD_OUT_ROUND, first)
         log_rewards(rollout, self.held_out.names, [each.kind for each in data.held_out], sums)
         metrics = sums.reduced(self.device)

@@ -43,9 +43,6 @@ def policy_log_probs(
             found.append(checkpoint(_log_probs, head, flat, part, machine, use_reentrant=False))
         else:
             found.append(_log_probs(head, flat, part, machine))
-    if not found:
-        nothing = flat.sum() * 0.0 + features.new_zeros(0, dtype=torch.promote_types(features.dtype, torch.float32))
-        return TokenLogProbs(nothing, nothing)
     return TokenLogProbs(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
@@ -65,8 +62,8 @@ def _log_probs(head: TokenHead, flat: Tensor, part: PolicyBatch, machine: Modali
 
 
 def _parts(batch: PolicyBatch, rows: int) -> Iterator[PolicyBatch]:
-    """Some tokens at a time."""
-    for start in range(0, len(batch.tokens), rows):
+    """Some tokens at a time; a batch without any is one part, so that every weight has a gradient."""
+    for start in range(0, max(len(batch.tokens), 1), rows):
         yield batch.map(partial(_some, chosen=slice(start, start + rows)))
 
 

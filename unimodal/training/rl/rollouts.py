@@ -228,10 +228,14 @@ class Sampler:
         return torch.tensor(penalties, dtype=torch.float64)
 
 
-def mini_batches(rollout: Rollout, config: RolloutConfig, number: int, epoch: int) -> Iterator[list[int]]:
-    """Numbers of trajectories, whole groups together, in an order of the rollout's and the epoch's own."""
-    groups, size = list(range(len(rollout.kinds))), config.group
+def mini_batches(rollout: Rollout, config: RolloutConfig, number: int, epoch: int, first: int) -> Iterator[list[int]]:
+    """Numbers of trajectories, whole groups together, in an order of the rollout's and the epoch's own.
+
+    `first` is the place of this rank's first group among those of all ranks, which are shuffled together.
+    """
+    groups, size = list(range(config.prompts)), config.group
     if config.mini_batches > 1:
         Random(f"{config.seed} mini-batches {number} {epoch}").shuffle(groups)
     for part in range(config.mini_batches):
-        yield [group * size + member for group in groups[part :: config.mini_batches] for member in range(size)]
+        held = [place - first for place in groups[part :: config.mini_batches]]
+        yield [group * size + member for group in held if 0 <= group < len(rollout.kinds) for member in range(size)]

@@ -1,0 +1,132 @@
+"""Whole runs of reinforcement learning, tiny: they learn, resume exactly, share work between ranks, refuse nonsense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.oracles.tiny_rl import REWARDS, rl_arguments
+from tests.oracles.tiny_training import (
+    finish,
+    kill,
+    logged,
+    losses,
+    start_training,
+    wait_for,
+)
+from unimodal.training import cli
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py:")]
+    return line
+
+
+def test_a_reward_is_learnt_and_everything_is_logged(tmp_path: Path) -> None:
+    rollouts = "{prompts: 4, group: 16, rows: 2, length: 64}"
+    cli.main(rl_arguments(tmp_path, tmp_path / "run", trainer__max_steps=40, model__rollouts=rollouts))
+    rewards = list(map(float, logged(tmp_path / "run", "train/reward").values()))
+    assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.1
+    for name in ("kl", "value_loss"):
+        with pytest.raises(KeyError):
+            logged(tmp_path / "run", f"train/{name}")
+    names = ("loss", "grad_norm", "log_prob_gap", "entropy_text", "entropy_image", "zero_std_groups", "clipped_high")
+    for name in names:
+        assert logged(tmp_path / "run", f"train/{name}")
+    assert max(map(float, logged(tmp_path / "run", "train/log_prob_gap").values())) < 1e-5
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model__value": "{}", "model__kl": "{weight: 0.1}", "model__rollouts__epochs": 2},
+        {"model__loss": "SequenceRatio", "model__advantage": "PerReward", "model__aggregation": "sequence-mean"},
+        {"model__loss": "ClippedWeights", "model__advantage": "LeaveOneOut", "model__entropy": 0.01},
+        {"model__loss": "SoftGate", "model__advantage": "MeanRemoved", "model__aggregation": "constant"},
+        {"model__rollouts__dynamic_rounds": 2, "model__rollouts__overlong": "{cache: 4}"},
+    ],
+    ids=["PPO", "GSPO and GDPO", "CISPO and RLOO", "SAPO and Dr.GRPO", "DAPO"],
+)
+def test_every_algorithm_trains(options: dict[str, str | float], tmp_path: Path) -> None:
+    cli.main(rl_arguments(tmp_path, tmp_path / "run", **options))
+    norms = list(map(float, logged(tmp_path / "run", "train/grad_norm").values()))
+    assert norms
+    assert all(0 < norm < 1e4 for norm in norms)
+
+
+LOSS_FILE = "tests.oracles.tiny_training.LossFile"
+STANDSTILL = "tests.oracles.tiny_training.Standstill"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"model__value": "{}", "model__kl": "{weight: 0.1}"}], ids=["GRPO", "PPO"])
+def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
+    ranks: int, options: dict[str, str | float], tmp_path: Path
+) -> None:
+    more = {"trainer__devices": ranks, "trainer__max_steps": 8, **options}
+    if ranks == 2:
+        more["trainer__strategy"] = "ddp"
+    files = {name: tmp_path / f"{name}.txt" for name in ("whole", "killed")}
+    callbacks = {name: f"{{class_path: {LOSS_FILE}, init_args: {{path: {file}}}}}" for name, file in files.items()}
+    arguments = {
+        name: rl_arguments(tmp_path, tmp_path / name, **more, trainer__callbacks=f"[{callback}]")
+        for name, callback in callbacks.items()
+    }
+    output = finish(process := start_training(arguments["whole"]))
+    assert process.returncode == 0, output
+    flag = tmp_path / "flag"
+    stop = f"{{class_path: {STANDSTILL}, init_args: {{step: 6, flag: {flag}}}}}"
+    both = f"[{callbacks['killed']}, {stop}]"
+    process = start_training(rl_arguments(tmp_path, tmp_path / "killed", **more, trainer__callbacks=both))
+    wait_for(process, flag)
+    kill(process)
+    output = finish(process := start_training([*arguments["killed"], "--ckpt_path=last"]))
+    assert process.returncode == 0, output
+    whole, killed = dict(losses(files["whole"])), losses(files["killed"])
+    assert [whole[step] for step, _ in killed] == [loss for _, loss in killed]
+    assert {step for step, _ in killed} == set(whole)
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in files)
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does(tmp_path: Path) -> None:
+    """The same answers, rewards and, to rounding, losses and weights, in float64."""
+    runs = {
+        1: rl_arguments(tmp_path, tmp_path / "one", trainer__precision="64-true"),
+        2: rl_arguments(
+            tmp_path, tmp_path / "two", trainer__precision="64-true", trainer__devices=2, trainer__strategy="ddp"
+        ),
+    }
+    for arguments in runs.values():
+        output = finish(process := start_training(arguments))
+        assert process.returncode == 0, output
+    for name in ("train/reward", "train/loss", "train/grad_norm", "train/entropy_text"):
+        one, two = (logged(tmp_path / folder, name) for folder in ("one", "two"))
+        assert one.keys() == two.keys()
+        for step in one:
+            assert float(two[step]) == pytest.approx(float(one[step]), rel=1e-10, abs=1e-12), (name, step)
+
+
+def test_nonsense_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "its advantage would be its reward": {"model__rollouts__group": 1},
+        "ask for the reward 'red'; the run has length, pictures": {
+            "model__rewards": "{length: {class_path: LengthForm}, pictures: {class_path: PictureCount}}"
+        },
+        "widen the clip": {"model__loss": "ClippedRatio", "model__loss__low": 1e-9, "model__loss__high": 1e-9},
+        "a row of 16: set rollouts.length to": {"model__rollouts__length": 16},
+        "which prompts do not have": {
+            "model__rewards": REWARDS.replace("LengthForm, init_args: {fewest: 3, most: 5}", "CaptionMatch")
+        },
+    }
+    for reason, options in cases.items():
+        text = refusal(rl_arguments(tmp_path, tmp_path / "run", **options), capsys)
+        assert reason in text or reason.replace("prompts", "promptfile") in text, text
