@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BRANCH ?= discrete
 MINUTES ?=
+RL ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -13,13 +14,13 @@ STAMP := $(VENV)/.installed
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile
-	@echo "Another interpreter: make setup PYTHON=/path/to/python3.12; pictures from latents: make demo BRANCH=flow; less time: make demo MINUTES=10"
+	@echo "Another interpreter: make setup PYTHON=/path/to/python3.12; pictures from latents: make demo BRANCH=flow; less time: make demo MINUTES=10; then drawings by reinforcement learning: make demo RL=1"
 
 setup: $(STAMP)  ## create .venv and install everything (downloads several GB once)
 
 # Threads that stay on their cores make small matrices on few cores up to 1.4 times as fast (docs/log.md, 2026-11-24).
 demo: $(STAMP)  ## train a small model and write runs/demo/report.html
-	OMP_PROC_BIND=true $(BIN)/unimodal demo --out runs/demo --branch $(BRANCH) $(if $(MINUTES),--minutes $(MINUTES))
+	OMP_PROC_BIND=true $(BIN)/unimodal demo --out runs/demo --branch $(BRANCH) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RL),--rl)
 
 test: $(STAMP)  ## run all tests
 	$(BIN)/pytest

@@ -1,6 +1,4 @@
-"""The `unimodal` command: tokenize, inspect, generate, evaluate, report, import-hf, export-hf,
-bundle, plan, replay, demo.
-"""
+"""The `unimodal` command: from tokenizing to a report page."""
 
 from __future__ import annotations
 
@@ -20,7 +18,6 @@ from unimodal.generation.settings import OPTIONS
 Handler = Callable[[argparse.Namespace], int]
 EVALUATED = tuple(name for name in OPTIONS if name not in ("mode", "constrained"))
 """Settings of `unimodal evaluate`; a task has its own mode, and draws with rules and without."""
-
 
 RESUMES = {"tokenize": "; the same command resumes where it stopped"}
 """What an interrupted command adds to the line that says so."""
@@ -200,14 +197,17 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--branch", default="discrete", help=about)
     about = "train for as many steps as fit into this time; without it all steps, chosen for the machine"
     parser.add_argument("--minutes", type=float, default=None, metavar="N", help=about)
+    about = "then train its drawings by reinforcement learning; a demo that is there already is continued"
+    parser.add_argument("--rl", action="store_true", help=about)
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from unimodal.demo.reinforce import run_with_rl
     from unimodal.demo.tour import run
     from unimodal.training.cli import main as train
 
-    programs = {"train.py": train, "unimodal": main}
-    run(options.out, programs, quick=options.quick, branch=options.branch, minutes=options.minutes)
+    act, programs = run_with_rl if options.rl else run, {"train.py": train, "unimodal": main}
+    act(options.out, programs, quick=options.quick, branch=options.branch, minutes=options.minutes)
     return 0
 
 

@@ -15,7 +15,7 @@ from unimodal.training.rl.rewards.base import Answered, Reward
 WORDS = ("a red circle", "a blue square", "what color is it?", "is there a red square?")
 
 REWARDS = (
-    "{length: {class_path: LengthForm, init_args: {fewest: 3, most: 5}}, pictures: {class_path: PictureCount}, "
+    "{length: {class_path: LengthForm, init_args: {min_words: 3, max_words: 5}}, pictures: {class_path: PictureCount}, "
     "red: {class_path: tests.oracles.tiny_rl.Redness}}"
 )
 
@@ -51,7 +51,7 @@ def rl_arguments(folder: Path, root: Path, **options: str | float) -> list[str]:
     }
     file = folder / "prompts.jsonl"
     prompts = ", ".join(
-        f"{{class_path: PromptFile, init_args: {{path: {file}, rewards: {rewards}, decode: {decode}}}}}"
+        f"{{class_path: FilePrompts, init_args: {{path: {file}, rewards: {rewards}, decode: {decode}}}}}"
         for rewards, decode in kinds.items()
     )
     settings: dict[str, str | float] = {

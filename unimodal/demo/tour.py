@@ -53,6 +53,8 @@ TOKENIZER, DECODER = "train the image tokenizer", "train the decoder"
 Program = Callable[[Sequence[str]], object]
 """Runs arguments; gives an exit code, None or 0 when all went well."""
 
+MODEL = "model"
+"""The folder of the bundle."""
 TIMINGS = "timings.json"
 """There from the first moment on: it tells a demo's folder from another."""
 FILES = (TIMINGS, "dialogue.json", "report.html")
@@ -200,7 +202,7 @@ def _saved(answer: Answer, folder: Path, number: int) -> list[dict[str, str]]:
 
 
 def _tokenizer_arguments(out: Path, recipe: Recipe, quick: bool) -> tuple[str, ...]:
-    arguments = ("fit", "--config", str(_config("tokenizer/demo.yaml")))
+    arguments = ("fit", "--config", str(config_path("tokenizer/demo.yaml")))
     arguments += ("--trainer.default_root_dir", str(out / "tokenizer"))
     arguments += ("--model.init_args.out", str(out / "tokenizer" / "image_tokenizer"))
     arguments += ("--model.init_args.backbone.init_args.depth", str(recipe.tokenizer_depth))
@@ -215,7 +217,7 @@ def _steps(count: int, validations: int, quick: bool) -> tuple[str, ...]:
 
 
 def _autoencoder_arguments(out: Path, recipe: Recipe, quick: bool) -> tuple[str, ...]:
-    arguments = ("fit", "--config", str(_config("tokenizer/easy_vqa_kl.yaml")))
+    arguments = ("fit", "--config", str(config_path("tokenizer/easy_vqa_kl.yaml")))
     arguments += ("--trainer.default_root_dir", str(out / "autoencoder"))
     arguments += ("--model.init_args.out", str(out / "autoencoder" / "image_autoencoder"))
     return arguments + _steps(recipe.autoencoder_steps, 3, quick)
@@ -233,14 +235,15 @@ def _tokenize_arguments(out: Path, quick: bool, flow: bool) -> tuple[str, ...]:
 def decoder_arguments(out: Path, recipe: Recipe, quick: bool) -> tuple[str, ...]:
     """Of `train.py`, for the decoder."""
     name = "run/easy_vqa_flow.yaml" if recipe.branch == "flow" else "run/demo.yaml"
-    arguments = ("fit", "--config", str(_config(name)))
+    arguments = ("fit", "--config", str(config_path(name)))
     arguments += ("--trainer.default_root_dir", str(out / "training"), "--bundle.out", str(out / "model"))
     arguments += ("--data.init_args.shards", f"[{out / 'shards'}]")
     arguments += ("--model.init_args.compile", "false") if quick else ()
     return arguments + _steps(recipe.decoder_steps, 2, quick)
 
 
-def _config(name: str) -> Path:
+def config_path(name: str) -> Path:
+    """Of a config of this repository. Raises ValueError where it is not there."""
     path = CONFIGS / name
     if not path.is_file():
         raise ValueError(f"{path} is missing: run the demo from a clone of the repository (make demo)")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from data_pipelines.images import to_tensor
 from unimodal.evaluation.contract import AnyToAnyModel, codec_of
 from unimodal.generation.modality import check_spans
 from unimodal.generation.prompts import Prompt
@@ -37,3 +41,18 @@ def redrawn(model: AnyToAnyModel, images: Tensor) -> Tensor:
     codec = codec_of(model)
     size = (images.shape[2] // codec.reduction, images.shape[3] // codec.reduction)
     return codec.decode(codec.encode(images), size).float().clamp(-1, 1).to(images.device)
+
+
+def diversity(prompts: Sequence[str], pictures: Sequence[Image.Image | None]) -> float:
+    """How far apart drawings of one prompt are: the root mean square of their pixels' differences, in [0, 1], a mean
+    over all pairs of a prompt and then over prompts; 0 where no prompt has two pictures."""
+    groups: dict[str, list[Tensor]] = {}
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        if picture is not None:
+            groups.setdefault(prompt, []).append(to_tensor(picture))
+    means = []
+    for group in groups.values():
+        pairs = [pair for pair in combinations(group, 2) if pair[0].shape == pair[1].shape]
+        if pairs:
+            means.append(fmean(((first - second) / 2).square().mean().sqrt().item() for first, second in pairs))
+    return fmean(means) if means else 0.0

@@ -19,7 +19,7 @@ from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import RowSampling, distribution
 from unimodal.generation.structured import text_mask
 
-# Shapes: M tokens of all answers, V vocabulary, B answers, T tokens of the longest, X text ids.
+# Shapes: M tokens of all answers, V vocabulary, B answers, T tokens of the max_length, X text ids.
 
 
 class TokenLogProbs(NamedTuple):
@@ -33,8 +33,16 @@ class TokenLogProbs(NamedTuple):
 def token_log_probs(logits: Tensor, tokens: Tensor, rows: RowSampling, *, sampled: bool = False) -> TokenLogProbs:
     """logits (M, V), -inf where forbidden, and settings of each row -> log-probabilities of tokens (M,).
 
+    `sampled` as for `log_distributions`. A token that is never drawn has -inf.
+    """
+    return of_distributions(log_distributions(logits, tokens, rows, sampled=sampled), tokens)
+
+
+def log_distributions(logits: Tensor, tokens: Tensor, rows: RowSampling, *, sampled: bool) -> Tensor:
+    """As above -> the logarithms of what each token (M,) is drawn from: (M, V), -inf for ids that are never drawn.
+
     Which ids top-k and top-p keep is no matter of gradients. `sampled` says that the tokens were drawn so: then each is
-    among the kept ones, whatever rounding says of an id at the edge. Otherwise one that is never drawn has -inf.
+    among the kept ones, whatever rounding says of an id at the edge.
     """
     scaled = logits / torch.where(rows.temperature > 0, rows.temperature, 1).to(logits.dtype)[:, None]
     if rows.by_rank or rows.by_mass:
@@ -42,11 +50,22 @@ def token_log_probs(logits: Tensor, tokens: Tensor, rows: RowSampling, *, sample
         if sampled:
             kept = kept.scatter(-1, tokens[:, None], True)
         scaled = scaled.masked_fill(~kept, float("-inf"))
-    log_probs = scaled.log_softmax(-1)
+    return scaled.log_softmax(-1)
+
+
+def of_distributions(log_probs: Tensor, tokens: Tensor) -> TokenLogProbs:
+    """log_probs (M, V) and the tokens (M,) that were drawn from them."""
     possible = log_probs > float("-inf")
     finite = log_probs.masked_fill(~possible, 0.0)
     entropy = -(finite.exp() * finite * possible).sum(-1)
     return TokenLogProbs(log_probs.gather(-1, tokens[:, None])[:, 0], entropy)
+
+
+def divergences(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """log p and log q (M, V) over the same possible ids -> KL(p | q) of each row (M,)."""
+    possible = (log_probs > float("-inf")) & (reference > float("-inf"))
+    apart = (log_probs - reference).masked_fill(~possible, 0.0)
+    return (log_probs.masked_fill(~possible, 0.0).exp() * apart).sum(-1)
 
 
 def states_of_answers(
@@ -55,16 +74,16 @@ def states_of_answers(
     """The machine before each token of each answer, answer by answer: the rows of one state (M)."""
     state = machine.start([config.outside() for config in configs], [config.image_size for config in configs])
     lengths = torch.tensor([len(answer) for answer in answers], device=machine.device)
-    longest = int(lengths.max()) if len(answers) else 0
-    table = torch.full((len(answers), longest), machine.space.specials.pad, dtype=torch.int64)
+    max_length = int(lengths.max()) if len(answers) else 0
+    table = torch.full((len(answers), max_length), machine.space.specials.pad, dtype=torch.int64)
     for index, answer in enumerate(answers):
         table[index, : len(answer)] = torch.as_tensor(answer, dtype=torch.int64)
     table = table.to(machine.device)
     found = []
-    for step in range(longest):
+    for step in range(max_length):
         found.append(state)
         state = machine.advance(state, table[:, step])
-    steps, rows = torch.arange(longest, device=machine.device), torch.arange(len(answers), device=machine.device)
+    steps, rows = torch.arange(max_length, device=machine.device), torch.arange(len(answers), device=machine.device)
     counted = (steps < lengths[:, None]).flatten()
     by_answer = (steps * len(answers) + rows[:, None]).flatten()[counted]
     return ModalityState.cat(found).select(by_answer)

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from unimodal.report import sections
+from unimodal.report.rewards import reinforcement
 from unimodal.report.run_files import RunFiles, read_run
 from unimodal.report.style import CSS
 
@@ -23,6 +24,7 @@ PARTS = (
     sections.dialogue,
     sections.reconstructions,
     sections.samples,
+    reinforcement,
     sections.curves,
     sections.timings,
     sections.recipes,

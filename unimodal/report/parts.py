@@ -22,6 +22,7 @@ METRIC_LABELS = {
     "cider": "CIDEr",
     "colour": "colour right",
     "shape": "shape right",
+    "diversity": "distance between drawings of one caption",
     "judge_accuracy": "the judge's own accuracy on real test images",
     "malformed": "malformed image spans",
     "malformed_free": "malformed image spans, state machine off",
@@ -44,7 +45,7 @@ METRIC_LABELS = {
 UNITS = {"psnr": "{:.2f} dB", "perplexity": "{:.0f}", "cider": "{:.2f}", "ssim": "{:.3f}", "bleu4": "{:.3f}"}
 UNITS |= {"rouge_l": "{:.3f}"}
 UNITS |= dict.fromkeys(("psnr_rest", "ceiling_psnr", "ceiling_psnr_rest", "drawn_psnr"), "{:.2f} dB")
-UNITS |= {"drawn_ssim": "{:.3f}"}
+UNITS |= {"drawn_ssim": "{:.3f}", "diversity": "{:.3f}"}
 
 
 def metric_label(name: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 Points = list[tuple[float, float]]
-LOGS = ("tokenizer", "model")
+LOGS = ("tokenizer", "model", "rl")
+ROLLOUTS = "rollout-*.png"
 SAMPLES_FOLDER = "samples"
 """The folder in which a training leaves pictures."""
 TASK_ORDER = ("vqa", "caption", "t2i", "reconstruction", "edit")
@@ -23,6 +24,8 @@ class Result:
 
     content: Mapping[str, Any]
     folder: Path
+    name: str = ""
+    """Of its file, without the ending."""
 
     @property
     def task(self) -> str:
@@ -47,6 +50,8 @@ class RunFiles:
     timings: list[dict[str, Any]] = field(default_factory=list)
     dialogue: list[dict[str, Any]] = field(default_factory=list)
     samples: list[tuple[str, Path]] = field(default_factory=list)
+    rollouts: list[Path] = field(default_factory=list)
+    """Pictures of rollouts, from the first to the last."""
     notes: list[str] = field(default_factory=list)
 
     def of_task(self, task: str) -> list[Result]:
@@ -62,14 +67,18 @@ def read_run(folder: Path) -> RunFiles:
     for path in sorted((folder / "results").glob("*.json")):
         content = _read_json(files, path)
         if isinstance(content, dict):
-            files.results.append(Result(content=content, folder=path.parent))
+            files.results.append(Result(content=content, folder=path.parent, name=path.stem))
         elif content is not None:
             files.notes.append(f"results/{path.name} is not a results file.")
     files.results += [Result(content=content, folder=folder) for content in _results_beside(folder)]
     files.results.sort(key=lambda result: TASK_ORDER.index(result.task) if result.task in TASK_ORDER else 99)
     for name in LOGS:
-        files.curves[name] = _read_curves(files, _log_folder(folder, name))
+        place = _log_folder(folder, name)
+        if name != "rl" or any(place.rglob("metrics.csv")):
+            files.curves[name] = _read_curves(files, place)
     files.samples = _newest_samples(folder)
+    folders = (folder / "rl" / SAMPLES_FOLDER, folder / SAMPLES_FOLDER)
+    files.rollouts = next((found for place in folders if (found := sorted(place.glob(ROLLOUTS)))), [])
     files.timings = _read_list(files, folder / "timings.json")
     files.dialogue = _read_list(files, folder / "dialogue.json")
     return files
@@ -91,9 +100,11 @@ def _results_beside(folder: Path) -> list[dict[str, Any]]:
 def _log_folder(folder: Path, name: str) -> Path:
     """Where a training logs: the demo's copies, a folder of its own beside the run, or the run's own logs."""
     logs = folder / "logs"
-    is_tokenizer = any("train/psnr" in _header(log) for log in logs.glob("version_*/metrics.csv"))
+    headers = [_header(log) for log in logs.glob("version_*/metrics.csv")]
+    kinds = {"tokenizer": "train/psnr", "rl": "train/reward"}
+    kind = next((kind for kind, column in kinds.items() if any(column in header for header in headers)), "model")
     folders = [logs / name, folder / name / "logs"]
-    folders += [logs] if is_tokenizer == (name == "tokenizer") and any(logs.glob("version_*")) else []
+    folders += [logs] if kind == name and any(logs.glob("version_*")) else []
     return next((each for each in folders if any(each.rglob("metrics.csv"))), folders[0])
 
 
@@ -107,7 +118,8 @@ def _newest_samples(folder: Path) -> list[tuple[str, Path]]:
     found: dict[str, Path] = {}
     for place in (folder / "tokenizer" / SAMPLES_FOLDER, folder / "training" / SAMPLES_FOLDER, folder / SAMPLES_FOLDER):
         for path in sorted(place.glob("*-*.png")):
-            found[path.stem.rpartition("-")[0]] = path
+            if not path.match(ROLLOUTS):
+                found[path.stem.rpartition("-")[0]] = path
     return list(found.items())
 
 

@@ -60,7 +60,7 @@ def headlines(files: RunFiles) -> str:
         for result in files.of_task(task):
             if name in result.metrics:
                 value = metric_value(name, result.metrics[name])
-                label = f"{TASK_TITLES[task]}: {metric_label(name)}, {result.content.get('n', '?')} items"
+                label = f"{_title(result)}: {metric_label(name)}, {result.content.get('n', '?')} items"
                 cards.append(f'<div class="card"><b>{escape(value)}</b><small>{escape(label)}</small></div>')
     return f'<div class="scores">{"".join(cards)}</div>' if cards else ""
 
@@ -74,7 +74,7 @@ def summary(files: RunFiles) -> str:
             for name, value in result.metrics.items()
         ]
         recipe = " · ".join(filter(None, (_data(result), _short_recipe(result))))
-        title = escape(TASK_TITLES.get(result.task, result.task))
+        title = escape(_title(result))
         cards.append(f'<div class="card"><h3>{title}</h3><small>{escape(recipe)}</small>{table((), rows)}</div>')
     return section("Scores", f'<div class="tables">{"".join(cards)}</div>' if cards else "")
 
@@ -114,6 +114,7 @@ def drawings(files: RunFiles) -> str:
             by_prompt.setdefault(str(example.get("prompt", "")), []).append(example)
         grid = {caption(colour, shape) for colour, shape in product(COLOURS, SHAPES)}
         is_grid = bool(by_prompt) and by_prompt.keys() <= grid
+        body += f"<h3>{escape(_title(result))}</h3>" if _moment(result) else ""
         body += _grid(result, by_prompt) if is_grid else _drawn_cards(result, by_prompt)
     lead = (
         "Unselected: the first drawings of every prompt. A tick or a cross is the judge's word; hover for what it saw."
@@ -215,7 +216,7 @@ def recipes(files: RunFiles) -> str:
             [cell("software"), f"<td>{code(flatten(content.get('software', {})))}</td>"],
             [cell("time"), cell(duration(float(content.get("seconds", 0))))],
         ]
-        parts.append(f"<h3>{escape(TASK_TITLES.get(result.task, result.task))}</h3>{table((), rows)}")
+        parts.append(f"<h3>{escape(_title(result))}</h3>{table((), rows)}")
     return section("Recipes", "".join(parts), "What it takes to get each score again.")
 
 
@@ -223,6 +224,17 @@ def notes(files: RunFiles) -> str:
     """What was not there to report."""
     items = "".join(f"<li>{escape(note)}</li>" for note in files.notes)
     return section("Left out", f'<ul class="left-out">{items}</ul>') if items else ""
+
+
+def _title(result: Result) -> str:
+    """The task, and whether it was done before or after what the run is about."""
+    moment = _moment(result)
+    return TASK_TITLES.get(result.task, result.task) + (f", {moment}" if moment else "")
+
+
+def _moment(result: Result) -> str:
+    """`before` or `after`, where a results file is called so; else nothing."""
+    return next((moment for moment in ("before", "after") if result.name.startswith(f"{moment}_")), "")
 
 
 def _cards(cards: list[str]) -> str:

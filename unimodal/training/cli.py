@@ -40,6 +40,7 @@ from unimodal.training.parallel.checkpoint import restore_interrupted
 from unimodal.training.precision import trainer_precision
 from unimodal.training.quiet import quieten
 from unimodal.training.rl.known import RL_BASES, RL_CLASSES
+from unimodal.training.rl.samples import RolloutSamples
 from unimodal.training.run_checks import check_run
 from unimodal.training.skipped import Diverged
 
@@ -139,6 +140,7 @@ class TrainingCLI(LightningCLI):
             StepProgress(),
             SourceTable(),
             ReconstructionPictures(),
+            RolloutSamples(),
         ]
         return super().instantiate_trainer(**kwargs)
 

@@ -34,20 +34,20 @@ def test_an_alarm_begins_is_said_once_and_ends(
     name: str, change: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     alarms = Alarms()
-    assert alarms.look(HEALTHY) == []
+    assert alarms.check(HEALTHY) == []
     assert capsys.readouterr().out == ""
     for _ in range(2):
-        assert alarms.look(HEALTHY | change) == [name]
+        assert alarms.check(HEALTHY | change) == [name]
     assert capsys.readouterr().out.count(f"alarm {name}") == 1
-    assert alarms.look(HEALTHY) == []
-    assert alarms.look(HEALTHY | change) == [name]
+    assert alarms.check(HEALTHY) == []
+    assert alarms.check(HEALTHY | change) == [name]
     assert capsys.readouterr().out.count(f"alarm {name}") == 1
 
 
 def test_a_clip_within_the_noise_of_log_probabilities_is_refused() -> None:
     with pytest.raises(ValueError, match=r"clipped at a distance of 0\.002.*widen the clip to 0\.003"):
-        Alarms(narrowest=0.002).look(HEALTHY)
-    assert Alarms(narrowest=0.0031).look(HEALTHY) == []
+        Alarms(narrowest=0.002).check(HEALTHY)
+    assert Alarms(narrowest=0.0031).check(HEALTHY) == []
 
 
 def test_a_reward_that_parts_from_the_held_out_one_is_an_alarm(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,9 +61,9 @@ def test_a_reward_that_parts_from_the_held_out_one_is_an_alarm(capsys: pytest.Ca
 
 def test_what_alarms_remember_travels_with_a_checkpoint() -> None:
     first, second = Alarms(), Alarms()
-    first.look(HEALTHY)
+    first.check(HEALTHY)
     first.compare(0.4, 0.5)
     second.load_state_dict(first.state_dict())
-    assert second.look(HEALTHY | {"log_prob_gap": 0.02}) == ["log_prob_gap"]
-    assert second.look(HEALTHY | {"entropy_image": 0.1}) == ["entropy_image_collapsed"]
+    assert second.check(HEALTHY | {"log_prob_gap": 0.02}) == ["log_prob_gap"]
+    assert second.check(HEALTHY | {"entropy_image": 0.1}) == ["entropy_image_collapsed"]
     assert second.compare(0.9, 0.2) == ["reward_hacking"]

@@ -18,7 +18,7 @@ from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.masks import dense_mask
-from unimodal.training.rl.policy import policy_log_probs
+from unimodal.training.rl.policy import Read, policy_log_probs
 from unimodal.training.rl.trajectories import PolicyBatch, Trajectory, TrajectoryPacker
 
 ROWS, LENGTH = 2, 64
@@ -48,7 +48,9 @@ def packed_batches(space: TokenSpace, trajectories: list[Trajectory], **sizes: i
 def log_probs_of(decoder: Engine, batch: PolicyBatch, **settings: Any) -> Tensor:
     packed, model = batch.packed, decoder.model
     features = model(packed.tokens, packed.positions, dense_mask(packed.documents, packed.branches))
-    return policy_log_probs(model.token_head, features, batch, ModalityMachine(decoder.space), **settings).log_probs
+    return policy_log_probs(
+        Read(model.token_head, features), batch, ModalityMachine(decoder.space), **settings
+    ).log_probs
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -145,3 +147,28 @@ def test_a_batch_of_padding_gives_every_weight_a_gradient_of_zero() -> None:
     log_probs_of(decoder, batch).sum().backward()
     gradients = [parameter.grad for parameter in decoder.model.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["guided image", "three-way", "cut"])
+def test_the_distance_from_a_reference_is_that_of_a_slow_sum(name: str) -> None:
+    """KL over all ids that can be drawn, of two models that both read the same rows; and zero from oneself."""
+    space = SPACES["fixed"]
+    decoder, other = engine(space=space), engine(space=space, seed=1)
+    batch = packed_batches(space, sample_groups(decoder, DecodeConfig(max_new_tokens=34, **CONFIGS[name]), space))[0]
+    reads, machine = [], ModalityMachine(space)
+    for model in (decoder.model, other.model):
+        packed = batch.packed
+        features = model(packed.tokens, packed.positions, dense_mask(packed.documents, packed.branches))
+        reads.append(Read(model.token_head, features))
+    here, there = reads
+    found = policy_log_probs(here, batch, machine, there)
+    slow = torch.zeros(len(batch.tokens), dtype=torch.float64)
+    for token in range(space.vocab_size):
+        as_if = replace(batch, tokens=torch.full_like(batch.tokens, token))
+        log_p, log_q = (policy_log_probs(read, as_if, machine).log_probs for read in (here, there))
+        if name != "cut":  # its kept ids are those of each model; there the sum runs over what both keep
+            slow += torch.where(log_p > -1e9, log_p.exp() * (log_p - log_q).nan_to_num(), 0.0)
+    if name != "cut":
+        torch.testing.assert_close(found.divergence, slow, rtol=1e-9, atol=1e-9)
+    assert (policy_log_probs(here, batch, machine, here).divergence.abs() < 1e-12).all()
+    torch.testing.assert_close(found.reference, policy_log_probs(there, batch, machine).log_probs)

@@ -13,7 +13,7 @@ from unimodal.training.rl.prompts.base import RLPrompt
 from unimodal.training.rl.prompts.captions import Captions
 from unimodal.training.rl.prompts.drawings import Drawings
 from unimodal.training.rl.prompts.edits import Edits
-from unimodal.training.rl.prompts.file import PromptFile
+from unimodal.training.rl.prompts.file import FilePrompts
 from unimodal.training.rl.prompts.mixed_requests import MixedRequests
 from unimodal.training.rl.prompts.questions import Questions
 
@@ -64,7 +64,7 @@ def test_sources_make_prompts_with_the_facts_that_rewards_read() -> None:
 
 
 def test_a_file_of_prompts_is_read_with_its_pictures(tmp_path: Path) -> None:
-    prompts = PromptFile(path=tiny_prompts(tmp_path / "prompts.jsonl"), rewards={"r": 1.0}).open()
+    prompts = FilePrompts(path=tiny_prompts(tmp_path / "prompts.jsonl"), rewards={"r": 1.0}).open()
     assert len(prompts) == 5
     assert prompts[4].pictures[0].size == (16, 16)
     assert prompts[4].words == "what color is it?"
@@ -77,7 +77,7 @@ def test_a_bad_line_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(f'{{"prompt": "fine"}}\n{line}\n')
     with pytest.raises(ValueError, match=r"prompts\.jsonl line 2 is not"):
-        PromptFile(path=path, rewards={"r": 1.0}).open()
+        FilePrompts(path=path, rewards={"r": 1.0}).open()
 
 
 def test_prompts_without_a_reward_or_a_temperature_are_refused() -> None:

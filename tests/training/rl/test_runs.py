@@ -32,7 +32,7 @@ def test_a_reward_is_learnt_and_everything_is_logged(tmp_path: Path) -> None:
     cli.main(rl_arguments(tmp_path, tmp_path / "run", trainer__max_steps=40, model__rollouts=rollouts))
     rewards = list(map(float, logged(tmp_path / "run", "train/reward").values()))
     assert sum(rewards[-8:]) / 8 > sum(rewards[:8]) / 8 + 0.1
-    for name in ("kl", "value_loss"):
+    for name in ("kl_text", "value_loss"):
         with pytest.raises(KeyError):
             logged(tmp_path / "run", f"train/{name}")
     names = ("loss", "grad_norm", "log_prob_gap", "entropy_text", "entropy_image", "zero_std_groups", "clipped_high")
@@ -45,7 +45,7 @@ def test_a_reward_is_learnt_and_everything_is_logged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"model__value": "{}", "model__kl": "{weight: 0.1}", "model__rollouts__epochs": 2},
+        {"model__value": "{}", "model__kl": "{text: 0.1, image: 0.1}", "model__rollouts__epochs": 2},
         {"model__loss": "SequenceRatio", "model__advantage": "PerReward", "model__aggregation": "sequence-mean"},
         {"model__loss": "ClippedWeights", "model__advantage": "LeaveOneOut", "model__entropy": 0.01},
         {"model__loss": "SoftGate", "model__advantage": "MeanRemoved", "model__aggregation": "constant"},
@@ -66,7 +66,9 @@ STANDSTILL = "tests.oracles.tiny_training.Standstill"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"model__value": "{}", "model__kl": "{weight: 0.1}"}], ids=["GRPO", "PPO"])
+@pytest.mark.parametrize(
+    "options", [{}, {"model__value": "{}", "model__kl": "{text: 0.1, image: 0.1}"}], ids=["GRPO", "PPO"]
+)
 def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
     ranks: int, options: dict[str, str | float], tmp_path: Path
 ) -> None:
@@ -124,9 +126,9 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         "widen the clip": {"model__loss": "ClippedRatio", "model__loss__low": 1e-9, "model__loss__high": 1e-9},
         "a row of 16: set rollouts.length to": {"model__rollouts__length": 16},
         "which prompts do not have": {
-            "model__rewards": REWARDS.replace("LengthForm, init_args: {fewest: 3, most: 5}", "CaptionMatch")
+            "model__rewards": REWARDS.replace("LengthForm, init_args: {min_words: 3, max_words: 5}", "CaptionMatch")
         },
     }
     for reason, options in cases.items():
         text = refusal(rl_arguments(tmp_path, tmp_path / "run", **options), capsys)
-        assert reason in text or reason.replace("prompts", "promptfile") in text, text
+        assert reason in text or reason.replace("prompts", "fileprompts") in text, text

@@ -24,7 +24,7 @@ from unimodal.evaluation.contract import (
     only_picture,
     silent,
 )
-from unimodal.evaluation.drawing import image_span_check
+from unimodal.evaluation.drawing import diversity, image_span_check
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 from unimodal.evaluation.retrieval import real_pictures, retrieval_scores
 from unimodal.evaluation.samples import answerable
@@ -72,7 +72,8 @@ def evaluate(
         progress = reporter("retrieval", len(pictures) + sum(picture is not None for picture in real))
         metrics = retrieval_scores(model, captions, pictures, real, progress) | metrics
     if judge:
-        metrics = _accuracy(prompts, verdicts) | {"judge_accuracy": judge.accuracy_on("test")} | metrics
+        varied = {"diversity": diversity(prompts, pictures)} if seeds_per_prompt > 1 else {}
+        metrics = _accuracy(prompts, verdicts) | varied | {"judge_accuracy": judge.accuracy_on("test")} | metrics
     recipe = sampling.recipe() | {
         "prompt_template": "caption",
         "prompts": len(captions),

@@ -13,7 +13,7 @@ CLIP_FLOORS = 3.0
 """A clip lies at least so many noise floors from 1."""
 COLLAPSED = 0.1
 """The share of its first entropy below which a modality has collapsed."""
-PARTED = 0.1
+APART = 0.1
 """How much a held-out reward may fall while the reward rises by as much."""
 
 
@@ -30,7 +30,7 @@ class Alarms:
     """The usual difference of log-probabilities between sampling and training: the smallest that was measured."""
     holding: set[str] = field(default_factory=set)
 
-    def look(self, metrics: Mapping[str, float]) -> list[str]:
+    def check(self, metrics: Mapping[str, float]) -> list[str]:
         """Names of the alarms that hold. `metrics` as the run logs them. Raises ValueError for a clip within noise."""
         found = {
             "no_gradient": metrics.get("grad_norm", 1.0) == 0.0,
@@ -40,14 +40,14 @@ class Alarms:
             "picture_cut_off": metrics.get("pictures_cut_off", 0.0) > 0.0,
             **self._entropies(metrics),
         }
-        return self._said(found, metrics)
+        return self._report(found, metrics)
 
     def compare(self, reward: float, held_out: float) -> list[str]:
         """After a validation: whether the held-out reward parts from the reward (reward hacking)."""
         if self.first_rewards is None:
             self.first_rewards = (reward, held_out)
-        gained, lost = reward - self.first_rewards[0], self.first_rewards[1] - held_out
-        return self._said({"reward_hacking": gained > PARTED and lost > PARTED}, {"reward": reward, "held": held_out})
+        gained, fallen = reward - self.first_rewards[0], self.first_rewards[1] - held_out
+        return self._report({"reward_hacking": gained > APART and fallen > APART}, {"reward": reward, "held": held_out})
 
     def _gap(self, metrics: Mapping[str, float]) -> bool:
         gap = metrics.get("log_prob_gap")
@@ -74,7 +74,7 @@ class Alarms:
                 found[f"{name}_collapsed"] = first > 0.05 and metrics[name] < COLLAPSED * first
         return found
 
-    def _said(self, found: Mapping[str, bool], metrics: Mapping[str, float]) -> list[str]:
+    def _report(self, found: Mapping[str, bool], metrics: Mapping[str, float]) -> list[str]:
         names = [name for name, holds in found.items() if holds]
         for name in names:
             if name not in self.holding:

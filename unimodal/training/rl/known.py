@@ -18,7 +18,7 @@ from unimodal.training.rl.prompts.base import Prompts
 from unimodal.training.rl.prompts.captions import Captions
 from unimodal.training.rl.prompts.drawings import Drawings
 from unimodal.training.rl.prompts.edits import Edits
-from unimodal.training.rl.prompts.file import PromptFile
+from unimodal.training.rl.prompts.file import FilePrompts
 from unimodal.training.rl.prompts.mixed_requests import MixedRequests
 from unimodal.training.rl.prompts.questions import Questions
 from unimodal.training.rl.rewards.caption import CaptionMatch
@@ -35,7 +35,7 @@ RL_BASES = (Advantage, PolicyLoss, Prompts)
 RL_CLASSES = (
     *(GroupRelative, LeaveOneOut, MeanRemoved, PerReward),
     *(ClippedRatio, ClippedWeights, SequenceRatio, SoftGate),
-    *(Captions, Drawings, Edits, MixedRequests, PromptFile, Questions),
+    *(Captions, Drawings, Edits, MixedRequests, FilePrompts, Questions),
     *(CaptionMatch, DrawnColourShape, EditedPicture, HttpScorer, JsonForm, LengthForm, PatternForm),
     *(PictureCount, PictureScorer, RightAnswer, TextScorer),
     *(PolicyModule, PromptDataModule),

@@ -35,7 +35,7 @@ from unimodal.training.rl.rewards.base import Reward
 from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler, mini_batches
 from unimodal.training.rl.statistics import Sums, largest_of_ranks, sum_over_ranks
 from unimodal.training.rl.trajectories import PolicyBatch, TrajectoryPacker
-from unimodal.training.rl.update import Update, UpdateConfig
+from unimodal.training.rl.update import PolicyUpdate, UpdateConfig
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.start import StartConfig
 
@@ -193,12 +193,12 @@ class PolicyModule(TransformerModule):
         sums.put("seconds", ended - began)
         self._log_all(sums)
 
-    def _update(self, rollout: Rollout, advantages: Tensor) -> Update:
+    def _update(self, rollout: Rollout, advantages: Tensor) -> PolicyUpdate:
         context, sizes = self.trained.config.trunk.max_length, self.rollouts
         packer = TrajectoryPacker(
             self.space, self.decoder.reading, rows=sizes.rows, length=sizes.length, context=context
         )
-        return Update(
+        return PolicyUpdate(
             config=self.update_config,
             packer=packer,
             machine=ModalityMachine(self.space, self.device),
@@ -214,7 +214,7 @@ class PolicyModule(TransformerModule):
         """Features (B, T, D) of the packed rows under a model."""
         return self._features(model, batch.packed, self._media(batch.packed))
 
-    def _step(self, update: Update, numbers: Sequence[int], sums: Sums) -> None:
+    def _step(self, update: PolicyUpdate, numbers: Sequence[int], sums: Sums) -> None:
         """One optimizer step on some trajectories, batch by batch."""
         optimizer: Any = self.optimizers()
         numbers = update.counted(numbers)
@@ -252,7 +252,7 @@ class PolicyModule(TransformerModule):
     def _log_all(self, sums: Sums) -> None:
         metrics = sums.reduced(self.device)
         self._last_reward = metrics.get("reward", float("nan"))
-        held = self.alarms.look(metrics) if self.trainer.is_global_zero else []
+        held = self.alarms.check(metrics) if self.trainer.is_global_zero else []
         metrics |= {"alarms": float(len(held)), "skipped_steps": float(self.skipped.total)}
         metrics["weights_refreshed"] = float(self.decoder.refreshed)
         for name, value in metrics.items():

@@ -19,6 +19,6 @@ class OverlongConfig:
         if self.cache < 1 or self.factor < 0:
             raise ValueError(f"overlong.cache is at least 1 and its factor not below 0, got {self}")
 
-    def penalty(self, length: int, longest: int) -> float:
-        """What is added to the reward of an answer of `length` tokens of at most `longest`: from 0 to -factor."""
-        return min(-(length - (longest - self.cache)) / self.cache * self.factor, 0.0)
+    def penalty(self, length: int, max_length: int) -> float:
+        """What is added to the reward of an answer of `length` tokens of at most `max_length`: from 0 to -factor."""
+        return min(-(length - (max_length - self.cache)) / self.cache * self.factor, 0.0)

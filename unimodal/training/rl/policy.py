@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unimodal.generation.guidance import RowGuidance, guided_logits
-from unimodal.generation.log_probs import TokenLogProbs, token_log_probs
+from unimodal.generation.log_probs import divergences, log_distributions, of_distributions
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.sampling import exact
 from unimodal.model.token_head import TokenHead
@@ -24,29 +25,66 @@ from unimodal.training.rl.trajectories import IMAGES, MAIN, NULL, PolicyBatch
 
 # Shapes: M tokens of all answers, D model width, V vocabulary.
 
-LOGITS_AT_ONCE = 2**22
+LOGITS_OF_A_PART = 2**22
 """Logits of one part; what a part needs besides is made again in the backward pass."""
 
 
-def policy_log_probs(
-    head: TokenHead, features: Tensor, batch: PolicyBatch, machine: ModalityMachine, at_once: int = LOGITS_AT_ONCE
-) -> TokenLogProbs:
-    """Features (B, T, D) of the batch's packed rows -> log-probabilities and entropies of its tokens (M,).
+class PolicyTokens(NamedTuple):
+    """(M,) each, in nats."""
 
-    `machine` is on the device of the features.
+    log_probs: Tensor
+    entropy: Tensor
+    reference: Tensor
+    """Log-probabilities under the reference; the policy's where there is none."""
+    divergence: Tensor
+    """KL(policy | reference) at each token, over all ids; 0 without a reference."""
+
+
+class Read(NamedTuple):
+    """What a model made of a batch: its head, and features (B, T, D) of the packed rows."""
+
+    head: TokenHead
+    features: Tensor
+
+
+def policy_log_probs(
+    policy: Read,
+    batch: PolicyBatch,
+    machine: ModalityMachine,
+    reference: Read | None = None,
+    at_once: int = LOGITS_OF_A_PART,
+) -> PolicyTokens:
+    """Log-probabilities, entropies and distances from a reference of a batch's tokens (M,).
+
+    `machine` is on the device of the features, `at_once` logits are made at a time.
     """
-    flat = features.flatten(0, 1)
-    rows = max(at_once // head.out_features, 1)
+    flat = Read(policy.head, policy.features.flatten(0, 1))
+    other = reference and Read(reference.head, reference.features.flatten(0, 1))
+    rows = max(at_once // policy.head.out_features, 1)
     found = []
     for part in _parts(batch, rows):
         if torch.is_grad_enabled() and len(batch.tokens) > rows:
-            found.append(checkpoint(_log_probs, head, flat, part, machine, use_reentrant=False))
+            found.append(checkpoint(_tokens, flat, other, part, machine, use_reentrant=False))
         else:
-            found.append(_log_probs(head, flat, part, machine))
-    return TokenLogProbs(*(torch.cat(values) for values in zip(*found, strict=True)))
+            found.append(_tokens(flat, other, part, machine))
+    return PolicyTokens(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
-def _log_probs(head: TokenHead, flat: Tensor, part: PolicyBatch, machine: ModalityMachine) -> TokenLogProbs:
+def _tokens(policy: Read, reference: Read | None, part: PolicyBatch, machine: ModalityMachine) -> PolicyTokens:
+    distributions = _distributions(policy, part, machine)
+    drawn = of_distributions(distributions, part.tokens)
+    if reference is None:
+        alone = drawn.log_probs.detach()
+        return PolicyTokens(drawn.log_probs, drawn.entropy, alone, torch.zeros_like(alone))
+    with torch.no_grad():
+        others = _distributions(reference, part, machine)
+    of_reference = of_distributions(others, part.tokens).log_probs
+    return PolicyTokens(drawn.log_probs, drawn.entropy, of_reference, divergences(distributions, others))
+
+
+def _distributions(read: Read, part: PolicyBatch, machine: ModalityMachine) -> Tensor:
+    """(M, V) logarithms of what each token is drawn from."""
+    head, flat = read
     logits = exact(head(flat[part.index[:, MAIN]]))
     where = part.guided.nonzero().squeeze(-1)
     if len(where):
@@ -58,7 +96,7 @@ def _log_probs(head: TokenHead, flat: Tensor, part: PolicyBatch, machine: Modali
     if part.text_bias is not None:
         rules = torch.nn.functional.pad(part.text_bias, (0, logits.shape[-1] - part.text_bias.shape[-1]))
         logits = logits + rules
-    return token_log_probs(logits, part.tokens, part.sampling, sampled=True)
+    return log_distributions(logits, part.tokens, part.sampling, sampled=True)
 
 
 def _parts(batch: PolicyBatch, rows: int) -> Iterator[PolicyBatch]:

@@ -143,7 +143,7 @@ class Sampler:
 
     def collect(self, pipeline: Pipeline, draw: Draw, share: int, device: torch.device) -> Rollout:
         """Rollouts until `share` groups are there whose answers differ in worth, or `dynamic_rounds` are over; the
-        last one is taken as it is. Ranks decide together, and groups beyond the share are left out."""
+        last one is taken as it is. Ranks decide together, and groups beyond the share are dropped."""
         kept: Rollout | None = None
         for attempt in range(self.config.dynamic_rounds):
             found = self.roll(pipeline, *draw(attempt))

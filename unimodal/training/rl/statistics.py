@@ -30,7 +30,7 @@ class Sums:
         self.largest[name] = max(self.largest.get(name, value), value)
 
     def reduced(self, device: torch.device) -> dict[str, float]:
-        """The means of all ranks, which have the same names; those that nothing was added to are left out."""
+        """The means of all ranks, which have the same names; those that nothing was added to are skipped."""
         names, peaks = sorted(self.sums), sorted(self.largest)
         table = torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=device)
         highest = torch.tensor([self.largest[name] for name in peaks], dtype=torch.float64, device=device)

@@ -247,10 +247,10 @@ class TrajectoryPacker:
             return None
         found, start = [], 0
         for request, ids, budget in zip(requests, answers, left, strict=True):
-            own = states.select(torch.arange(start, start + len(ids)))
+            alone = states.select(torch.arange(start, start + len(ids)))
             nothing = torch.zeros(len(ids), self.space.text_size)
             ruled = request.config.grammar is not None
-            found.append(grammar_bias(self.machine, request, ids, own, budget) if ruled else nothing)
+            found.append(grammar_bias(self.machine, request, ids, alone, budget) if ruled else nothing)
             start += len(ids)
         return torch.cat(found)
 

@@ -20,13 +20,13 @@ from unimodal.training.rl.advantages.generalized import (
 )
 from unimodal.training.rl.losses.aggregation import Aggregation, token_weights
 from unimodal.training.rl.losses.base import PolicyLoss, TokenRatios
-from unimodal.training.rl.losses.divergence import KLConfig, kl_estimate, kl_penalty
-from unimodal.training.rl.policy import policy_log_probs
+from unimodal.training.rl.losses.divergence import KLConfig, kl_penalty
+from unimodal.training.rl.policy import PolicyTokens, Read, policy_log_probs
 from unimodal.training.rl.rollouts import Rollout
 from unimodal.training.rl.statistics import Sums
 from unimodal.training.rl.trajectories import MAIN, PolicyBatch, TrajectoryPacker
 
-# Shapes: M tokens of all answers of a batch, B answers, T tokens of the longest.
+# Shapes: M tokens of all answers of a batch, B answers, T tokens of the max_length.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class UpdateConfig:
 
 
 @dataclass(kw_only=True)
-class Update:
+class PolicyUpdate:
     """Losses of one rollout's answers. `advantages` (N,) are those of its trajectories, unless a value gives them."""
 
     config: UpdateConfig
@@ -71,8 +71,8 @@ class Update:
     def _token_weights(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         trajectories = self.rollout.trajectories
         lengths = torch.tensor([len(trajectories[number]) for number in numbers], dtype=torch.int64)
-        longest = max((each.request.config.max_new_tokens for each in trajectories), default=1)
-        return token_weights(lengths, self.config.aggregation, longest)
+        max_length = max((each.request.config.max_new_tokens for each in trajectories), default=1)
+        return token_weights(lengths, self.config.aggregation, max_length)
 
     def empty_batch(self) -> PolicyBatch:
         """Padding, so that ranks do the same number of passes."""
@@ -83,7 +83,8 @@ class Update:
     def loss(self, model: UnifiedModel, batch: PolicyBatch, sums: Sums) -> Tensor:
         """The sum over a batch's tokens of their weighted losses; `divisor` makes the step's mean of it."""
         features = self.forward(model, batch)
-        log_probs, entropy = policy_log_probs(self.head, features, batch, self.machine)
+        found_tokens = policy_log_probs(Read(self.head, features), batch, self.machine, self._reference(batch))
+        log_probs, entropy = found_tokens.log_probs, found_tokens.entropy
         device, dtype = log_probs.device, log_probs.dtype
         old = batch.old.to(dtype)
         advantages = self._of_tokens(batch).to(device, dtype)
@@ -95,12 +96,8 @@ class Update:
         self._log_entropy(entropy, inside, sums)
         if self.config.entropy:
             losses = losses - self.config.entropy * entropy
-        if self.config.kl is not None and self.reference is not None:
-            reference = self._reference_log_probs(batch)
-            losses = losses + self.config.kl.weight * kl_penalty(log_probs, reference, self.config.kl.estimator)
-            sums.add("kl", kl_estimate(log_probs.detach(), reference, "k3"))
-            for name, chosen in (("kl_text", ~inside), ("kl_image", inside)):
-                sums.add(name, kl_estimate(log_probs.detach(), reference, "k3"), chosen)
+        if self.config.kl is not None:
+            losses = losses + self._penalties(found_tokens, inside, sums)
         if self.config.value is not None:
             losses = losses + self.config.value.weight * self._value_losses(features, batch, sums)
         weights = self._token_weights(batch.trajectories)[0].to(device, dtype)
@@ -115,10 +112,20 @@ class Update:
         return self.advantages[batch.trajectories][batch.answers.cpu()] if batch.trajectories else torch.zeros(0)
 
     @torch.no_grad()
-    def _reference_log_probs(self, batch: PolicyBatch) -> Tensor:
-        assert self.reference is not None
-        features = self.forward(self.reference, batch)
-        return policy_log_probs(self.reference.token_head, features, batch, self.machine).log_probs
+    def _reference(self, batch: PolicyBatch) -> Read | None:
+        if self.reference is None:
+            return None
+        return Read(self.reference.token_head, self.forward(self.reference, batch))
+
+    def _penalties(self, tokens: PolicyTokens, inside: Tensor, sums: Sums) -> Tensor:
+        """(M,) of the distance from the reference."""
+        assert self.config.kl is not None
+        sums.add("kl_text", tokens.divergence, ~inside)
+        sums.add("kl_image", tokens.divergence, inside)
+        weights = torch.where(inside, self.config.kl.image, self.config.kl.text)
+        if self.config.kl.estimator == "exact":
+            return weights * tokens.divergence
+        return weights * kl_penalty(tokens.log_probs, tokens.reference, self.config.kl.estimator)
 
     # -- a value
 

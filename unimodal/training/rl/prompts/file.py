@@ -17,7 +17,7 @@ from unimodal.training.rl.prompts.documents import LatePrompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptFile(Prompts):
+class FilePrompts(Prompts):
     """Lines of JSON: `{"prompt": "..." or ["words", {"image": "path"}], "facts": {...}}`; paths are relative to it."""
 
     path: Path = field(default=Path("prompts.jsonl"))

@@ -60,22 +60,24 @@ class PatternForm(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthForm(Reward):
-    """1 for `fewest` to `most` words, falling to 0 at twice the distance outside of them."""
+    """1 for `min_words` to `max_words` words, falling to 0 at twice the distance outside of them."""
 
-    fewest: int = 1
-    most: int = 30
+    min_words: int = 1
+    max_words: int = 30
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fewest <= self.most or self.most < 1:
-            raise ValueError(f"a length of words goes from fewest to most, got {self.fewest} to {self.most}")
+        if not 0 <= self.min_words <= self.max_words or self.max_words < 1:
+            raise ValueError(
+                f"a length of words goes from min_words to max_words, got {self.min_words} to {self.max_words}"
+            )
 
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """See `Reward`."""
         return [self._of(len(each.text.split())) for each in answers]
 
     def _of(self, words: int) -> float:
-        outside = max(self.fewest - words, words - self.most, 0)
-        return max(1 - outside / max(self.most - self.fewest, 1), 0.0)
+        outside = max(self.min_words - words, words - self.max_words, 0)
+        return max(1 - outside / max(self.max_words - self.min_words, 1), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
