@@ -21,6 +21,9 @@ from unimodal.model.linear import BoundaryLinear
 LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
 """Logits of one part: 64 MiB in float32 on a CPU, 512 MiB in bfloat16 on a GPU, which needs more tokens to be busy."""
 
+ToLogits = Callable[[Tensor], Tensor]
+"""Features (..., D) -> logits (..., V)."""
+
 PLAIN_LOGITS = 2**25
 """Up to so many, autograd keeps what it likes."""
 
@@ -43,8 +46,16 @@ class TokenHead(BoundaryLinear):
     def __init__(self, dim: int, vocab_size: int) -> None:
         super().__init__(dim, vocab_size, bias=False)
 
-    def forward(self, x: Tensor, targets: Tensor | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Logits; with targets (M,) of features (M, D) their `TokenScores`, whose memory does not grow with M * V."""
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, targets: Tensor | None = None, within: Callable[[Tensor, ToLogits], Any] | None = None
+    ) -> Any:
+        """Logits; with targets (M,) of features (M, D) their `TokenScores`, whose memory does not grow with M * V.
+
+        `within` gets the features and what makes logits of any of them, as often as it likes: a sharded head gathers
+        its weight once for all of it, so that ranks may make different numbers of products.
+        """
+        if within is not None:
+            return within(x, super().forward)
         if targets is None:
             return super().forward(x)
         if len(targets) * self.out_features <= PLAIN_LOGITS:

@@ -46,7 +46,7 @@ def _check_strategy(strategy: Any, model: str) -> None:
     known = name.rpartition(".")[2] in (*STRATEGIES, "DDPStrategy", "SingleDeviceStrategy", "ShardedStrategy")
     if not known and not name.startswith("ddp"):
         raise ValueError(f"trainer.strategy: training runs on one device, under ddp or sharded, not under {name}")
-    if name.endswith(("sharded", "ShardedStrategy")) and not model.endswith("TransformerModule"):
+    if name.endswith(("sharded", "ShardedStrategy")) and not model.endswith(("TransformerModule", "PolicyModule")):
         raise ValueError("trainer.strategy: sharded is for the transformer; image tokenizers train under ddp")
 
 

@@ -99,12 +99,13 @@ def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_two_ranks_learn_what_one_does(strategy: str, tmp_path: Path) -> None:
     """The same answers, rewards and, to rounding, losses and weights, in float64."""
     runs = {
         1: rl_arguments(tmp_path, tmp_path / "one", trainer__precision="64-true"),
         2: rl_arguments(
-            tmp_path, tmp_path / "two", trainer__precision="64-true", trainer__devices=2, trainer__strategy="ddp"
+            tmp_path, tmp_path / "two", trainer__precision="64-true", trainer__devices=2, trainer__strategy=strategy
         ),
     }
     for arguments in runs.values():

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tokenizers_vq.identity import plain
 from unimodal.bundle import Bundle
 from unimodal.generation.modality import ModalityMachine
-from unimodal.model.linear import BoundaryLinear
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.module import TransformerModule
@@ -35,7 +34,7 @@ from unimodal.training.rl.rewards.base import Reward
 from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler, mini_batches
 from unimodal.training.rl.statistics import Sums, largest_of_ranks, sum_over_ranks
 from unimodal.training.rl.trajectories import PolicyBatch, TrajectoryPacker
-from unimodal.training.rl.update import PolicyUpdate, UpdateConfig
+from unimodal.training.rl.update import PolicyUpdate, UpdateConfig, new_value_head
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.start import StartConfig
 
@@ -121,9 +120,7 @@ class PolicyModule(TransformerModule):
         self.held_out.check(data.opened_held_out)
         self.stream = PromptStream.of(data.opened, [each.weight for each in data.prompts], self.rollouts.seed)
         if self.update_config.value is not None:
-            self.value_head = BoundaryLinear(self.trained.config.trunk.dim, 1)
-            for parameter in self.value_head.parameters():
-                nn.init.zeros_(parameter)
+            self.value_head = new_value_head(self.trained)
         if self.update_config.kl is not None:
             assert self.start.bundle is not None
             self._reference = [Bundle.open(self.start.bundle).model.requires_grad_(False)]

@@ -20,7 +20,7 @@ from unimodal.generation.guidance import RowGuidance, guided_logits
 from unimodal.generation.log_probs import divergences, log_distributions, of_distributions
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.sampling import exact
-from unimodal.model.token_head import TokenHead
+from unimodal.model.token_head import TokenHead, ToLogits
 from unimodal.training.rl.trajectories import IMAGES, MAIN, NULL, PolicyBatch
 
 # Shapes: M tokens of all answers, D model width, V vocabulary.
@@ -58,19 +58,37 @@ def policy_log_probs(
 
     `machine` is on the device of the features, `at_once` logits are made at a time.
     """
-    flat = Read(policy.head, policy.features.flatten(0, 1))
-    other = reference and Read(reference.head, reference.features.flatten(0, 1))
-    rows = max(at_once // policy.head.out_features, 1)
+    return policy.head(policy.features, within=partial(_in_parts, batch, machine, reference, at_once))
+
+
+def _in_parts(
+    batch: PolicyBatch,
+    machine: ModalityMachine,
+    reference: Read | None,
+    at_once: int,
+    features: Tensor,
+    to_logits: ToLogits,
+) -> PolicyTokens:
+    policy = _Flat(to_logits, features.flatten(0, 1))
+    other = reference and _Flat(reference.head, reference.features.flatten(0, 1))
+    rows = max(at_once // machine.space.vocab_size, 1)
     found = []
     for part in _parts(batch, rows):
         if torch.is_grad_enabled() and len(batch.tokens) > rows:
-            found.append(checkpoint(_tokens, flat, other, part, machine, use_reentrant=False))
+            found.append(checkpoint(_tokens, policy, other, part, machine, use_reentrant=False))
         else:
-            found.append(_tokens(flat, other, part, machine))
+            found.append(_tokens(policy, other, part, machine))
     return PolicyTokens(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
-def _tokens(policy: Read, reference: Read | None, part: PolicyBatch, machine: ModalityMachine) -> PolicyTokens:
+class _Flat(NamedTuple):
+    """Features (B * T, D), and what makes logits of them."""
+
+    to_logits: ToLogits
+    features: Tensor
+
+
+def _tokens(policy: _Flat, reference: _Flat | None, part: PolicyBatch, machine: ModalityMachine) -> PolicyTokens:
     distributions = _distributions(policy, part, machine)
     drawn = of_distributions(distributions, part.tokens)
     if reference is None:
@@ -82,13 +100,13 @@ def _tokens(policy: Read, reference: Read | None, part: PolicyBatch, machine: Mo
     return PolicyTokens(drawn.log_probs, drawn.entropy, of_reference, divergences(distributions, others))
 
 
-def _distributions(read: Read, part: PolicyBatch, machine: ModalityMachine) -> Tensor:
+def _distributions(read: _Flat, part: PolicyBatch, machine: ModalityMachine) -> Tensor:
     """(M, V) logarithms of what each token is drawn from."""
-    head, flat = read
-    logits = exact(head(flat[part.index[:, MAIN]]))
+    to_logits, flat = read
+    logits = exact(to_logits(flat[part.index[:, MAIN]]))
     where = part.guided.nonzero().squeeze(-1)
     if len(where):
-        null, image = (exact(head(flat[part.index[where, role]])) for role in (NULL, IMAGES))
+        null, image = (exact(to_logits(flat[part.index[where, role]])) for role in (NULL, IMAGES))
         rows = RowGuidance(*(column[where] for column in part.guidance))
         progress = part.states.progress[where]
         logits = logits.index_copy(0, where, guided_logits(logits[where], image, null, rows, progress))

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.sampling import exact
+from unimodal.model.linear import BoundaryLinear
 from unimodal.model.model import UnifiedModel
+from unimodal.model.sharded import shard_group
 from unimodal.model.token_head import TokenHead
 from unimodal.training.rl.advantages.generalized import (
     ValueConfig,
@@ -186,3 +188,13 @@ class PolicyUpdate:
     def _log_entropy(self, entropy: Tensor, inside: Tensor, sums: Sums) -> None:
         sums.add("entropy_text", entropy, ~inside)
         sums.add("entropy_image", entropy, inside)
+
+
+def new_value_head(model: UnifiedModel) -> nn.Module:
+    """Features (..., D) -> values (..., 1), all 0 at first. Raises ValueError for a sharded model."""
+    if shard_group(list(model.parameters())) is not None:
+        raise ValueError("a value head is not sharded: train with trainer.strategy ddp, or without model.value")
+    head = BoundaryLinear(model.config.trunk.dim, 1)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return head
