@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimodal.demo import tour
+from unimodal.demo import reinforce, tour
 from unimodal.demo.machine import (
     BRANCHES,
     FEWEST,
@@ -24,6 +24,7 @@ from unimodal.demo.machine import (
     recipe_for,
     tokenizer_pace,
 )
+from unimodal.demo.reinforce import reinforcement_plan
 
 FAST = Machine(device="cpu", cores=2, dtype=torch.bfloat16, rate=410)
 SLOW = Machine(device="cpu", cores=2, dtype=torch.float32, rate=100)
@@ -103,3 +104,29 @@ def test_it_says_what_it_takes_and_what_less_time_costs(
         tour.run(tmp_path / "demo", {}, minutes=1)
     with pytest.raises(ValueError, match="the branch is one of discrete, flow"):
         tour.run(tmp_path / "demo", {}, branch="other")
+
+
+def test_reinforcement_continues_the_demos_model_and_scores_it_before_and_after(tmp_path: Path) -> None:
+    steps = reinforcement_plan(tmp_path)
+    assert [step.program for step in steps] == ["unimodal", "train.py", "unimodal", "unimodal", "unimodal"]
+    before, training, after, *_ = (step.arguments for step in steps)
+    assert option(before, "--model") == option(training, "--data.init_args.bundle") == str(tmp_path / "model")
+    assert option(after, "--model") == str(tmp_path / "rl" / "model")
+    assert option(before, "--guidance") == option(after, "--guidance") == "1"
+    assert len({option(step.arguments, "--out") for step in steps if step.program == "unimodal"}) == 4
+
+
+def test_a_demo_that_is_there_is_continued_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(reinforce, "run", lambda *_, **__: called.append("tour"))
+    programs = {name: lambda arguments: called.append(arguments[0]) for name in ("train.py", "unimodal")}
+    reinforce.run_with_rl(tmp_path, programs)
+    (tmp_path / "report.html").touch()
+    assert called == ["tour", "evaluate", "fit", "evaluate", "evaluate", "evaluate"]
+    called.clear()
+    reinforce.run_with_rl(tmp_path, programs)
+    assert called == ["evaluate", "fit", "evaluate", "evaluate", "evaluate"]
+    with pytest.raises(ValueError, match="leave out --branch"):
+        reinforce.run_with_rl(tmp_path, programs, branch="flow")
+    with pytest.raises(ValueError, match="the step 'drawings before, without guidance' failed"):
+        reinforce.run_with_rl(tmp_path, {name: lambda arguments: 2 for name in programs})

@@ -257,3 +257,22 @@ def test_the_run_of_a_tokenizer_alone_is_reported_too(tmp_path: Path) -> None:
     (tmp_path / "logs" / "version_0" / "metrics.csv").write_text("step,train/psnr\n1,20\n2,21\n")
     page = Page(write_report(tmp_path).read_text())
     assert "Image tokenizer: PSNR in dB" in page.words and "Model: text loss" not in page.words
+
+
+def test_a_run_of_reinforcement_learning_shows_answers_before_during_and_after(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text(
+        "step,train/reward,train/reward_drawn,train/entropy_image,val/reward\n1,0.2,0.2,2.0,\n2,0.4,0.4,1.9,0.3\n"
+    )
+    (tmp_path / "samples").mkdir()
+    for step in (1, 10, 20, 30):
+        picture().save(tmp_path / "samples" / f"rollout-{step:06d}.png")
+    for name, accuracy in (("before", 0.5), ("after", 0.75)):
+        write_task(tmp_path, "t2i", {"accuracy": accuracy, "diversity": 0.2}, [])
+        (tmp_path / "results" / "t2i.json").rename(tmp_path / "results" / f"{name}_t2i.json")
+    page = Page(write_report(tmp_path).read_text())
+    for text in ("Reward, in training and held out", "Each reward, and by kind of prompt", "Entropy, nats a token"):
+        assert text in page.words
+    assert "before, step 1" in page.words and "during, step 20" in page.words and "after, step 30" in page.words
+    assert "Drawing from text, before" in page.words and "Drawing from text, after" in page.words
+    assert "50.00%" in page.words and "75.00%" in page.words and "rollout, step" not in page.words

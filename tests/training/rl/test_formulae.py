@@ -121,7 +121,8 @@ def test_tokens_that_do_not_count_are_passed_over() -> None:
 
 def test_whitened_numbers_have_mean_zero_and_deviation_one_over_what_counts() -> None:
     values, counted = torch.arange(6.0).double(), torch.tensor([True, True, False, True, True, False])
-    found = whitened(values, counted)
+    chosen = values[counted]
+    found = whitened(values, counted, chosen.mean().item(), chosen.std().item())
     assert found[counted].mean().item() == pytest.approx(0, abs=1e-12)
     assert found[counted].std().item() == pytest.approx(1, abs=1e-6)
     assert found[~counted].tolist() == [0, 0]

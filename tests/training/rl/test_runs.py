@@ -61,14 +61,13 @@ def test_every_algorithm_trains(options: dict[str, str | float], tmp_path: Path)
 
 
 LOSS_FILE = "tests.oracles.tiny_training.LossFile"
+PPO: dict[str, str | float] = {"model__value": "{}", "model__kl": "{text: 0.1, image: 0.1}"}
 STANDSTILL = "tests.oracles.tiny_training.Standstill"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize(
-    "options", [{}, {"model__value": "{}", "model__kl": "{text: 0.1, image: 0.1}"}], ids=["GRPO", "PPO"]
-)
+@pytest.mark.parametrize("options", [{}, PPO], ids=["GRPO", "PPO"])
 def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
     ranks: int, options: dict[str, str | float], tmp_path: Path
 ) -> None:
@@ -99,23 +98,24 @@ def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
-def test_two_ranks_learn_what_one_does(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [("ddp", PPO), ("ddp", {"model__advantage": "PerReward"}), ("sharded", {})],
+    ids=["ddp PPO", "ddp GDPO", "sharded GRPO"],
+)
+def test_two_ranks_learn_what_one_does(strategy: str, options: dict[str, str | float], tmp_path: Path) -> None:
     """The same answers, rewards and, to rounding, losses and weights, in float64."""
-    runs = {
-        1: rl_arguments(tmp_path, tmp_path / "one", trainer__precision="64-true"),
-        2: rl_arguments(
-            tmp_path, tmp_path / "two", trainer__precision="64-true", trainer__devices=2, trainer__strategy=strategy
-        ),
-    }
-    for arguments in runs.values():
-        output = finish(process := start_training(arguments))
+    options = {**options, "trainer__precision": "64-true"}
+    two = {"trainer__devices": 2, "trainer__strategy": strategy}
+    runs = {"one": options, "two": {**options, **two}}
+    for name, chosen in runs.items():
+        output = finish(process := start_training(rl_arguments(tmp_path, tmp_path / name, **chosen)), 120)
         assert process.returncode == 0, output
     for name in ("train/reward", "train/loss", "train/grad_norm", "train/entropy_text"):
-        one, two = (logged(tmp_path / folder, name) for folder in ("one", "two"))
-        assert one.keys() == two.keys()
-        for step in one:
-            assert float(two[step]) == pytest.approx(float(one[step]), rel=1e-10, abs=1e-12), (name, step)
+        alone, together = (logged(tmp_path / folder, name) for folder in runs)
+        assert alone.keys() == together.keys()
+        for step in alone:
+            assert float(together[step]) == pytest.approx(float(alone[step]), rel=1e-10, abs=1e-12), (name, step)
 
 
 def test_nonsense_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.identity import plain
-from unimodal.bundle import Bundle
 from unimodal.generation.modality import ModalityMachine
+from unimodal.model.checkpoint import open_model
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.module import TransformerModule
@@ -31,7 +31,7 @@ from unimodal.training.rl.losses.divergence import KLConfig
 from unimodal.training.rl.metrics import log_lengths, log_rewards
 from unimodal.training.rl.policy import moved
 from unimodal.training.rl.rewards.base import Reward
-from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler, mini_batches
+from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler, advantages_of, mini_batches
 from unimodal.training.rl.statistics import Sums, largest_of_ranks, sum_over_ranks
 from unimodal.training.rl.trajectories import PolicyBatch, TrajectoryPacker
 from unimodal.training.rl.update import PolicyUpdate, UpdateConfig, new_value_head
@@ -123,7 +123,7 @@ class PolicyModule(TransformerModule):
             self.value_head = new_value_head(self.trained)
         if self.update_config.kl is not None:
             assert self.start.bundle is not None
-            self._reference = [Bundle.open(self.start.bundle).model.requires_grad_(False)]
+            self._reference = [open_model(self.start.bundle)[0].requires_grad_(False)]
 
     @property
     def _data(self) -> PromptDataModule:
@@ -172,10 +172,9 @@ class PolicyModule(TransformerModule):
         rollout = self.last_rollout = self.roll()
         batch.answers = len(rollout.trajectories)
         rolled, sums = time.perf_counter(), Sums()
-        advantages = self.advantage.of(rollout.rewards.nan_to_num(), rollout.weights, rollout.valid)
         log_rewards(rollout, self.sampler.names, [each.kind for each in self._data.prompts], sums)
         log_lengths(rollout, self.space, sums)
-        update = self._update(rollout, advantages.flatten())
+        update = self._update(rollout, advantages_of(rollout, self.advantage))
         if self.update_config.value is not None:
             everything = update.counted(range(len(rollout.trajectories)))
             batches = update.packer.batches(rollout.trajectories, everything)

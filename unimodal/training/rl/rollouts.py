@@ -14,12 +14,12 @@ from data_pipelines.failures import FailureLog
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Request
 from unimodal.generation.settings import chosen
-from unimodal.training.rl.advantages.base import is_equal
+from unimodal.training.rl.advantages.base import Advantage, is_equal
 from unimodal.training.rl.data import DrawnPrompt
 from unimodal.training.rl.overlong import OverlongConfig
 from unimodal.training.rl.prompts.base import Prompts
 from unimodal.training.rl.rewards.base import Answered, Reward, scored
-from unimodal.training.rl.statistics import largest_of_ranks
+from unimodal.training.rl.statistics import gathered, largest_of_ranks
 from unimodal.training.rl.trajectories import Trajectory
 
 # Shapes: P prompts, G answers of each, K rewards.
@@ -239,3 +239,11 @@ def mini_batches(rollout: Rollout, config: RolloutConfig, number: int, epoch: in
     for part in range(config.mini_batches):
         held = [place - first for place in groups[part :: config.mini_batches]]
         yield [group * size + member for group in held if 0 <= group < len(rollout.kinds) for member in range(size)]
+
+
+def advantages_of(rollout: Rollout, advantage: Advantage) -> Tensor:
+    """(P * G,) of this rank's answers; what an advantage does over a whole batch it does over that of all ranks."""
+    parts, rank = gathered((rollout.rewards.nan_to_num(), rollout.weights, rollout.valid))
+    rewards, weights, valid = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    first = sum(len(part[0]) for part in parts[:rank])
+    return advantage.of(rewards, weights, valid)[first : first + len(rollout.kinds)].flatten()

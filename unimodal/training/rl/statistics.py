@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -55,3 +57,12 @@ def largest_of_ranks(value: int, device: torch.device) -> int:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(table, op=dist.ReduceOp.MAX)
     return int(table)
+
+
+def gathered(tensors: tuple[Tensor, ...]) -> tuple[list[tuple[Tensor, ...]], int]:
+    """The same tensors of all ranks, by rank, on the CPU, and the number of this rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [tensors], 0
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, tuple(tensor.cpu() for tensor in tensors))
+    return found, dist.get_rank()

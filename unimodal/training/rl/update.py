@@ -25,7 +25,7 @@ from unimodal.training.rl.losses.base import PolicyLoss, TokenRatios
 from unimodal.training.rl.losses.divergence import KLConfig, kl_penalty
 from unimodal.training.rl.policy import PolicyTokens, Read, policy_log_probs
 from unimodal.training.rl.rollouts import Rollout
-from unimodal.training.rl.statistics import Sums
+from unimodal.training.rl.statistics import Sums, sum_over_ranks
 from unimodal.training.rl.trajectories import MAIN, PolicyBatch, TrajectoryPacker
 
 # Shapes: M tokens of all answers of a batch, B answers, T tokens of the max_length.
@@ -140,7 +140,7 @@ class PolicyUpdate:
     def estimate_values(self, model: UnifiedModel, batches: Sequence[PolicyBatch]) -> None:
         """Values of all answers as they are now, and from them advantages and returns of their tokens.
 
-        The reward of an answer comes after its last token. Advantages are whitened over all tokens of this rank.
+        The reward of an answer comes after its last token. Advantages are whitened over all tokens of all ranks.
         """
         assert self.config.value is not None
         totals = self.rollout.totals.flatten()
@@ -156,11 +156,19 @@ class PolicyUpdate:
         rewards = torch.zeros_like(values)
         rewards[torch.arange(len(numbers)), lengths - 1] = totals[numbers]
         advantages, returns = generalized_advantages(rewards, values, counted, self.config.value)
-        advantages = whitened(advantages, counted)
+        advantages = whitened(advantages, counted, *self._moments(advantages[counted]))
         pairs = list(zip(numbers, lengths.tolist(), strict=True))
         self.old_values = found
         self.token_advantages = {n: advantages[row, :length] for row, (n, length) in enumerate(pairs)}
         self.returns = {n: returns[row, :length] for row, (n, length) in enumerate(pairs)}
+
+    def _moments(self, values: Tensor) -> tuple[float, float]:
+        """Mean and standard deviation over all ranks."""
+        device = self.machine.device
+        sums = sum_over_ranks([float(values.sum()), float(len(values))], device)
+        mean = sums[0] / max(sums[1], 1)
+        [squares] = sum_over_ranks([float((values - mean).square().sum())], device)
+        return mean, (squares / max(sums[1] - 1, 1)) ** 0.5
 
     def _value_losses(self, features: Tensor, batch: PolicyBatch, sums: Sums) -> Tensor:
         assert self.config.value is not None and self.returns is not None and self.old_values is not None

@@ -47,13 +47,9 @@ def generalized_advantages(
     return advantages, torch.where(counted, advantages + values, torch.zeros_like(values))
 
 
-def whitened(values: Tensor, counted: Tensor, eps: float = 1e-8) -> Tensor:
-    """values, counted (...) -> mean 0 and deviation 1 over those that count, 0 elsewhere."""
-    chosen = values[counted]
-    if len(chosen) < 2:
-        return torch.where(counted, values, torch.zeros_like(values))
-    scaled = (values - chosen.mean()) / (chosen.std() + eps)
-    return torch.where(counted, scaled, torch.zeros_like(values))
+def whitened(values: Tensor, counted: Tensor, mean: float, deviation: float, eps: float = 1e-8) -> Tensor:
+    """values, counted (...) -> less the mean, by the deviation, of all that counts; 0 elsewhere."""
+    return torch.where(counted, (values - mean) / (deviation + eps), torch.zeros_like(values))
 
 
 def value_losses(values: Tensor, returns: Tensor, old_values: Tensor, clip: float) -> Tensor:
