@@ -22,6 +22,10 @@ from unimodal.generation.structured import text_mask
 # Shapes: M tokens of all answers, V vocabulary, B answers, T tokens of the max_length, X text ids.
 
 
+SMALLEST = -1e4
+"""Stands for the logarithm of 0 where it is multiplied with 0."""
+
+
 class TokenLogProbs(NamedTuple):
     """(M,) each, in nats."""
 
@@ -53,11 +57,11 @@ def log_distributions(logits: Tensor, tokens: Tensor, rows: RowSampling, *, samp
     return scaled.log_softmax(-1)
 
 
-def of_distributions(log_probs: Tensor, tokens: Tensor) -> TokenLogProbs:
-    """log_probs (M, V) and the tokens (M,) that were drawn from them."""
-    possible = log_probs > float("-inf")
-    finite = log_probs.masked_fill(~possible, 0.0)
-    entropy = -(finite.exp() * finite * possible).sum(-1)
+def of_distributions(log_probs: Tensor, tokens: Tensor, *, entropy_gradient: bool = False) -> TokenLogProbs:
+    """log_probs (M, V), and tokens (M,) drawn from them; the entropy has a gradient where it is asked for."""
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        finite = log_probs.clamp_min(SMALLEST)
+        entropy = -(finite.exp() * finite).sum(-1)
     return TokenLogProbs(log_probs.gather(-1, tokens[:, None])[:, 0], entropy)
 
 

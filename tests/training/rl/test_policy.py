@@ -172,3 +172,24 @@ def test_the_distance_from_a_reference_is_that_of_a_slow_sum(name: str) -> None:
         torch.testing.assert_close(found.divergence, slow, rtol=1e-9, atol=1e-9)
     assert (policy_log_probs(here, batch, machine, here).divergence.abs() < 1e-12).all()
     torch.testing.assert_close(found.reference, policy_log_probs(there, batch, machine).log_probs)
+
+
+def test_the_entropy_is_that_of_a_slow_sum_and_has_a_gradient_where_it_is_asked_for() -> None:
+    space = SPACES["fixed"]
+    decoder = engine(space=space)
+    trajectories = sample_groups(decoder, DecodeConfig(max_new_tokens=20, **CONFIGS["guided mixed"]), space)
+    batch, machine = packed_batches(space, trajectories)[0], ModalityMachine(space)
+    packed = batch.packed
+    features = decoder.model(packed.tokens, packed.positions, dense_mask(packed.documents, packed.branches))
+    read = Read(decoder.model.token_head, features)
+    found = policy_log_probs(read, batch, machine, entropy_gradient=True)
+    slow = torch.zeros(len(batch.tokens), dtype=torch.float64)
+    for token in range(space.vocab_size):
+        as_if = replace(batch, tokens=torch.full_like(batch.tokens, token))
+        log_p = policy_log_probs(read, as_if, machine).log_probs
+        slow -= torch.where(log_p > -1e9, log_p.exp() * log_p.nan_to_num(neginf=0.0), 0.0)
+    torch.testing.assert_close(found.entropy, slow, rtol=1e-9, atol=1e-9)
+    weight = decoder.model.token_head.weight
+    [wanted] = torch.autograd.grad(slow.sum(), [weight], retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(found.entropy.sum(), [weight])[0], wanted)
+    assert not policy_log_probs(read, batch, machine).entropy.requires_grad

@@ -52,13 +52,16 @@ def policy_log_probs(
     batch: PolicyBatch,
     machine: ModalityMachine,
     reference: Read | None = None,
+    *,
     at_once: int = LOGITS_OF_A_PART,
+    entropy_gradient: bool = False,
 ) -> PolicyTokens:
     """Log-probabilities, entropies and distances from a reference of a batch's tokens (M,).
 
     `machine` is on the device of the features, `at_once` logits are made at a time.
     """
-    return policy.head(policy.features, within=partial(_in_parts, batch, machine, reference, at_once))
+    within = partial(_in_parts, batch, machine, reference, at_once, entropy_gradient)
+    return policy.head(policy.features, within=within)
 
 
 def _in_parts(
@@ -66,6 +69,7 @@ def _in_parts(
     machine: ModalityMachine,
     reference: Read | None,
     at_once: int,
+    entropy_gradient: bool,
     features: Tensor,
     to_logits: ToLogits,
 ) -> PolicyTokens:
@@ -75,9 +79,9 @@ def _in_parts(
     found = []
     for part in _parts(batch, rows):
         if torch.is_grad_enabled() and len(batch.tokens) > rows:
-            found.append(checkpoint(_tokens, policy, other, part, machine, use_reentrant=False))
+            found.append(checkpoint(_tokens, policy, other, part, machine, entropy_gradient, use_reentrant=False))
         else:
-            found.append(_tokens(policy, other, part, machine))
+            found.append(_tokens(policy, other, part, machine, entropy_gradient))
     return PolicyTokens(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
@@ -88,9 +92,11 @@ class _Flat(NamedTuple):
     features: Tensor
 
 
-def _tokens(policy: _Flat, reference: _Flat | None, part: PolicyBatch, machine: ModalityMachine) -> PolicyTokens:
+def _tokens(
+    policy: _Flat, reference: _Flat | None, part: PolicyBatch, machine: ModalityMachine, entropy_gradient: bool
+) -> PolicyTokens:
     distributions = _distributions(policy, part, machine)
-    drawn = of_distributions(distributions, part.tokens)
+    drawn = of_distributions(distributions, part.tokens, entropy_gradient=entropy_gradient)
     if reference is None:
         alone = drawn.log_probs.detach()
         return PolicyTokens(drawn.log_probs, drawn.entropy, alone, torch.zeros_like(alone))

@@ -85,7 +85,10 @@ class PolicyUpdate:
     def loss(self, model: UnifiedModel, batch: PolicyBatch, sums: Sums) -> Tensor:
         """The sum over a batch's tokens of their weighted losses; `divisor` makes the step's mean of it."""
         features = self.forward(model, batch)
-        found_tokens = policy_log_probs(Read(self.head, features), batch, self.machine, self._reference(batch))
+        read, reference = Read(self.head, features), self._reference(batch)
+        found_tokens = policy_log_probs(
+            read, batch, self.machine, reference, entropy_gradient=bool(self.config.entropy)
+        )
         log_probs, entropy = found_tokens.log_probs, found_tokens.entropy
         device, dtype = log_probs.device, log_probs.dtype
         old = batch.old.to(dtype)
