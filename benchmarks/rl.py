@@ -82,7 +82,7 @@ class Arm:
         self.config = RolloutConfig(group=options.group, at_once=options.at_once, length=288, rows=8)
         prompts = [RLPrompt(name=caption, prompt=caption) for caption in colour_shape_captions()]
         self.drawn = [DrawnPrompt(0, prompt) for prompt in prompts]
-        self.sampler = Sampler([Drawings(rewards={"none": 1.0})], {}, self.config)
+        self.sampler = Sampler([Drawings(rewards={"none": 1.0})], {}, self.config, DTYPE)
         folder = Path(tempfile.mkdtemp())
         self.bundle.save(folder)
         self.decoder = PolicyDecoder(self.space, folder)

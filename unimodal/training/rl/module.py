@@ -114,9 +114,10 @@ class PolicyModule(TransformerModule):
         if self.trained.config.trunk.dropout:
             raise ValueError("dropout would make the policy that trains another than the one that samples: set it to 0")
         self.decoder = PolicyDecoder(self.space, self.spec.tokenizers_folder)
-        self.sampler = Sampler(data.prompts, self.rewards, self.rollouts)
+        half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else torch.float32
+        self.sampler = Sampler(data.prompts, self.rewards, self.rollouts, half)
         self.sampler.check(data.opened)
-        self.held_out = Sampler(data.held_out, self.rewards, self.rollouts)
+        self.held_out = Sampler(data.held_out, self.rewards, self.rollouts, half)
         self.held_out.check(data.opened_held_out)
         self.stream = PromptStream.of(data.opened, [each.weight for each in data.prompts], self.rollouts.seed)
         if self.update_config.value is not None:

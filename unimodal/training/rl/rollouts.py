@@ -121,8 +121,15 @@ Draw = Callable[[int], tuple[Sequence[DrawnPrompt], int, int]]
 class Sampler:
     """Answers prompts with a pipeline and scores the answers."""
 
-    def __init__(self, kinds: Sequence[Prompts], rewards: Mapping[str, Reward], config: RolloutConfig) -> None:
-        self.kinds, self.rewards, self.config = kinds, dict(rewards), config
+    def __init__(
+        self,
+        kinds: Sequence[Prompts],
+        rewards: Mapping[str, Reward],
+        config: RolloutConfig,
+        pictures: torch.dtype = torch.float32,
+    ) -> None:
+        """pictures: the type of the products that decode them."""
+        self.kinds, self.rewards, self.config, self.pictures = kinds, dict(rewards), config, pictures
         self.failures = FailureLog(limit=config.bad_rewards)
 
     @property
@@ -169,9 +176,12 @@ class Sampler:
             )
             for place, (request, each) in enumerate(zip(requests, decoded, strict=True))
         ]
+        halved = self.pictures != torch.float32
+        with torch.autocast(pipeline.model.device.type, self.pictures if halved else None, enabled=halved):
+            finished = pipeline.finished(decoded)
         answers = [
             Answered(prompt=drawn[place // group].prompt, parts=answer, finish=decoded[place].finish)
-            for place, answer in enumerate(pipeline.finished(decoded))
+            for place, answer in enumerate(finished)
         ]
         rewards, weights = self._rewards(drawn, answers, trajectories)
         ended = time.perf_counter()
