@@ -103,7 +103,10 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
         parts = [log_probs_of(decoder, batch, at_once=7 * space.vocab_size) for batch in batches]
         return sum((part * torch.linspace(-1, 1, len(part)).double()).sum() for part in parts)  # pyright: ignore[reportReturnType]
 
-    parameters = [decoder.model.token_head.weight, decoder.model.trunk.blocks[0].attention.o_proj.weight]
+    parameters = [
+        decoder.model.token_head.weight,
+        decoder.model.get_parameter("trunk.blocks.0.attention.o_proj.weight"),
+    ]
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters:
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

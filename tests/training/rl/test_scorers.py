@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_a_picture_scorer_scales_the_cosine_of_words_and_picture(clip: Path) -> 
     red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
     answers = [answered(red), answered(blue), answered("no picture"), answered(red, blue)]
     found = PictureScorer(folder=clip, low=-1.0, high=1.0).score(answers)
-    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
+    processor: Any = CLIPProcessor.from_pretrained(clip)
+    model = CLIPModel.from_pretrained(clip).eval()
     inputs = processor(text=["say it", "say it"], images=[red, blue], return_tensors="pt", padding=True)
     with torch.inference_mode():
         output = model(**inputs)
@@ -64,9 +66,9 @@ def test_a_text_scorer_is_the_sigmoid_of_a_reward_model(tmp_path: Path) -> None:
         intermediate_size=24,
         num_hidden_layers=1,
         num_attention_heads=2,
-        num_labels=1,
         pad_token_id=0,
     )
+    config.num_labels = 1
     torch.manual_seed(0)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
