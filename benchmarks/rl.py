@@ -32,6 +32,7 @@ from tokenizers_vq.quantizers import VQConfig
 from tokenizers_vq.text import TextTokenizer
 from unimodal.bundle import Bundle
 from unimodal.evaluation.tasks.t2i import colour_shape_captions
+from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker
 from unimodal.generation.context import Reading
 from unimodal.generation.modality import ModalityMachine
 from unimodal.model.config import ModelConfig, TransformerConfig
@@ -48,7 +49,6 @@ from unimodal.training.rl.prompts.base import RLPrompt
 from unimodal.training.rl.prompts.drawings import Drawings
 from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler
 from unimodal.training.rl.statistics import Sums
-from unimodal.training.rl.trajectories import PolicyBatch, TrajectoryPacker
 from unimodal.training.rl.update import PolicyUpdate, UpdateConfig
 
 DTYPE = matmul_dtype(torch.device("cpu"))
@@ -86,7 +86,7 @@ class Arm:
         folder = Path(tempfile.mkdtemp())
         self.bundle.save(folder)
         self.decoder = PolicyDecoder(self.space, folder)
-        self.packer = TrajectoryPacker(self.space, Reading(), rows=8, length=288, context=512)
+        self.packer = AnswerPacker(self.space, Reading(), rows=8, length=288, context=512)
         if not options.eager:
             compile_blocks(self.model)
 
@@ -126,7 +126,7 @@ class Arm:
         self.model.zero_grad()
         return tokens
 
-    def read(self, model: UnifiedModel, batch: PolicyBatch) -> torch.Tensor:
+    def read(self, model: UnifiedModel, batch: AnswerBatch) -> torch.Tensor:
         """See `PolicyUpdate`."""
         return self.features(model, batch.packed)
 

@@ -22,7 +22,6 @@ from unimodal.training import cli
 from unimodal.training.gradients import gradients_of
 from unimodal.training.rl.losses.base import PolicyLoss, TokenLosses, TokenRatios
 from unimodal.training.rl.module import PolicyModule
-from unimodal.training.rl.policy import moved
 from unimodal.training.rl.rollouts import Rollout
 from unimodal.training.rl.statistics import Sums
 from unimodal.training.rl.update import PolicyUpdate
@@ -78,7 +77,7 @@ class GuidedLogProbs(PolicyModule):
 
     def _gradient(self, update: PolicyUpdate, numbers: Sequence[int]) -> Tensor:
         for batch in update.packer.batches(update.rollout.trajectories, numbers):
-            self.manual_backward(update.loss(self.trained, moved(batch, self.device), Sums()))
+            self.manual_backward(update.loss(self.trained, batch.to(self.device), Sums()))
         optimizer = self.optimizers()
         gradient = torch.cat([each.flatten().double() for each in gradients_of(optimizer)])
         for parameter in self.trained.parameters():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.generation.test_engine import CONFIGS, HOT, NAMES, SPACES, engine, prompts, requests
+from tests.generation.test_engine import CONFIGS, HOT, NAMES, SPACES, engine, mixed_requests, prompts, requests
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.modality import check_spans
 from unimodal.generation.requests import DecodeConfig, Request
@@ -62,3 +62,22 @@ def test_nothing_can_be_said_after_the_end_or_past_the_room() -> None:
 def test_answers_that_cannot_be_scored_are_refused(answer: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         engine().score([Request(prompt=[1, 9, 5], config=DecodeConfig())], [answer])
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_answers_are_scored_together_and_as_each_alone(space: TokenSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 answers of all kinds to five prompts take a few forward passes, not one each."""
+    decoder, asked = engine(space=space), mixed_requests(space, 60)
+    answers = [answer.ids for answer in decoder.decode(asked)]
+    passes: list[torch.Size] = []
+    plain = type(decoder.model).forward
+
+    def counting(model: Any, tokens: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
+        passes.append(tokens.shape)
+        return plain(model, tokens, *arguments, **settings)
+
+    monkeypatch.setattr(type(decoder.model), "forward", counting)
+    together = decoder.score(asked, answers)
+    assert len(passes) <= 3
+    for request, answer, found in zip(asked, answers, together, strict=True):
+        torch.testing.assert_close(decoder.score([request], [answer])[0], found, rtol=1e-10, atol=1e-10)

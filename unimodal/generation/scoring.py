@@ -1,27 +1,32 @@
 """Scoring: how likely given answers are, under the very distribution that the engine draws from.
 
-One forward pass over prompt and answer instead of one a token; guidance, the modality machine, grammars, temperature,
-top-k and top-p all count, so that log-probabilities recorded while sampling come out again.
+Answers are packed into rows, those of one prompt as branches of one trunk, and read in one forward pass a batch of rows
+instead of one a token. Guidance, the modality machine, grammars, temperature, top-k and top-p all count, so that
+log-probabilities recorded while sampling come out again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.context import Context, Reading, guidance_contexts, read_prompt
-from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guided_logits
-from unimodal.generation.log_probs import grammar_bias, open_images, states_of_answers, token_log_probs
+from unimodal.generation.answer_probs import HowRead, Read, answer_log_probs
+from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker, SampledAnswer
+from unimodal.generation.batch_media import media_tokens
+from unimodal.generation.context import Reading, guidance_contexts, read_prompt
+from unimodal.generation.log_probs import open_images
 from unimodal.generation.modality import ModalityMachine
-from unimodal.generation.reading import piece_media
 from unimodal.generation.requests import Request, check_ids
-from unimodal.generation.sampling import RowSampling, exact
+from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
 
-# Shapes: T tokens of an answer, V vocabulary.
+# Shapes: T tokens of an answer, B rows, D model width.
+
+ROW, BATCH = 512, 8192
+"""Tokens of a row where answers are short, and of a batch of rows."""
 
 
 @torch.inference_mode()
@@ -38,15 +43,38 @@ def score(
     """
     if len(requests) != len(answers):
         raise ValueError(f"{len(requests)} requests and {len(answers)} answers")
-    machine = ModalityMachine(space, model.device)
-    pairs = zip(requests, answers, strict=True)
-    return [_score(model, machine, *pair, reading or Reading()) for pair in pairs]
+    reading, machine = reading or Reading(), ModalityMachine(space, model.device)
+    lengths = [
+        _row_tokens(request, answer, model.config.trunk.max_length, space, reading)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+    length = max([*lengths, min(ROW, sum(lengths))], default=1)
+    packer = AnswerPacker(
+        space, reading, rows=max(BATCH // length, 1), length=length, context=model.config.trunk.max_length
+    )
+    groups: dict[Hashable, int] = {}
+    asked = [
+        SampledAnswer(
+            request=request,
+            ids=answer,
+            log_probs=[0.0] * len(answer),
+            group=groups.setdefault(_group(request), len(groups)),
+        )
+        for request, answer in zip(requests, answers, strict=True)
+    ]
+    found: dict[int, Tensor] = {}
+    for batch in packer.batches(asked, range(len(asked))):
+        read = batch.to(model.device)
+        opened = Read(model.token_head, _features(model, read))
+        scores = answer_log_probs(opened, read, machine, how=HowRead(sampled=False))
+        over = read.states.done | (read.left <= 0)
+        parts = scores.log_probs.masked_fill(over, float("-inf")).split([len(answers[n]) for n in batch.numbers])
+        found |= dict(zip(batch.numbers, parts, strict=True))
+    return [found[number] for number in range(len(asked))]
 
 
-def _score(
-    model: UnifiedModel, machine: ModalityMachine, request: Request, answer: Sequence[int], reading: Reading
-) -> Tensor:
-    limit, space, config = model.config.trunk.max_length, machine.space, request.config
+def _row_tokens(request: Request, answer: Sequence[int], limit: int, space: TokenSpace, reading: Reading) -> int:
+    """Tokens of a row that holds one answer with its prompt, or with any of the contexts it is compared with."""
     request.check(space, limit)
     prompt = read_prompt(request, space, reading)
     if not 0 < len(answer) <= limit - len(prompt):
@@ -55,52 +83,21 @@ def _score(
             f"{limit - len(prompt)}"
         )
     check_ids("an answer", answer, space)
-    if reading.latents and config.mode != "text" and space.specials.boi in answer:
+    if reading.latents and request.config.mode != "text" and space.specials.boi in answer:
         raise ValueError("an image that was drawn from latents has no probability: score answers in text")
-    tokens = torch.tensor(answer, device=machine.device)
-    states = states_of_answers(machine, [config], [answer])
-    logits = _guided(model, space, prompt, answer, config.guidance, states.progress)
-    left = min(config.max_new_tokens, limit - len(prompt)) - torch.arange(len(answer), device=machine.device)
-    logits = logits + machine.bias(states, left)
-    if config.grammar is not None:
-        logits[:, : space.text_size] += grammar_bias(machine, request, answer, states, left)
-    sampling = RowSampling.of([config.sampling] * len(answer), machine.device)
-    over = states.done | (left <= 0)
-    return token_log_probs(logits, tokens, sampling).log_probs.masked_fill(over, float("-inf"))
+    contexts = [prompt, *guidance_contexts(prompt, space, request.config.guidance)]
+    return max(map(len, contexts)) + len(answer) + 2 * len(open_images(answer, space))
 
 
-def _after(model: UnifiedModel, before: Context, answer: Sequence[int]) -> Tensor:
-    """Logits (T, V) for each token of `answer` after `before` and what precedes it."""
-    context = Context(runs=list(before.runs))
-    context.say(answer[:-1])
-    piece = context.piece()
-    ids, positions = (torch.tensor([row], device=model.device) for row in (piece.tokens, piece.positions))
-    mask = None
-    if piece.media:
-        limits = torch.tensor([piece.limits], device=model.device)
-        mask = (torch.arange(len(piece), device=model.device) <= limits[..., None]).unsqueeze(1)
-    features = model(ids, positions, mask, media=piece_media([piece], len(piece), model))
-    return exact(model.token_head(features[0, len(before) - 1 :]))
+def _group(request: Request) -> Hashable:
+    """Equal for requests whose prompts are read alike, and are compared with the same contexts."""
+    media = (tuple(map(id, request.latents)), tuple(map(id, request.pixels)))
+    return (tuple(request.prompt), request.config.mode == "text", request.config.guidance, media)
 
 
-def _guided(
-    model: UnifiedModel,
-    space: TokenSpace,
-    prompt: Context,
-    answer: Sequence[int],
-    guidance: GuidanceConfig,
-    progress: Tensor,
-) -> Tensor:
-    logits, compared = _after(model, prompt, answer), guidance_contexts(prompt, space, guidance)
-    if not compared:
-        return logits
-    for start, end in open_images(answer, space):
-        piece = answer[start:end]
-        others = []
-        for context in compared:
-            opened = Context(runs=list(context.runs))
-            opened.say([space.specials.boi])
-            others.append(_after(model, opened, piece))
-        rows = RowGuidance.of([guidance] * len(piece), logits.device)
-        logits[start:end] = guided_logits(logits[start:end], others[-1], others[0], rows, progress[start:end])
-    return logits
+def _features(model: UnifiedModel, batch: AnswerBatch) -> Tensor:
+    """(B, T, D) of the packed rows."""
+    packed = batch.packed
+    mask = dense_mask(packed.documents, packed.branches, packed.spans)
+    media = {name: media_tokens(values) for name, values in packed.media.items()}
+    return model(packed.tokens, packed.positions, mask, media=media)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tests.generation.test_engine import CONFIGS, CONTEXT, HOT, NAMES, SPACES, engine, prompts
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.answer_probs import HowRead, Read, answer_log_probs
+from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker, SampledAnswer
 from unimodal.generation.context import Reading
 from unimodal.generation.engine import Engine
 from unimodal.generation.guidance import GuidanceConfig
@@ -18,14 +20,12 @@ from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.masks import dense_mask
-from unimodal.training.rl.policy import Read, policy_log_probs
-from unimodal.training.rl.trajectories import PolicyBatch, Trajectory, TrajectoryPacker
 
 ROWS, LENGTH = 2, 64
 SAMPLED = [name for name in NAMES if name != "greedy"]
 
 
-def sample_groups(decoder: Engine, config: DecodeConfig, space: TokenSpace, group: int = 3) -> list[Trajectory]:
+def sample_groups(decoder: Engine, config: DecodeConfig, space: TokenSpace, group: int = 3) -> list[SampledAnswer]:
     """Answers to every prompt, `group` of each."""
     asked = [
         Request(prompt=prompt, config=config, seed=100 * number + member)
@@ -34,23 +34,22 @@ def sample_groups(decoder: Engine, config: DecodeConfig, space: TokenSpace, grou
     ]
     answers = decoder.decode(asked)
     return [
-        Trajectory(request=request, ids=a.ids, log_probs=a.log_probs, finish=a.finish, group=number // group)
+        SampledAnswer(request=request, ids=a.ids, log_probs=a.log_probs, finish=a.finish, group=number // group)
         for number, (request, a) in enumerate(zip(asked, answers, strict=True))
     ]
 
 
-def packed_batches(space: TokenSpace, trajectories: list[Trajectory], **sizes: int) -> list[PolicyBatch]:
+def packed_batches(space: TokenSpace, trajectories: list[SampledAnswer], **sizes: int) -> list[AnswerBatch]:
     sizes = {"rows": ROWS, "length": LENGTH, "context": CONTEXT} | sizes
-    packer = TrajectoryPacker(space, Reading(), **sizes)
+    packer = AnswerPacker(space, Reading(), **sizes)
     return list(packer.batches(trajectories, range(len(trajectories))))
 
 
-def log_probs_of(decoder: Engine, batch: PolicyBatch, **settings: Any) -> Tensor:
+def log_probs_of(decoder: Engine, batch: AnswerBatch, **settings: Any) -> Tensor:
     packed, model = batch.packed, decoder.model
     features = model(packed.tokens, packed.positions, dense_mask(packed.documents, packed.branches))
-    return policy_log_probs(
-        Read(model.token_head, features), batch, ModalityMachine(decoder.space), **settings
-    ).log_probs
+    read, machine = Read(model.token_head, features), ModalityMachine(decoder.space)
+    return answer_log_probs(read, batch, machine, how=HowRead(**settings)).log_probs
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -60,7 +59,7 @@ def test_stored_log_probabilities_come_out_of_packed_rows_again(name: str, space
     trajectories = sample_groups(decoder, config, space)
     batches = packed_batches(space, trajectories)
     assert len(batches) > 1
-    assert sorted(n for batch in batches for n in batch.trajectories) == list(range(len(trajectories)))
+    assert sorted(n for batch in batches for n in batch.numbers) == list(range(len(trajectories)))
     for batch in batches:
         torch.testing.assert_close(log_probs_of(decoder, batch), batch.old, rtol=1e-10, atol=1e-10)
 
@@ -145,7 +144,7 @@ def test_a_batch_of_padding_gives_every_weight_a_gradient_of_zero() -> None:
     space = SPACES["fixed"]
     decoder = engine(space=space)
     trajectories = sample_groups(decoder, DecodeConfig(mode="text", max_new_tokens=8), space)
-    packer = TrajectoryPacker(space, Reading(), rows=ROWS, length=LENGTH, context=CONTEXT)
+    packer = AnswerPacker(space, Reading(), rows=ROWS, length=LENGTH, context=CONTEXT)
     batch = packer.empty(next(iter(packer.batches(trajectories, [0]))))
     log_probs_of(decoder, batch).sum().backward()
     gradients = [parameter.grad for parameter in decoder.model.parameters()]
@@ -164,17 +163,17 @@ def test_the_distance_from_a_reference_is_that_of_a_slow_sum(name: str) -> None:
         features = model(packed.tokens, packed.positions, dense_mask(packed.documents, packed.branches))
         reads.append(Read(model.token_head, features))
     here, there = reads
-    found = policy_log_probs(here, batch, machine, there)
+    found = answer_log_probs(here, batch, machine, there)
     slow = torch.zeros(len(batch.tokens), dtype=torch.float64)
     for token in range(space.vocab_size):
         as_if = replace(batch, tokens=torch.full_like(batch.tokens, token))
-        log_p, log_q = (policy_log_probs(read, as_if, machine).log_probs for read in (here, there))
+        log_p, log_q = (answer_log_probs(read, as_if, machine).log_probs for read in (here, there))
         if name != "cut":  # its kept ids are those of each model; there the sum runs over what both keep
             slow += torch.where(log_p > -1e9, log_p.exp() * (log_p - log_q).nan_to_num(), 0.0)
     if name != "cut":
         torch.testing.assert_close(found.divergence, slow, rtol=1e-9, atol=1e-9)
-    assert (policy_log_probs(here, batch, machine, here).divergence.abs() < 1e-12).all()
-    torch.testing.assert_close(found.reference, policy_log_probs(there, batch, machine).log_probs)
+    assert (answer_log_probs(here, batch, machine, here).divergence.abs() < 1e-12).all()
+    torch.testing.assert_close(found.reference, answer_log_probs(there, batch, machine).log_probs)
 
 
 def test_the_entropy_is_that_of_a_slow_sum_and_has_a_gradient_where_it_is_asked_for() -> None:
@@ -185,14 +184,14 @@ def test_the_entropy_is_that_of_a_slow_sum_and_has_a_gradient_where_it_is_asked_
     packed = batch.packed
     features = decoder.model(packed.tokens, packed.positions, dense_mask(packed.documents, packed.branches))
     read = Read(decoder.model.token_head, features)
-    found = policy_log_probs(read, batch, machine, entropy_gradient=True)
+    found = answer_log_probs(read, batch, machine, how=HowRead(entropy_gradient=True))
     slow = torch.zeros(len(batch.tokens), dtype=torch.float64)
     for token in range(space.vocab_size):
         as_if = replace(batch, tokens=torch.full_like(batch.tokens, token))
-        log_p = policy_log_probs(read, as_if, machine).log_probs
+        log_p = answer_log_probs(read, as_if, machine).log_probs
         slow -= torch.where(log_p > -1e9, log_p.exp() * log_p.nan_to_num(neginf=0.0), 0.0)
     torch.testing.assert_close(found.entropy, slow, rtol=1e-9, atol=1e-9)
     weight = decoder.model.token_head.weight
     [wanted] = torch.autograd.grad(slow.sum(), [weight], retain_graph=True)
     torch.testing.assert_close(torch.autograd.grad(found.entropy.sum(), [weight])[0], wanted)
-    assert not policy_log_probs(read, batch, machine).entropy.requires_grad
+    assert not answer_log_probs(read, batch, machine).entropy.requires_grad

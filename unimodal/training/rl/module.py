@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.identity import plain
+from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker
 from unimodal.generation.modality import ModalityMachine
 from unimodal.model.checkpoint import open_model
 from unimodal.model.model import UnifiedModel
@@ -29,11 +30,9 @@ from unimodal.training.rl.losses.base import PolicyLoss
 from unimodal.training.rl.losses.clipped import ClippedRatio
 from unimodal.training.rl.losses.divergence import KLConfig
 from unimodal.training.rl.metrics import log_lengths, log_rewards
-from unimodal.training.rl.policy import moved
 from unimodal.training.rl.rewards.base import Reward
 from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler, advantages_of, mini_batches
 from unimodal.training.rl.statistics import Sums, largest_of_ranks, sum_over_ranks
-from unimodal.training.rl.trajectories import PolicyBatch, TrajectoryPacker
 from unimodal.training.rl.update import PolicyUpdate, UpdateConfig, new_value_head
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.start import StartConfig
@@ -179,7 +178,7 @@ class PolicyModule(TransformerModule):
         if self.update_config.value is not None:
             everything = update.counted(range(len(rollout.trajectories)))
             batches = update.packer.batches(rollout.trajectories, everything)
-            update.estimate_values(self.trained, [moved(batch, self.device) for batch in batches])
+            update.estimate_values(self.trained, [batch.to(self.device) for batch in batches])
         for epoch in range(self.rollouts.epochs):
             for numbers in mini_batches(rollout, self.rollouts, self.round, epoch, self._first_group):
                 self._step(update, numbers, sums)
@@ -192,9 +191,7 @@ class PolicyModule(TransformerModule):
 
     def _update(self, rollout: Rollout, advantages: Tensor) -> PolicyUpdate:
         context, sizes = self.trained.config.trunk.max_length, self.rollouts
-        packer = TrajectoryPacker(
-            self.space, self.decoder.reading, rows=sizes.rows, length=sizes.length, context=context
-        )
+        packer = AnswerPacker(self.space, self.decoder.reading, rows=sizes.rows, length=sizes.length, context=context)
         return PolicyUpdate(
             config=self.update_config,
             packer=packer,
@@ -207,7 +204,7 @@ class PolicyModule(TransformerModule):
             reference=self._reference[0].to(self.device, self.trained.dtype) if self._reference else None,
         )
 
-    def _read(self, model: UnifiedModel, batch: PolicyBatch) -> Tensor:
+    def _read(self, model: UnifiedModel, batch: AnswerBatch) -> Tensor:
         """Features (B, T, D) of the packed rows under a model."""
         return self._features(model, batch.packed, self._media(batch.packed))
 
@@ -216,10 +213,10 @@ class PolicyModule(TransformerModule):
         optimizer: Any = self.optimizers()
         numbers = update.counted(numbers)
         [divisor] = sum_over_ranks([update.divisor(numbers)], self.device)
-        batches = [moved(batch, self.device) for batch in update.packer.batches(update.rollout.trajectories, numbers)]
+        batches = [batch.to(self.device) for batch in update.packer.batches(update.rollout.trajectories, numbers)]
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number in range(largest_of_ranks(len(batches), self.device)):
-            batch = batches[number] if number < len(batches) else moved(update.empty_batch(), self.device)
+            batch = batches[number] if number < len(batches) else update.empty_batch().to(self.device)
             self.skipped.last_batch = batch.packed
             loss = update.loss(self.trained, batch, sums)
             self.manual_backward(loss)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.failures import FailureLog
+from unimodal.generation.answer_rows import SampledAnswer
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Request
 from unimodal.generation.settings import chosen
@@ -20,7 +21,6 @@ from unimodal.training.rl.overlong import OverlongConfig
 from unimodal.training.rl.prompts.base import Prompts
 from unimodal.training.rl.rewards.base import Answered, Reward, scored
 from unimodal.training.rl.statistics import gathered, largest_of_ranks
-from unimodal.training.rl.trajectories import Trajectory
 
 # Shapes: P prompts, G answers of each, K rewards.
 
@@ -61,7 +61,7 @@ class RolloutConfig:
 class Rollout:
     """Answers of groups, by prompt and then by member, with the rewards of each."""
 
-    trajectories: list[Trajectory]
+    trajectories: list[SampledAnswer]
     answers: list[Answered]
     rewards: Tensor
     """(P, G, K) float64; NaN where a reward could not be had, 0 where the prompt does not have it."""
@@ -171,7 +171,7 @@ class Sampler:
         sampled = time.perf_counter()
         group = self.config.group
         trajectories = [
-            Trajectory(
+            SampledAnswer(
                 request=request, ids=each.ids, log_probs=each.log_probs, finish=each.finish, group=place // group
             )
             for place, (request, each) in enumerate(zip(requests, decoded, strict=True))
@@ -212,7 +212,7 @@ class Sampler:
         return found
 
     def _rewards(
-        self, drawn: Sequence[DrawnPrompt], answers: Sequence[Answered], trajectories: Sequence[Trajectory]
+        self, drawn: Sequence[DrawnPrompt], answers: Sequence[Answered], trajectories: Sequence[SampledAnswer]
     ) -> tuple[Tensor, Tensor]:
         group, columns = self.config.group, len(self.names)
         rewards = torch.zeros(len(drawn) * group, columns, dtype=torch.float64)
@@ -228,7 +228,7 @@ class Sampler:
             rewards[:, -1], weights[:, -1] = self._overlong(answers, trajectories), 1.0
         return rewards.view(len(drawn), group, columns), weights
 
-    def _overlong(self, answers: Sequence[Answered], trajectories: Sequence[Trajectory]) -> Tensor:
+    def _overlong(self, answers: Sequence[Answered], trajectories: Sequence[SampledAnswer]) -> Tensor:
         """What answers of words alone lose for their length: (P * G,)."""
         assert self.config.overlong is not None
         penalties = [

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unimodal.generation.answer_probs import AnswerTokens, HowRead, Read, answer_log_probs
+from unimodal.generation.answer_rows import MAIN, AnswerBatch, AnswerPacker
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.sampling import exact
 from unimodal.model.linear import BoundaryLinear
@@ -23,10 +25,8 @@ from unimodal.training.rl.advantages.generalized import (
 from unimodal.training.rl.losses.aggregation import Aggregation, token_weights
 from unimodal.training.rl.losses.base import PolicyLoss, TokenRatios
 from unimodal.training.rl.losses.divergence import KLConfig, kl_penalty
-from unimodal.training.rl.policy import PolicyTokens, Read, policy_log_probs
 from unimodal.training.rl.rollouts import Rollout
 from unimodal.training.rl.statistics import Sums, sum_over_ranks
-from unimodal.training.rl.trajectories import MAIN, PolicyBatch, TrajectoryPacker
 
 # Shapes: M tokens of all answers of a batch, B answers, T tokens of the max_length.
 
@@ -47,15 +47,15 @@ class PolicyUpdate:
     """Losses of one rollout's answers. `advantages` (N,) are those of its trajectories, unless a value gives them."""
 
     config: UpdateConfig
-    packer: TrajectoryPacker
+    packer: AnswerPacker
     machine: ModalityMachine
     rollout: Rollout
     advantages: Tensor
-    forward: Callable[[UnifiedModel, PolicyBatch], Tensor]
+    forward: Callable[[UnifiedModel, AnswerBatch], Tensor]
     head: TokenHead
     value_head: nn.Module | None = None
     reference: UnifiedModel | None = None
-    like: PolicyBatch | None = None
+    like: AnswerBatch | None = None
     token_advantages: dict[int, Tensor] | None = None
     """Of each trajectory, where a value gives them."""
     returns: dict[int, Tensor] | None = None
@@ -76,19 +76,18 @@ class PolicyUpdate:
         max_length = max((each.request.config.max_new_tokens for each in trajectories), default=1)
         return token_weights(lengths, self.config.aggregation, max_length)
 
-    def empty_batch(self) -> PolicyBatch:
+    def empty_batch(self) -> AnswerBatch:
         """Padding, so that ranks do the same number of passes."""
         if self.like is None:
             self.like = next(iter(self.packer.batches(self.rollout.trajectories, [0])))
         return self.packer.empty(self.like)
 
-    def loss(self, model: UnifiedModel, batch: PolicyBatch, sums: Sums) -> Tensor:
+    def loss(self, model: UnifiedModel, batch: AnswerBatch, sums: Sums) -> Tensor:
         """The sum over a batch's tokens of their weighted losses; `divisor` makes the step's mean of it."""
         features = self.forward(model, batch)
+        how = HowRead(entropy_gradient=bool(self.config.entropy))
         read, reference = Read(self.head, features), self._reference(batch)
-        found_tokens = policy_log_probs(
-            read, batch, self.machine, reference, entropy_gradient=bool(self.config.entropy)
-        )
+        found_tokens = answer_log_probs(read, batch, self.machine, reference, how)
         log_probs, entropy = found_tokens.log_probs, found_tokens.entropy
         device, dtype = log_probs.device, log_probs.dtype
         old = batch.old.to(dtype)
@@ -105,24 +104,24 @@ class PolicyUpdate:
             losses = losses + self._penalties(found_tokens, inside, sums)
         if self.config.value is not None:
             losses = losses + self.config.value.weight * self._value_losses(features, batch, sums)
-        weights = self._token_weights(batch.trajectories)[0].to(device, dtype)
+        weights = self._token_weights(batch.numbers)[0].to(device, dtype)
         weights = weights[batch.answers] if len(batch.answers) else losses
         return (losses * weights).sum()
 
-    def _of_tokens(self, batch: PolicyBatch) -> Tensor:
+    def _of_tokens(self, batch: AnswerBatch) -> Tensor:
         """(M,) the advantage of each token."""
         if self.token_advantages is not None:
-            parts = [self.token_advantages[number] for number in batch.trajectories]
+            parts = [self.token_advantages[number] for number in batch.numbers]
             return torch.cat(parts) if parts else torch.zeros(0)
-        return self.advantages[batch.trajectories][batch.answers.cpu()] if batch.trajectories else torch.zeros(0)
+        return self.advantages[batch.numbers][batch.answers.cpu()] if batch.numbers else torch.zeros(0)
 
     @torch.no_grad()
-    def _reference(self, batch: PolicyBatch) -> Read | None:
+    def _reference(self, batch: AnswerBatch) -> Read | None:
         if self.reference is None:
             return None
         return Read(self.reference.token_head, self.forward(self.reference, batch))
 
-    def _penalties(self, tokens: PolicyTokens, inside: Tensor, sums: Sums) -> Tensor:
+    def _penalties(self, tokens: AnswerTokens, inside: Tensor, sums: Sums) -> Tensor:
         """(M,) of the distance from the reference."""
         assert self.config.kl is not None
         sums.add("kl_text", tokens.divergence, ~inside)
@@ -134,13 +133,13 @@ class PolicyUpdate:
 
     # -- a value
 
-    def values(self, features: Tensor, batch: PolicyBatch) -> Tensor:
+    def values(self, features: Tensor, batch: AnswerBatch) -> Tensor:
         """(M,) the value before each token; the trunk takes no gradient from it."""
         assert self.value_head is not None
         return exact(self.value_head(features.flatten(0, 1)[batch.index[:, MAIN]].detach())).squeeze(-1)
 
     @torch.no_grad()
-    def estimate_values(self, model: UnifiedModel, batches: Sequence[PolicyBatch]) -> None:
+    def estimate_values(self, model: UnifiedModel, batches: Sequence[AnswerBatch]) -> None:
         """Values of all answers as they are now, and from them advantages and returns of their tokens.
 
         The reward of an answer comes after its last token. Advantages are whitened over all tokens of all ranks.
@@ -150,8 +149,8 @@ class PolicyUpdate:
         found: dict[int, Tensor] = {}
         for batch in batches:
             values = self.values(self.forward(model, batch), batch).double().cpu()
-            parts = values.split([len(self.rollout.trajectories[number]) for number in batch.trajectories])
-            found |= dict(zip(batch.trajectories, parts, strict=True))
+            parts = values.split([len(self.rollout.trajectories[number]) for number in batch.numbers])
+            found |= dict(zip(batch.numbers, parts, strict=True))
         numbers = sorted(found)
         lengths = torch.tensor([len(found[number]) for number in numbers])
         values = torch.nn.utils.rnn.pad_sequence([found[number] for number in numbers], batch_first=True)
@@ -173,13 +172,13 @@ class PolicyUpdate:
         [squares] = sum_over_ranks([float((values - mean).square().sum())], device)
         return mean, (squares / max(sums[1] - 1, 1)) ** 0.5
 
-    def _value_losses(self, features: Tensor, batch: PolicyBatch, sums: Sums) -> Tensor:
+    def _value_losses(self, features: Tensor, batch: AnswerBatch, sums: Sums) -> Tensor:
         assert self.config.value is not None and self.returns is not None and self.old_values is not None
         values = self.values(features, batch)
-        if not batch.trajectories:
+        if not batch.numbers:
             return values
         returns, old = (
-            torch.cat([table[number] for number in batch.trajectories]).to(values.device, values.dtype)
+            torch.cat([table[number] for number in batch.numbers]).to(values.device, values.dtype)
             for table in (self.returns, self.old_values)
         )
         losses = value_losses(values, returns, old, self.config.value.clip)

@@ -1,4 +1,4 @@
-"""Trajectories in packed rows: a group is a trunk with a branch for each answer, and so are the contexts of guidance.
+"""Answers in packed rows: a group is a trunk with a branch for each answer, and so are the contexts of guidance.
 
     main    <bos> prompt         | <sep> answer 1 | <sep> answer 2 | ...      one trunk for all answers of a prompt
     null    <bos> <null>         | <sep> <boi> codes <eoi> | ...              what guidance compares with
@@ -36,7 +36,7 @@ MAIN, NULL, IMAGES = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
+class SampledAnswer:
     """An answer that was sampled: its request, ids, and the log-probability of each when it was drawn."""
 
     request: Request
@@ -44,7 +44,7 @@ class Trajectory:
     log_probs: Sequence[float]
     finish: Finish = "end"
     group: int = 0
-    """The number of its prompt among those of the rollout."""
+    """Answers of one group have the same prompt, mode and guidance."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +52,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A packed document of one context, and which stretch of which trajectory each of its branches predicts."""
+    """A packed document of one context, and which stretch of which answer each of its branches predicts."""
 
     rendered: Rendered
     role: int
@@ -60,11 +60,11 @@ class _Piece:
 
 
 @dataclass(kw_only=True, eq=False)
-class PolicyBatch:
-    """Packed rows with the answers of some trajectories; the tensors of tokens are (M,), answer by answer.
+class AnswerBatch:
+    """Packed rows with some answers; the tensors of tokens are (M,), answer by answer.
 
     `index` (M, 3) says where in the flattened rows the features lie that predict a token in each context; where a token
-    is not guided, all three are the main one. `trajectories` are numbers of the rollout's trajectories, and `answers`
+    is not guided, all three are the main one. `numbers` are those of its answers among all that were packed; `answers`
     count them from 0 on in this batch.
     """
 
@@ -80,9 +80,9 @@ class PolicyBatch:
     guidance: RowGuidance
     text_bias: Tensor | None
     """(M, X) of 0 and -inf where any answer has a grammar."""
-    trajectories: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> PolicyBatch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> AnswerBatch:
         """Every tensor of tokens, (M, ...), through a function; rows and numbers stay."""
         names = ("index", "tokens", "old", "answers", "guided", "left")
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
@@ -96,52 +96,59 @@ class PolicyBatch:
             text_bias=None if self.text_bias is None else function(self.text_bias),
         )
 
+    def to(self, device: torch.device) -> AnswerBatch:
+        """The same batch on another device."""
+        if device.type == "cpu":
+            return self
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, packed=self.packed.to(device, non_blocking=True))
 
-class TrajectoryPacker:
-    """Packs trajectories into batches of `rows` rows of `length` tokens."""
+
+class AnswerPacker:
+    """Packs answers into batches of `rows` rows of `length` tokens."""
 
     def __init__(self, space: TokenSpace, reading: Reading, *, rows: int, length: int, context: int) -> None:
         """context: tokens that the model can read, which ends an answer as its token budget does."""
         self.space, self.reading, self.rows, self.length, self.context = space, reading, rows, length, context
         self.machine = ModalityMachine(space)
 
-    def batches(self, trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> Iterator[PolicyBatch]:
-        """Batches of these trajectories, the answers of one prompt beside one another.
+    def batches(self, sampled: Sequence[SampledAnswer], numbers: Sequence[int]) -> Iterator[AnswerBatch]:
+        """Batches of these answers, the answers of one prompt beside one another.
 
-        Raises ValueError for a trajectory that does not fit a row.
+        Raises ValueError for an answer that does not fit a row.
         """
         held: list[_Piece] = []
-        for unit in self._units(trajectories, numbers):
+        for unit in self._units(sampled, numbers):
             if held and len(best_fit([len(piece.rendered) for piece in held + unit], self.length)) > self.rows:
-                yield self._batch(trajectories, held)
+                yield self._batch(sampled, held)
                 held = []
             held = held + unit
         if held:
-            yield self._batch(trajectories, held)
+            yield self._batch(sampled, held)
 
-    def empty(self, like: PolicyBatch) -> PolicyBatch:
+    def empty(self, like: AnswerBatch) -> AnswerBatch:
         """A batch of padding, for a rank that has none left."""
         packed = collate([], self.length, self.space, num_rows=self.rows)
-        return replace(like.map(lambda tensor: tensor[:0]), packed=packed, trajectories=[])
+        return replace(like.map(lambda tensor: tensor[:0]), packed=packed, numbers=[])
 
-    def _units(self, trajectories: Sequence[Trajectory], numbers: Sequence[int]) -> Iterator[list[_Piece]]:
+    def _units(self, sampled: Sequence[SampledAnswer], numbers: Sequence[int]) -> Iterator[list[_Piece]]:
         """Pieces that have to be in one batch: answers of one prompt, and their contexts of guidance."""
         by_group: dict[int, list[int]] = {}
         for number in numbers:
-            by_group.setdefault(trajectories[number].group, []).append(number)
+            by_group.setdefault(sampled[number].group, []).append(number)
         for members in by_group.values():
-            request = trajectories[members[0]].request
+            request = sampled[members[0]].request
             prompt = read_prompt(request, self.space, self.reading)
             contexts = [prompt, *guidance_contexts(prompt, self.space, request.config.guidance)]
             trunk = max(len(context) for context in contexts) - 1
-            for chunk in self._chunks(trajectories, members, trunk):
-                yield self._pieces(trajectories, contexts, chunk)
+            for chunk in self._chunks(sampled, members, trunk):
+                yield self._pieces(sampled, contexts, chunk)
 
-    def _chunks(self, trajectories: Sequence[Trajectory], members: Sequence[int], trunk: int) -> Iterator[list[int]]:
+    def _chunks(self, sampled: Sequence[SampledAnswer], members: Sequence[int], trunk: int) -> Iterator[list[int]]:
         """As many answers as fit a row beside their trunk."""
         chunk, used = list[int](), trunk
         for number in members:
-            ids = trajectories[number].ids
+            ids = sampled[number].ids
             needed = len(ids) + 1 + 2 * len(open_images(ids, self.space))
             if trunk + needed > self.length:
                 raise ValueError(
@@ -157,7 +164,7 @@ class TrajectoryPacker:
             yield chunk
 
     def _pieces(
-        self, trajectories: Sequence[Trajectory], contexts: Sequence[Context], numbers: Sequence[int]
+        self, sampled: Sequence[SampledAnswer], contexts: Sequence[Context], numbers: Sequence[int]
     ) -> list[_Piece]:
         roles = {0: MAIN, 1: NULL, 2: IMAGES}
         pieces = []
@@ -166,13 +173,12 @@ class TrajectoryPacker:
             stretches = [
                 (number, start, end)
                 for number in numbers
-                for start, end in self._stretches(trajectories[number].ids, main=place == 0)
+                for start, end in self._stretches(sampled[number].ids, main=place == 0)
             ]
             if not stretches:
                 continue
             blocks = tuple(
-                self._block(last, trajectories[number].ids, start, end, main=place == 0)
-                for number, start, end in stretches
+                self._block(last, sampled[number].ids, start, end, main=place == 0) for number, start, end in stretches
             )
             rendered = Outline(tuple(trunk), blocks, branched=True).build()
             pieces.append(_Piece(rendered, roles[place], tuple(stretches)))
@@ -188,14 +194,14 @@ class TrajectoryPacker:
 
     # -- one batch
 
-    def _batch(self, trajectories: Sequence[Trajectory], pieces: Sequence[_Piece]) -> PolicyBatch:
+    def _batch(self, sampled: Sequence[SampledAnswer], pieces: Sequence[_Piece]) -> AnswerBatch:
         rows = best_fit([len(piece.rendered) for piece in pieces], self.length)
         placed = [[pieces[number] for number in row] for row in rows]
         packed = collate([[piece.rendered for piece in row] for row in placed], self.length, self.space, self.rows)
         flat = packed.loss_weights.flatten().nonzero().squeeze(-1)
         members = list(dict.fromkeys(n for piece in pieces if piece.role == MAIN for n, _, _ in piece.stretches))
-        firsts = dict(zip(members, np.cumsum([0, *(len(trajectories[n]) for n in members)]).tolist(), strict=False))
-        total = sum(len(trajectories[number]) for number in members)
+        firsts = dict(zip(members, np.cumsum([0, *(len(sampled[n]) for n in members)]).tolist(), strict=False))
+        total = sum(len(sampled[number]) for number in members)
         index, taken = torch.full((3, total), -1, dtype=torch.int64), 0
         for piece in (piece for row in placed for piece in row):
             for number, start, end in piece.stretches:
@@ -206,18 +212,18 @@ class TrajectoryPacker:
         index[NULL] = torch.where(guided, index[NULL], index[MAIN])
         index[IMAGES] = torch.where(index[IMAGES] >= 0, index[IMAGES], index[NULL])
         index = index.T.contiguous()
-        return self._with_tokens([trajectories[number] for number in members], members, packed, index, guided)
+        return self._with_tokens([sampled[number] for number in members], members, packed, index, guided)
 
     def _with_tokens(
-        self, chosen: Sequence[Trajectory], members: list[int], packed: PackedBatch, index: Tensor, guided: Tensor
-    ) -> PolicyBatch:
+        self, chosen: Sequence[SampledAnswer], members: list[int], packed: PackedBatch, index: Tensor, guided: Tensor
+    ) -> AnswerBatch:
         requests, answers = [each.request for each in chosen], [each.ids for each in chosen]
         configs, lengths = [request.config for request in requests], [len(ids) for ids in answers]
         states = states_of_answers(self.machine, configs, answers)
         budgets = [self._budget(request) for request in requests]
         left = [tokens_left(budget, length) for budget, length in zip(budgets, lengths, strict=True)]
         repeated = [config for config, length in zip(configs, lengths, strict=True) for _ in range(length)]
-        return PolicyBatch(
+        return AnswerBatch(
             packed=packed,
             index=index,
             tokens=torch.tensor([token for ids in answers for token in ids], dtype=torch.int64),
@@ -229,7 +235,7 @@ class TrajectoryPacker:
             sampling=RowSampling.of([config.sampling for config in repeated]),
             guidance=RowGuidance.of([config.guidance for config in repeated]),
             text_bias=self._text_bias(requests, answers, states, left),
-            trajectories=members,
+            numbers=members,
         )
 
     def _budget(self, request: Request) -> int:

@@ -1,5 +1,6 @@
-"""The policy is the sampler: log-probabilities of sampled tokens under the model as it is now, differentiable.
+"""Log-probabilities of packed answers under the distribution that they were sampled from, differentiable.
 
+The policy of reinforcement learning is the sampler, and scoring asks how likely the sampler is to say something.
 Guidance, the modality machine, grammars, temperature, top-k and top-p all count. Whoever leaves out guidance trains
 another distribution than the one that drew the pictures: with scale w, the gradient of a sampled code's probability is
 w times that of its logit under the prompt less (w - 1) times that of its logit without it.
@@ -8,7 +9,6 @@ w times that of its logit under the prompt less (w - 1) times that of its logit 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from unimodal.generation.answer_rows import IMAGES, MAIN, NULL, AnswerBatch
 from unimodal.generation.guidance import RowGuidance, guided_logits
 from unimodal.generation.log_probs import divergences, log_distributions, of_distributions
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.sampling import exact
 from unimodal.model.token_head import TokenHead, ToLogits
-from unimodal.training.rl.trajectories import IMAGES, MAIN, NULL, PolicyBatch
 
 # Shapes: M tokens of all answers, D model width, V vocabulary.
 
@@ -29,7 +29,7 @@ LOGITS_OF_A_PART = 2**22
 """Logits of one part; what a part needs besides is made again in the backward pass."""
 
 
-class PolicyTokens(NamedTuple):
+class AnswerTokens(NamedTuple):
     """(M,) each, in nats."""
 
     log_probs: Tensor
@@ -40,6 +40,16 @@ class PolicyTokens(NamedTuple):
     """KL(policy | reference) at each token, over all ids; 0 without a reference."""
 
 
+class HowRead(NamedTuple):
+    """How answers are read."""
+
+    at_once: int = LOGITS_OF_A_PART
+    """Logits that are made at a time."""
+    entropy_gradient: bool = False
+    sampled: bool = True
+    """Whether the tokens were drawn so; otherwise one that is never drawn has -inf (`log_distributions`)."""
+
+
 class Read(NamedTuple):
     """What a model made of a batch: its head, and features (B, T, D) of the packed rows."""
 
@@ -47,42 +57,39 @@ class Read(NamedTuple):
     features: Tensor
 
 
-def policy_log_probs(
+def answer_log_probs(
     policy: Read,
-    batch: PolicyBatch,
+    batch: AnswerBatch,
     machine: ModalityMachine,
     reference: Read | None = None,
-    *,
-    at_once: int = LOGITS_OF_A_PART,
-    entropy_gradient: bool = False,
-) -> PolicyTokens:
+    how: HowRead | None = None,
+) -> AnswerTokens:
     """Log-probabilities, entropies and distances from a reference of a batch's tokens (M,).
 
-    `machine` is on the device of the features, `at_once` logits are made at a time.
+    `machine` is on the device of the features.
     """
-    within = partial(_in_parts, batch, machine, reference, at_once, entropy_gradient)
+    within = partial(_in_parts, batch, machine, reference, how or HowRead())
     return policy.head(policy.features, within=within)
 
 
 def _in_parts(
-    batch: PolicyBatch,
+    batch: AnswerBatch,
     machine: ModalityMachine,
     reference: Read | None,
-    at_once: int,
-    entropy_gradient: bool,
+    how: HowRead,
     features: Tensor,
     to_logits: ToLogits,
-) -> PolicyTokens:
+) -> AnswerTokens:
     policy = _Flat(to_logits, features.flatten(0, 1))
     other = reference and _Flat(reference.head, reference.features.flatten(0, 1))
-    rows = max(at_once // machine.space.vocab_size, 1)
+    rows = max(how.at_once // machine.space.vocab_size, 1)
     found = []
     for part in _parts(batch, rows):
         if torch.is_grad_enabled() and len(batch.tokens) > rows:
-            found.append(checkpoint(_tokens, policy, other, part, machine, entropy_gradient, use_reentrant=False))
+            found.append(checkpoint(_tokens, policy, other, part, machine, how, use_reentrant=False))
         else:
-            found.append(_tokens(policy, other, part, machine, entropy_gradient))
-    return PolicyTokens(*(torch.cat(values) for values in zip(*found, strict=True)))
+            found.append(_tokens(policy, other, part, machine, how))
+    return AnswerTokens(*(torch.cat(values) for values in zip(*found, strict=True)))
 
 
 class _Flat(NamedTuple):
@@ -93,20 +100,20 @@ class _Flat(NamedTuple):
 
 
 def _tokens(
-    policy: _Flat, reference: _Flat | None, part: PolicyBatch, machine: ModalityMachine, entropy_gradient: bool
-) -> PolicyTokens:
-    distributions = _distributions(policy, part, machine)
-    drawn = of_distributions(distributions, part.tokens, entropy_gradient=entropy_gradient)
+    policy: _Flat, reference: _Flat | None, part: AnswerBatch, machine: ModalityMachine, how: HowRead
+) -> AnswerTokens:
+    distributions = _distributions(policy, part, machine, how)
+    drawn = of_distributions(distributions, part.tokens, entropy_gradient=how.entropy_gradient)
     if reference is None:
         alone = drawn.log_probs.detach()
-        return PolicyTokens(drawn.log_probs, drawn.entropy, alone, torch.zeros_like(alone))
+        return AnswerTokens(drawn.log_probs, drawn.entropy, alone, torch.zeros_like(alone))
     with torch.no_grad():
-        others = _distributions(reference, part, machine)
+        others = _distributions(reference, part, machine, how)
     of_reference = of_distributions(others, part.tokens).log_probs
-    return PolicyTokens(drawn.log_probs, drawn.entropy, of_reference, divergences(distributions, others))
+    return AnswerTokens(drawn.log_probs, drawn.entropy, of_reference, divergences(distributions, others))
 
 
-def _distributions(read: _Flat, part: PolicyBatch, machine: ModalityMachine) -> Tensor:
+def _distributions(read: _Flat, part: AnswerBatch, machine: ModalityMachine, how: HowRead) -> Tensor:
     """(M, V) logarithms of what each token is drawn from."""
     to_logits, flat = read
     logits = exact(to_logits(flat[part.index[:, MAIN]]))
@@ -120,10 +127,10 @@ def _distributions(read: _Flat, part: PolicyBatch, machine: ModalityMachine) -> 
     if part.text_bias is not None:
         rules = torch.nn.functional.pad(part.text_bias, (0, logits.shape[-1] - part.text_bias.shape[-1]))
         logits = logits + rules
-    return log_distributions(logits, part.tokens, part.sampling, sampled=True)
+    return log_distributions(logits, part.tokens, part.sampling, sampled=how.sampled)
 
 
-def _parts(batch: PolicyBatch, rows: int) -> Iterator[PolicyBatch]:
+def _parts(batch: AnswerBatch, rows: int) -> Iterator[AnswerBatch]:
     """Some tokens at a time; a batch without any is one part, so that every weight has a gradient."""
     for start in range(0, max(len(batch.tokens), 1), rows):
         yield batch.map(partial(_some, chosen=slice(start, start + rows)))
@@ -131,11 +138,3 @@ def _parts(batch: PolicyBatch, rows: int) -> Iterator[PolicyBatch]:
 
 def _some(tensor: Tensor, chosen: slice) -> Tensor:
     return tensor[chosen]
-
-
-def moved(batch: PolicyBatch, device: torch.device) -> PolicyBatch:
-    """The same batch on a device."""
-    if device.type == "cpu":
-        return batch
-    found = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
-    return replace(found, packed=batch.packed.to(device, non_blocking=True))
