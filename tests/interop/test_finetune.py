@@ -44,7 +44,7 @@ def tokenized(bundle: Path, root: Path) -> Path:
     return root / "shards"
 
 
-def fine_tuned(bundle: Path, shards: Path, root: Path) -> dict[int, float]:
+def fine_tuned(bundle: Path, shards: Path, root: Path, **changes: Any) -> dict[int, float]:
     """Step -> loss of a run, whose bundle lies in `root / "run" / "model"`."""
     options = {
         "model.start.bundle": bundle,
@@ -60,6 +60,7 @@ def fine_tuned(bundle: Path, shards: Path, root: Path) -> dict[int, float]:
         "trainer.limit_val_batches": 0,
         "trainer.log_every_n_steps": 1,
         "trainer.default_root_dir": root / "run",
+        **{name.replace("__", "."): value for name, value in changes.items()},
     }
     config = ["fit", "--config=configs/run/finetune.yaml"]
     process = start_training([*config, *(f"--{name}={value}" for name, value in options.items())])
@@ -88,3 +89,17 @@ def test_an_imported_model_learns_from_the_command_line_and_opens_in_transformer
     ids = torch.randint(trained.token_space.vocab_size, (2, 50))
     with torch.no_grad():
         torch.testing.assert_close(logits(trained.model, ids), theirs(ids).logits, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "strategy"), [("llama", "ddp"), ("chameleon", "sharded")])
+def test_two_ranks_fine_tune_an_imported_model_as_one_does(model_type: str, strategy: str, tmp_path: Path) -> None:
+    bundle = imported(model_type, tmp_path)
+    shards = tokenized(bundle, tmp_path)
+    few = {"trainer__max_steps": 6, "data__stream__rows": 2}
+    alone = fine_tuned(bundle, shards, tmp_path / "one", trainer__accumulate_grad_batches=2, **few)
+    together = fine_tuned(bundle, shards, tmp_path / "two", trainer__devices=2, trainer__strategy=strategy, **few)
+    assert together == pytest.approx(alone, rel=1e-4)
+    first, second = (unimodal.load(tmp_path / name / "run" / "model").model.state_dict() for name in ("one", "two"))
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=1e-3, atol=1e-4)
