@@ -1,4 +1,4 @@
-"""A training step of ours against transformers' class: one Chameleon of about 30M, same documents, optimizer, precision.
+"""A training step of ours against transformers' class: one Chameleon of about 30M, one optimizer and precision.
 
 `equal_lengths`: texts of 512 tokens, all learnt; tokens a second. `natural_lengths`: pictures of 64 codes, each with a
 caption and eight questions; ours are packed, all questions of a picture in one row, theirs are one sequence for each,
