@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import torch
 
 from tests.oracles.tiny import tiny_bundle, tiny_picture
 from unimodal.training.rl.rewards.base import Answered, Reward
@@ -26,6 +27,21 @@ class Redness(Reward):
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """See `Reward`."""
         return [fmean(np.asarray(picture)[..., 0].mean() / 255 for picture in each.pictures) for each in answers]
+
+
+class Late(Reward):
+    """Scores with a weight that it trains itself, which needs gradients."""
+
+    def prepare(self) -> None:
+        """One step of a regression."""
+        weight = torch.ones(1, requires_grad=True)
+        (weight - 0.5).square().sum().backward()
+        assert weight.grad is not None
+        self.weight = 0.5 * weight.grad.item()
+
+    def score(self, answers: Sequence[Answered]) -> Sequence[float]:
+        """See `Reward`."""
+        return [self.weight] * len(answers)
 
 
 def tiny_prompts(path: Path, *, pictures: bool = True) -> Path:

@@ -57,7 +57,7 @@ def reinforcement_plan(out: Path, *, quick: bool = False) -> list[Step]:
     before, after = out / MODEL, out / RL_FOLDER / MODEL
     training = ("fit", "--config", str(config_path("rl/demo.yaml")), "--data.init_args.bundle", str(before))
     training += ("--trainer.default_root_dir", str(out / RL_FOLDER), "--trainer.devices", "1")
-    for reward, judge in (("drawn", "reward_judge"), ("judged", "judge")):
+    for reward, judge in (("drawn", "reward_judge"), ("judged", "results/judge")):
         training += (f"--model.init_args.rewards.{reward}.init_args.folder", str(out / judge))
     if quick:
         training += (

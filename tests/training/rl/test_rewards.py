@@ -161,3 +161,19 @@ def test_a_service_that_does_not_answer_is_a_lost_reward() -> None:
 def test_rewards_that_make_no_sense_are_refused(make: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make()
+
+
+def test_a_reward_that_fails_for_every_answer_is_not_asked_for_each() -> None:
+    """A judge that cannot be opened was trained anew for each of 448 answers."""
+    asked: list[int] = []
+
+    class Broken(Reward):
+        def score(self, answers: Sequence[Answered]) -> Sequence[float]:
+            asked.append(len(answers))
+            raise OSError("no judge here")
+
+    log = FailureLog(limit=1.0, loud=False)
+    found = scored("judge", Broken(), [answered("a")] * 100, log)
+    assert all(value != value for value in found)
+    assert asked == [100, 1, 1, 1]
+    assert len(log.bad) == 100

@@ -133,3 +133,18 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     for reason, options in cases.items():
         text = refusal(rl_arguments(tmp_path, tmp_path / "run", **options), capsys)
         assert reason in text or reason.replace("prompts", "fileprompts") in text, text
+
+
+def test_held_out_prompts_are_answered_at_validation_and_their_rewards_are_prepared_before(tmp_path: Path) -> None:
+    """Validation runs without gradients, so what a reward trains or opens has to be there by then."""
+    held_out = (
+        f"[{{class_path: FilePrompts, init_args: {{path: {tmp_path / 'prompts.jsonl'}, rewards: {{late: 1.0}}, "
+        "decode: {mode: text, max_new_tokens: 6}}}]"
+    )
+    rewards = REWARDS[:-1] + ", late: {class_path: tests.oracles.tiny_rl.Late}}"
+    options = {"data__held_out": held_out, "model__rewards": rewards, "trainer__limit_val_batches": 1}
+    cli.main(rl_arguments(tmp_path, tmp_path / "run", trainer__val_check_interval=1, **options))
+    values = list(map(float, logged(tmp_path / "run", "val/reward").values()))
+    assert len(values) == 3
+    assert all(0 < value <= 1 for value in values)
+    assert set(map(float, logged(tmp_path / "run", "train/rewards_lost").values())) == {0.0}

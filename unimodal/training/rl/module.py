@@ -115,9 +115,10 @@ class PolicyModule(TransformerModule):
         self.decoder = PolicyDecoder(self.space, self.spec.tokenizers_folder)
         half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else torch.float32
         self.sampler = Sampler(data.prompts, self.rewards, self.rollouts, half)
-        self.sampler.check(data.opened)
         self.held_out = Sampler(data.held_out, self.rewards, self.rollouts, half)
-        self.held_out.check(data.opened_held_out)
+        with torch.device("cpu"), as_saved(torch.device("cpu")):
+            self.sampler.check(data.opened)
+            self.held_out.check(data.opened_held_out)
         self.stream = PromptStream.of(data.opened, [each.weight for each in data.prompts], self.rollouts.seed)
         if self.update_config.value is not None:
             self.value_head = new_value_head(self.trained)

@@ -138,7 +138,7 @@ class Sampler:
         return [*self.rewards, *(["overlong"] if self.config.overlong else [])]
 
     def check(self, opened: Sequence[Sequence[object]]) -> None:
-        """Raise ValueError for rewards that there are not, or whose facts the prompts do not have."""
+        """Prepare the rewards. Raises ValueError for those that there are not, or whose facts the prompts lack."""
         for prompts, some in zip(self.kinds, opened, strict=True):
             for name in prompts.rewards:
                 if name not in self.rewards:
@@ -147,6 +147,8 @@ class Sampler:
                 facts = getattr(some[0], "facts", {})
                 if missing := [fact for fact in self.rewards[name].facts if fact not in facts]:
                     raise ValueError(f"the reward {name!r} reads {missing[0]!r}, which {prompts.kind} do not have")
+        for name in dict.fromkeys(name for prompts in self.kinds for name in prompts.rewards):
+            self.rewards[name].prepare()
 
     def collect(self, pipeline: Pipeline, draw: Draw, share: int, device: torch.device) -> Rollout:
         """Rollouts until `share` groups are there whose answers differ in worth, or `dynamic_rounds` are over; the

@@ -42,6 +42,9 @@ class Reward:
 
     facts: tuple[str, ...] = ()
 
+    def prepare(self) -> None:
+        """Open or train what it scores with; called once before the run, where an error ends it in one line."""
+
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """A number in [0, 1] for each answer. What raises, or is no such number, counts as a reward that is lost."""
         raise NotImplementedError
@@ -60,7 +63,7 @@ def scored(name: str, reward: Reward, answers: Sequence[Answered], failures: Fai
         if len(found) != len(answers):
             raise ValueError(f"{len(found)} scores for {len(answers)} answers")
     except Exception:  # a reward is other people's code
-        found = [_alone(reward, answer) for answer in answers]
+        found = _one_by_one(reward, answers)
     scores = []
     for answer, value in zip(answers, found, strict=True):
         reason = _fault(value)
@@ -71,6 +74,21 @@ def scored(name: str, reward: Reward, answers: Sequence[Answered], failures: Fai
             failures.keep()
             scores.append(float(value))
     return scores
+
+
+SAME_ERRORS = 3
+"""Where so many answers in a row raise the same, what is wrong is the reward, and the others are not tried."""
+
+
+def _one_by_one(reward: Reward, answers: Sequence[Answered]) -> list[Any]:
+    found: list[Any] = []
+    for answer in answers:
+        last = found[-SAME_ERRORS:]
+        errors = {repr(each) for each in last if isinstance(each, Exception)}
+        if len(errors) == 1 and len(last) == SAME_ERRORS and all(isinstance(each, Exception) for each in last):
+            return [*found, *[last[0]] * (len(answers) - len(found))]
+        found.append(_alone(reward, answer))
+    return found
 
 
 def _alone(reward: Reward, answer: Answered) -> Any:

@@ -36,6 +36,10 @@ class DrawnColourShape(Reward):
             return train_judge(self.seed, shape=self.shape)
         return cached_judge(self.folder, self.seed, shape=self.shape)
 
+    def prepare(self) -> None:
+        """See `Reward`."""
+        _ = self.judge
+
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """See `Reward`."""
         scores = [0.0] * len(answers)

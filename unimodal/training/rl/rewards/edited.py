@@ -35,6 +35,10 @@ class EditedPicture(Reward):
         """Judges colour and shape."""
         return DrawnColourShape(seed=self.seed, shape=self.shape, folder=self.folder)
 
+    def prepare(self) -> None:
+        """See `Reward`."""
+        self.drawn.prepare()
+
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """See `Reward`."""
         right = self.drawn.score(answers)

@@ -29,6 +29,10 @@ class JsonForm(Reward):
             raise ValueError(f"not a JSON schema: {error.message}") from error
         return Draft202012Validator(self.schema)
 
+    def prepare(self) -> None:
+        """See `Reward`."""
+        _ = self.validator
+
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """See `Reward`."""
         return [float(self._fits(each.text)) for each in answers]

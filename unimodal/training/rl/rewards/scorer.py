@@ -36,6 +36,10 @@ class PictureScorer(Reward):
 
         return _opened(self.folder, AutoModel), _opened(self.folder, AutoProcessor)
 
+    def prepare(self) -> None:
+        """See `Reward`."""
+        _ = self.parts
+
     @torch.inference_mode()
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """See `Reward`."""
@@ -67,6 +71,10 @@ class TextScorer(Reward):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         return _opened(self.folder, AutoModelForSequenceClassification), _opened(self.folder, AutoTokenizer)
+
+    def prepare(self) -> None:
+        """See `Reward`."""
+        _ = self.parts
 
     @torch.inference_mode()
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
