@@ -25,6 +25,8 @@ from unimodal.model.model import UnifiedModel
 from unimodal.training.cli import TrainingCLI, run
 from unimodal.training.module import TransformerModule
 from unimodal.training.optimizers.build import build_optimizer
+from unimodal.training.rl.data import PromptDataModule
+from unimodal.training.rl.module import PolicyModule
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SHORT = "--trainer.max_steps=2 --trainer.log_every_n_steps=1 --trainer.limit_val_batches=0 --samples.every=0".split()
@@ -62,6 +64,10 @@ def test_a_config_builds_its_model_and_data(path: Path, build: Any) -> None:
     wanted = yaml.safe_load(path.read_text())
     assert cli.trainer.max_steps == wanted["trainer"]["max_steps"] > 0
     match cli.model:
+        case PolicyModule():
+            assert isinstance(cli.datamodule, PromptDataModule)
+            asked = {name for prompts in cli.datamodule.prompts + cli.datamodule.held_out for name in prompts.rewards}
+            assert asked <= cli.model.rewards.keys()
         case TransformerModule():
             assert isinstance(cli.datamodule, TokenDataModule)
         case ImageTokenizerModule():

@@ -4,11 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES
 from unimodal.evaluation import judge as judge_module
 from unimodal.evaluation.degrade import degrade, quantise_blocks
-from unimodal.evaluation.judge import Judge, JudgeNetwork, cached_judge, settled_pictures, to_unit, train_judge
+from unimodal.evaluation.judge import (
+    Judge,
+    JudgeNetwork,
+    JudgeShape,
+    cached_judge,
+    settled_pictures,
+    to_unit,
+    train_judge,
+)
 
 
 @pytest.fixture
@@ -68,9 +77,9 @@ def test_a_cached_judge_is_trained_once_for_each_seed(monkeypatch: pytest.Monkey
         def fingerprint(self) -> str:
             return "real"
 
-    def train(seed: int, progress: object) -> Judge:
+    def train(seed: int, progress: object, *, shape: JudgeShape) -> Judge:
         trained.append(seed)
-        return Judge(network=JudgeNetwork(), seed=seed, data_sha256="real")
+        return Judge(network=JudgeNetwork(shape), seed=seed, data_sha256="real", shape=shape)
 
     monkeypatch.setattr(judge_module, "train_judge", train)
     monkeypatch.setattr(judge_module, "open_source", lambda *args, **options: Source())
@@ -109,3 +118,16 @@ def test_fine_quantisation_of_blocks_gives_the_picture_back() -> None:
     torch.testing.assert_close(quantise_blocks(images, torch.full((2, 1, 1, 1), 1e-5)), images, atol=1e-3, rtol=0)
     coarse = quantise_blocks(images, torch.full((2, 1, 1, 1), 1.0))
     assert (coarse - images).abs().mean() > 0.05
+
+
+def test_a_judge_of_another_shape_is_kept_apart_and_says_how_sure_it_is(tmp_path: Path) -> None:
+    shape = JudgeShape(width=4, layers=6)
+    judge = train_judge(1, steps=2, shape=shape)
+    judge.save(tmp_path)
+    assert Judge.load(tmp_path).shape == shape
+    assert sum(isinstance(each, torch.nn.Conv2d) for each in judge.network.modules()) == 6
+    colours, shapes = judge.probabilities([Image.new("RGB", (48, 48), "red"), Image.new("RGB", (64, 64), "blue")])
+    assert colours.shape == (2, 8) and shapes.shape == (2, 3)
+    torch.testing.assert_close(colours.sum(1), torch.ones(2))
+    with pytest.raises(ValueError, match="at least five convolutions"):
+        JudgeShape(layers=4)

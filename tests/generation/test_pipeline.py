@@ -187,3 +187,12 @@ def test_compiled_steps_answer_as_others_with_the_flow_branch(tmp_path: Path) ->
     assert [a.ids for a in load(tmp_path, compile=True).generate(["a red circle"], **settings)] == [
         a.ids for a in wanted
     ]
+
+
+def test_prepacked_weights_score_as_plain_ones_do() -> None:
+    pipeline = tiny_pipeline()
+    plain = pipeline.log_likelihoods(["a red circle", "what color is it?"], ["yes", "a blue square"])
+    pipeline.use_prepacked_weights()
+    assert pipeline.log_likelihoods(["a red circle", "what color is it?"], ["yes", "a blue square"]) == pytest.approx(
+        plain, abs=1e-4
+    )

@@ -53,7 +53,7 @@ class HowRead(NamedTuple):
 class Read(NamedTuple):
     """What a model made of a batch: its head, and features (B, T, D) of the packed rows."""
 
-    head: TokenHead
+    head: ToLogits
     features: Tensor
 
 
@@ -69,7 +69,9 @@ def answer_log_probs(
     `machine` is on the device of the features.
     """
     within = partial(_in_parts, batch, machine, reference, how or HowRead())
-    return policy.head(policy.features, within=within)
+    if isinstance(policy.head, TokenHead):
+        return policy.head(policy.features, within=within)
+    return within(policy.features, policy.head)  # prepacked, for inference
 
 
 def _in_parts(
