@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench docs
+.PHONY: help setup demo test ranks check lint bench docs
 
 help:  ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -22,8 +22,11 @@ setup: $(STAMP)  ## create .venv and install everything (downloads several GB on
 demo: $(STAMP)  ## train a small model and write runs/demo/report.html
 	OMP_PROC_BIND=true $(BIN)/unimodal demo --out runs/demo --branch $(BRANCH) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RL),--rl)
 
-test: $(STAMP)  ## run all tests
-	$(BIN)/pytest
+test: $(STAMP)  ## run the tests, but for those of `make ranks`
+	$(BIN)/pytest -m "not ranks"
+
+ranks: $(STAMP)  ## run what compares several trainings on several ranks: five minutes more
+	$(BIN)/pytest -m ranks
 
 check: lint  ## lint, and the tests that are not slow: two minutes on two cores
 	$(BIN)/pytest -m "not slow"

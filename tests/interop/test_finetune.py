@@ -92,9 +92,9 @@ def test_an_imported_model_learns_from_the_command_line_and_opens_in_transformer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model_type", "strategy"), [("chameleon", "sharded")])
+@pytest.mark.ranks
+@pytest.mark.parametrize(("model_type", "strategy"), [("llama", "ddp"), ("chameleon", "sharded")])
 def test_two_ranks_fine_tune_an_imported_model_as_one_does(model_type: str, strategy: str, tmp_path: Path) -> None:
-    """Of a Llama under DDP it was seen too; the suite has fifteen minutes."""
     bundle = imported(model_type, tmp_path)
     shards = tokenized(bundle, tmp_path)
     few = {"trainer__max_steps": 6, "data__stream__rows": 2}

@@ -60,7 +60,13 @@ OPTIMIZERS: dict[str, Options] = {"muon": {}, "adamw": ADAMW}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "optimizer"), [("discrete", "muon"), ("discrete", "adamw"), ("flow", "muon"), ("vision", "adamw")]
+    ("model", "optimizer"),
+    [
+        ("discrete", "muon"),
+        pytest.param("discrete", "adamw", marks=pytest.mark.ranks),
+        ("flow", "muon"),
+        pytest.param("vision", "adamw", marks=pytest.mark.ranks),
+    ],
 )
 def test_ten_losses_are_those_of_one_rank_however_the_step_is_shared(
     shards: Path, tmp_path: Path, model: str, optimizer: str

@@ -66,6 +66,7 @@ STANDSTILL = "tests.oracles.tiny_training.Standstill"
 
 
 @pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(("ranks", "options"), [(1, PPO), (2, {})], ids=["one rank PPO", "two ranks GRPO"])
 def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
     ranks: int, options: dict[str, str | float], tmp_path: Path
@@ -99,8 +100,10 @@ def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options"),
-    [("ddp", PPO), ("sharded", {"model__advantage": "PerReward"})],
-    ids=["ddp PPO", "sharded GDPO"],
+    [
+        pytest.param("ddp", PPO, marks=pytest.mark.ranks, id="ddp PPO"),
+        pytest.param("sharded", {"model__advantage": "PerReward"}, id="sharded GDPO"),
+    ],
 )
 def test_two_ranks_learn_what_one_does(strategy: str, options: dict[str, str | float], tmp_path: Path) -> None:
     """The same answers, rewards and, to rounding, losses and weights, in float64."""
