@@ -23,7 +23,7 @@ from data_pipelines.shards.documents import Documents, Keyed
 from data_pipelines.shards.format import Manifest, TokenDocument
 from data_pipelines.shards.reader import Shard, open_manifest
 from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
-from data_pipelines.spec import Contents, DataSpec, FolderTotals, rank_of
+from data_pipelines.spec import Contents, DataSpec, Described, FolderTotals, rank_of
 from data_pipelines.stream import FixedBatches, PackedStream
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.identity import IDENTITY, check_identity, plain
@@ -33,7 +33,7 @@ from tokenizers_vq.token_space import TokenSpace
 __all__ = ["ImageDataModule", "TokenDataModule"]
 
 
-class TokenDataModule(L.LightningDataModule):
+class TokenDataModule(Described, L.LightningDataModule):
     """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out.
 
     shards: folders, or addresses that fsspec knows (s3://, hf://, ...), of which a copy is kept in `cache`.
@@ -64,14 +64,6 @@ class TokenDataModule(L.LightningDataModule):
         self.train_sources: list[Documents] = []
         self.val_documents = Documents([])
         self.contents: list[Contents] = []
-        self._spec: DataSpec | None = None
-
-    @property
-    def spec(self) -> DataSpec:
-        """What the data is, once it was set up."""
-        if self._spec is None:
-            raise ValueError("call setup first")
-        return self._spec
 
     def setup(self, stage: str) -> None:
         """Open and verify the shards once."""

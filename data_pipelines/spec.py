@@ -80,6 +80,19 @@ class DataSpec:
         return self.tokenizers
 
 
+class Described:
+    """A data module that has a spec once it was set up."""
+
+    _spec: DataSpec | None = None
+
+    @property
+    def spec(self) -> DataSpec:
+        """What the data is, once it was set up."""
+        if self._spec is None:
+            raise ValueError("call setup first")
+        return self._spec
+
+
 def data_spec(trainer: Any) -> DataSpec:
     """What the data module of a run tells. Raises ValueError for one that does not train the transformer."""
     spec = getattr(getattr(trainer, "datamodule", None), "spec", None)

@@ -21,6 +21,13 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_parts.shapes import packed_batch
 from data_pipelines.batch import PackedBatch
+from tokenizers_vq.token_space import FixedLayout, TokenSpace
+from unimodal.generation.answer_probs import Read, answer_log_probs
+from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker, SampledAnswer
+from unimodal.generation.context import Reading
+from unimodal.generation.guidance import GuidanceConfig
+from unimodal.generation.modality import ModalityMachine
+from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.model import token_head
 from unimodal.model.block_masks import block_mask, training_mask
 from unimodal.model.config import ModelConfig, QKNormConfig, TransformerConfig
@@ -31,6 +38,9 @@ from unimodal.training.gradients import gradients_of, to_means
 from unimodal.training.objectives.base import total
 from unimodal.training.objectives.next_token import counted_terms
 from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, OptimizerConfig, build_optimizer
+from unimodal.training.rl.losses.base import TokenRatios
+from unimodal.training.rl.losses.clipped import ClippedRatio
+from unimodal.training.rl.statistics import Sums
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -194,3 +204,45 @@ def test_documents_go_to_flash_attention_where_it_can_take_them(
     assert isinstance(training_mask(given.documents, None, None, ends), DocumentEnds if expected else BlockMask)
     assert isinstance(training_mask(given.documents, given.branches, None, ends), BlockMask)
     assert isinstance(training_mask(given.documents, None, given.documents, ends), BlockMask)
+
+
+def answers_on_cuda(guidance: float) -> AnswerBatch:
+    """Sampled drawings of 64 codes, packed on the CPU and moved."""
+    layout = FixedLayout(rows=8, columns=8)
+    space = TokenSpace(text_size=32_768, text_hash="", codebook_size=32_768, image_hash="", layout=layout)
+    with unset_fake_temporarily():
+        config = DecodeConfig(mode="image", max_new_tokens=67, guidance=GuidanceConfig(scale=guidance))
+        request = Request(prompt=[space.specials.bos, 9, 10, space.specials.sep], config=config)
+        ids = [space.specials.boi, *range(space.image_offset, space.image_offset + 64), space.specials.eoi]
+        sampled = [SampledAnswer(request=request, ids=ids, log_probs=[-1.0] * len(ids)) for _ in range(6)]
+        packer = AnswerPacker(space, Reading(), rows=2, length=512, context=512)
+        [made] = packer.batches(sampled, range(len(sampled)))
+        facts = made.packed.facts
+    columns: dict[str, Any] = {n: _fake(v) for n, v in vars(made.packed).items() if isinstance(v, Tensor)}
+    packed = PackedBatch(**columns)
+    packed.__dict__["facts"] = facts
+    return replace(made.map(_fake), packed=packed)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_policys_log_probabilities_wait_for_nothing_and_stay_on_the_device(guidance: float) -> None:
+    trained, given = model(), answers_on_cuda(guidance)
+    layout = FixedLayout(rows=8, columns=8)
+    space = TokenSpace(text_size=32_768, text_hash="", codebook_size=32_768, image_hash="", layout=layout)
+    with unset_fake_temporarily():
+        machine = ModalityMachine(space)
+    for name in ("table", "ends", "sizes", "spans", "_row_counts", "_column_counts"):
+        setattr(machine, name, _fake(getattr(machine, name)))
+    machine.device = torch.device("cuda")
+    assert given.is_guided == (guidance != 1)
+    sums = Sums()
+    with Launches() as launches, torch.autocast("cuda", torch.bfloat16):
+        features = trained(given.packed.tokens, given.packed.positions)
+        read = Read(trained.token_head, features)
+        found = answer_log_probs(read, given, machine, read)
+        tokens = TokenRatios(found.log_probs, given.old.float(), torch.empty_like(found.log_probs), given.answers)
+        losses = ClippedRatio().of(tokens)
+        sums.add("entropy_image", found.entropy, given.states.in_image)
+        sums.add("clipped_high", losses.clipped_high.float())
+    assert not launches.waits
+    assert {each.device.type for each in (*found, *losses, *sums.sums["entropy_image"])} == {"cuda"}

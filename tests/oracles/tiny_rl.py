@@ -9,6 +9,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from tests.oracles.tiny import tiny_bundle, tiny_picture
 from unimodal.training.rl.rewards.base import Answered, Reward
@@ -27,6 +28,24 @@ class Redness(Reward):
     def score(self, answers: Sequence[Answered]) -> Sequence[float]:
         """See `Reward`."""
         return [fmean(np.asarray(picture)[..., 0].mean() / 255 for picture in each.pictures) for each in answers]
+
+
+class Broken(Reward):
+    """Cannot be had."""
+
+    def score(self, answers: Sequence[Answered]) -> Sequence[float]:
+        """See `Reward`."""
+        raise OSError("no scorer here")
+
+
+class BrokenOnRankOne(Redness):
+    """Cannot be had on one of two ranks."""
+
+    def score(self, answers: Sequence[Answered]) -> Sequence[float]:
+        """See `Reward`."""
+        if dist.get_rank():
+            raise OSError("no scorer here")
+        return super().score(answers)
 
 
 class Late(Reward):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ class Judge:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / JUDGE_FILE
         metadata = {"version": JUDGE_VERSION, "seed": self.seed, "data_sha256": self.data_sha256, **vars(self.shape)}
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # ranks may save the same judge at once
         state = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         save_file(state, temporary, metadata={"judge": json.dumps(metadata)})
         temporary.replace(path)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unimodal.generation.answer_rows import IMAGES, MAIN, NULL, AnswerBatch
-from unimodal.generation.guidance import RowGuidance, guided_logits
+from unimodal.generation.guidance import guided_logits
 from unimodal.generation.log_probs import divergences, log_distributions, of_distributions
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.sampling import exact
@@ -119,12 +119,10 @@ def _distributions(read: _Flat, part: AnswerBatch, machine: ModalityMachine, how
     """(M, V) logarithms of what each token is drawn from."""
     to_logits, flat = read
     logits = exact(to_logits(flat[part.index[:, MAIN]]))
-    where = part.guided.nonzero().squeeze(-1)
-    if len(where):
-        null, image = (exact(to_logits(flat[part.index[where, role]])) for role in (NULL, IMAGES))
-        rows = RowGuidance(*(column[where] for column in part.guidance))
-        progress = part.states.progress[where]
-        logits = logits.index_copy(0, where, guided_logits(logits[where], image, null, rows, progress))
+    if part.is_guided:  # where a token is not, all contexts are the main one, and its logits stay
+        null, image = (exact(to_logits(flat[part.index[:, role]])) for role in (NULL, IMAGES))
+        mixed = guided_logits(logits, image, null, part.guidance, part.states.progress)
+        logits = torch.where(part.guided[:, None], mixed, logits)
     logits = logits + machine.bias(part.states, part.left)
     if part.text_bias is not None:
         rules = torch.nn.functional.pad(part.text_bias, (0, logits.shape[-1] - part.text_bias.shape[-1]))

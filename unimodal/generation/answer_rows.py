@@ -74,6 +74,8 @@ class AnswerBatch:
     old: Tensor
     answers: Tensor
     guided: Tensor
+    is_guided: bool
+    """Whether any token is: known without asking the device."""
     left: Tensor
     states: ModalityState
     sampling: RowSampling
@@ -230,6 +232,7 @@ class AnswerPacker:
             old=torch.tensor([value for each in chosen for value in each.log_probs], dtype=torch.float64),
             answers=torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor(lengths)),
             guided=guided,
+            is_guided=bool(guided.any()),
             left=torch.cat(left),
             states=states,
             sampling=RowSampling.of([config.sampling for config in repeated]),

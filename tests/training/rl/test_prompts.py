@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from data_pipelines.documents import DamagedSample
 from tests.oracles.tiny_rl import tiny_prompts
 from unimodal.training.rl.data import PromptStream
 from unimodal.training.rl.prompts.base import RLPrompt
@@ -87,3 +90,31 @@ def test_prompts_without_a_reward_or_a_temperature_are_refused() -> None:
         Drawings(rewards={"r": 1.0}, decode={"temperature": 0.0})
     with pytest.raises(ValueError, match=r"decode: .*heat"):
         Drawings(rewards={"r": 1.0}, decode={"heat": 1.0})
+
+
+class Damaged(Sequence[RLPrompt]):
+    """Thirty prompts, of which every tenth cannot be opened."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: Any) -> Any:
+        if index % 10 == 3:
+            raise DamagedSample(f"{index}.png: cannot be read as an image")
+        return RLPrompt(name=str(index), prompt="x")
+
+
+def test_a_prompt_whose_picture_is_damaged_is_skipped_counted_and_named() -> None:
+    stream = PromptStream.of([Damaged()], [1], seed=0)
+    names = drawn_names(stream, 27)
+    assert len(set(names)) == 27 and not {"3", "13", "23"} & set(names)
+    assert sorted(reason for _, reason in stream.failures.bad) == [
+        f"{index}.png: cannot be read as an image" for index in (13, 23, 3)
+    ]
+
+
+def test_a_file_names_a_picture_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": [{"image": "gone.png"}, "what is it?"]}\n')
+    with pytest.raises(ValueError, match=r"prompts\.jsonl line 1: there is no picture gone\.png"):
+        FilePrompts(path=path, rewards={"r": 1.0}).open()

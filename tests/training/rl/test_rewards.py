@@ -52,7 +52,7 @@ def test_rewards_give_what_they_say(reward: Reward, answer: Answered, expected: 
 
 
 class Fixed(Reward):
-    """Gives values that it was told, or raises them."""
+    """Gives fixed values, or raises them."""
 
     def __init__(self, *values: Any) -> None:
         self.values = dict(enumerate(values))

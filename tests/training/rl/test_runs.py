@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.oracles.tiny_rl import REWARDS, rl_arguments
@@ -17,6 +20,10 @@ from tests.oracles.tiny_training import (
     wait_for,
 )
 from unimodal.training import cli
+
+LOSS_FILE = "tests.oracles.tiny_training.LossFile"
+PPO: dict[str, str | float] = {"model__value": "{}", "model__kl": "{text: 0.1, image: 0.1}"}
+STANDSTILL = "tests.oracles.tiny_training.Standstill"
 
 
 def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -45,7 +52,12 @@ def test_a_reward_is_learnt_and_everything_is_logged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"model__value": "{}", "model__kl": "{text: 0.1, image: 0.1}", "model__rollouts__epochs": 2},
+        {
+            "model__value": "{}",
+            "model__kl": "{text: 0.1, image: 0.1}",
+            "model__rollouts__epochs": 2,
+            "checkpoint__every_n_train_steps": 4,
+        },
         {"model__loss": "SequenceRatio", "model__advantage": "PerReward", "model__aggregation": "sequence-mean"},
         {"model__loss": "ClippedWeights", "model__advantage": "LeaveOneOut", "model__entropy": 0.01},
         {"model__loss": "SoftGate", "model__advantage": "MeanRemoved", "model__aggregation": "constant"},
@@ -58,11 +70,6 @@ def test_every_algorithm_trains(options: dict[str, str | float], tmp_path: Path)
     norms = list(map(float, logged(tmp_path / "run", "train/grad_norm").values()))
     assert norms
     assert all(0 < norm < 1e4 for norm in norms)
-
-
-LOSS_FILE = "tests.oracles.tiny_training.LossFile"
-PPO: dict[str, str | float] = {"model__value": "{}", "model__kl": "{text: 0.1, image: 0.1}"}
-STANDSTILL = "tests.oracles.tiny_training.Standstill"
 
 
 @pytest.mark.slow
@@ -126,6 +133,12 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         "ask for the reward 'red'; the run has length, pictures": {
             "model__rewards": "{length: {class_path: LengthForm}, pictures: {class_path: PictureCount}}"
         },
+        "set checkpoint.every_n_train_steps to a multiple of 6": {
+            "model__rollouts": "{prompts: 4, group: 4, rows: 2, length: 64, mini_batches: 2, epochs: 3}"
+        },
+        "rewards could not be had, more than 10%; the last: reward red of": {
+            "model__rewards": REWARDS.replace("Redness", "Broken")
+        },
         "widen the clip": {"model__loss": "ClippedRatio", "model__loss__low": 1e-9, "model__loss__high": 1e-9},
         "a row of 16: set rollouts.length to": {"model__rollouts__length": 16},
         "which prompts do not have": {
@@ -150,3 +163,31 @@ def test_held_out_prompts_are_answered_at_validation_and_their_rewards_are_prepa
     assert len(values) == 3
     assert all(0 < value <= 1 for value in values)
     assert set(map(float, logged(tmp_path / "run", "train/rewards_lost").values())) == {0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_a_refusal_after_the_first_rollout_ends_both_ranks(tmp_path: Path) -> None:
+    """Of rewards that fail on one rank alone, and of a clip that is found to be too narrow."""
+    for options in (
+        {"model__rewards": REWARDS.replace("Redness", "BrokenOnRankOne")},
+        {"model__loss": "ClippedRatio", "model__loss__low": 1e-9, "model__loss__high": 1e-9},
+    ):
+        arguments = rl_arguments(tmp_path, tmp_path / "run", trainer__devices=2, trainer__strategy="ddp", **options)
+        output = finish(process := start_training(arguments), 120)
+        assert process.returncode == 2, output
+        assert "train.py: " in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_rollout(tmp_path: Path) -> None:
+    arguments = rl_arguments(tmp_path, tmp_path / "run", trainer__max_steps=2000)
+    process = start_training(arguments)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("logs/version_*/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2 * saved["policy"]["round"] > 0

@@ -29,6 +29,8 @@ class Alarms:
     floor: float | None = None
     """The usual difference of log-probabilities between sampling and training: the smallest that was measured."""
     holding: set[str] = field(default_factory=set)
+    loud: bool = True
+    """Whether this rank says them; all ranks look at the same metrics and come to the same end."""
 
     def check(self, metrics: Mapping[str, float]) -> list[str]:
         """Names of the alarms that hold. `metrics` as the run logs them. Raises ValueError for a clip within noise."""
@@ -77,7 +79,7 @@ class Alarms:
     def _report(self, found: Mapping[str, bool], metrics: Mapping[str, float]) -> list[str]:
         names = [name for name, holds in found.items() if holds]
         for name in names:
-            if name not in self.holding:
+            if self.loud and name not in self.holding:
                 say(f"alarm {name}: {MEANING[name]} ({_figures(metrics)})")
         self.holding = (self.holding - found.keys()) | set(names)
         return names

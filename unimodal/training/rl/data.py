@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import lightning as L
 from torch.utils.data import DataLoader, IterableDataset
 
-from data_pipelines.spec import DataSpec
+from data_pipelines.documents import DamagedSample
+from data_pipelines.failures import FailureLog
+from data_pipelines.spec import DataSpec, Described
 from tokenizers_vq.identity import IDENTITY, check_identity, plain
 from tokenizers_vq.media import PATCHES, MediaSpec
 from tokenizers_vq.token_space import TokenSpace
@@ -36,6 +38,10 @@ class PromptStream:
     seed: int
     counts: list[int]
     """How many of each kind were drawn: all that a resumed run needs."""
+    failures: FailureLog = field(default_factory=FailureLog)
+    """Prompts that could not be opened, a picture that is damaged say; all ranks draw, and skip, the same."""
+    orders: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """By kind and epoch."""
 
     @classmethod
     def of(cls, kinds: Sequence[Sequence[RLPrompt]], weights: Sequence[float], seed: int) -> PromptStream:
@@ -43,16 +49,29 @@ class PromptStream:
         return cls(kinds, weights, seed, [0] * len(kinds))
 
     def draw(self, count: int) -> list[DrawnPrompt]:
-        """The next prompts."""
-        found = []
-        for _ in range(count):
+        """The next prompts. Raises TooMuchDamage where too many cannot be opened."""
+        found: list[DrawnPrompt] = []
+        while len(found) < count:
             kind = self._behind()
-            number, size = self.counts[kind], len(self.kinds[kind])
-            order = list(range(size))
-            Random(f"{self.seed} prompts {kind} {number // size}").shuffle(order)
-            found.append(DrawnPrompt(kind, self.kinds[kind][order[number % size]]))
+            prompts, number = self.kinds[kind], self.counts[kind]
             self.counts[kind] += 1
+            place = self._order(kind, number // len(prompts))[number % len(prompts)]
+            try:
+                found.append(DrawnPrompt(kind, prompts[place]))
+            except DamagedSample as error:
+                self.failures.drop(f"prompt {place} of kind {kind}", str(error))
+            else:
+                self.failures.keep()
         return found
+
+    def _order(self, kind: int, epoch: int) -> list[int]:
+        """A permutation, of which one for each kind is kept."""
+        if (kind, epoch) not in self.orders:
+            self.orders = {key: order for key, order in self.orders.items() if key[0] != kind}
+            order = list(range(len(self.kinds[kind])))
+            Random(f"{self.seed} prompts {kind} {epoch}").shuffle(order)
+            self.orders[kind, epoch] = order
+        return self.orders[kind, epoch]
 
     def _behind(self) -> int:
         """The kind that is furthest behind its share."""
@@ -83,7 +102,7 @@ class _Rounds(IterableDataset[Round]):
         return (Round() for _ in (itertools.count() if self.count is None else range(self.count)))
 
 
-class PromptDataModule(L.LightningDataModule):
+class PromptDataModule(Described, L.LightningDataModule):
     """Prompts for reinforcement learning, and the bundle whose model and tokenizers answer them.
 
     `held_out` prompts are answered at every validation and never trained on; their rewards may be others than those of
@@ -97,14 +116,6 @@ class PromptDataModule(L.LightningDataModule):
         self.bundle, self.prompts, self.held_out = Path(bundle), prompts, held_out or []
         self.opened: list[Sequence[RLPrompt]] = []
         self.opened_held_out: list[Sequence[RLPrompt]] = []
-        self._spec: DataSpec | None = None
-
-    @property
-    def spec(self) -> DataSpec:
-        """What the data is, once it was set up."""
-        if self._spec is None:
-            raise ValueError("call setup first")
-        return self._spec
 
     def setup(self, stage: str) -> None:
         """Open the prompts once."""

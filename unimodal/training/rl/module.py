@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -107,6 +108,7 @@ class PolicyModule(TransformerModule):
         data, world = self._data, self.trainer.world_size
         if self.rollouts.prompts % world:
             raise ValueError(f"rollouts.prompts of {self.rollouts.prompts} cannot be shared by {world} ranks")
+        self.alarms.loud = self.trainer.is_global_zero
         if self.start.bundle is None:
             self.start = replace(self.start, bundle=data.bundle)
         super().configure_model()
@@ -148,13 +150,11 @@ class PolicyModule(TransformerModule):
         return rollout
 
     @property
-    def _share(self) -> int:
-        """Prompts of a rank."""
+    def _share(self) -> int:  # prompts of a rank
         return self.rollouts.prompts // self.trainer.world_size
 
     @property
-    def _first_group(self) -> int:
-        """The place of this rank's first prompt among those of all ranks."""
+    def _first_group(self) -> int:  # the place of this rank's first prompt among those of all ranks
         return self._share * self.trainer.global_rank
 
     def _drawn(self, attempt: int) -> tuple[list[DrawnPrompt], int, int]:
@@ -163,6 +163,10 @@ class PolicyModule(TransformerModule):
         drawn, first = self.stream.draw(self.rollouts.prompts), self._first_group
         number = self.round * self.rollouts.dynamic_rounds + attempt
         return drawn[first : first + self._share], number, first
+
+    def on_train_start(self) -> None:
+        """Raises ValueError for checkpoints that would be due in the middle of a rollout."""
+        self.rollouts.check_checkpoints(self.trainer.checkpoint_callbacks)
 
     # -- a training step: one rollout and its updates
 
@@ -187,7 +191,8 @@ class PolicyModule(TransformerModule):
         ended = time.perf_counter()
         sums.put("rollouts_per_second", len(rollout.trajectories) / (rolled - began))
         sums.put("rollout_share", (rolled - began) / (ended - began))
-        sums.put("seconds", ended - began)
+        for name, value in {"seconds": ended - began, **rollout.seconds}.items():
+            sums.put(name, value)
         self._log_all(sums)
 
     def _update(self, rollout: Rollout, advantages: Tensor) -> PolicyUpdate:
@@ -201,6 +206,7 @@ class PolicyModule(TransformerModule):
             advantages=advantages,
             forward=self._read,
             head=self.trained.token_head,
+            max_length=self.sampler.max_new_tokens,
             value_head=self.value_head,
             reference=self._reference[0].to(self.device, self.trained.dtype) if self._reference else None,
         )
@@ -247,7 +253,7 @@ class PolicyModule(TransformerModule):
     def _log_all(self, sums: Sums) -> None:
         metrics = sums.reduced(self.device)
         self._last_reward = metrics.get("reward", float("nan"))
-        held = self.alarms.check(metrics) if self.trainer.is_global_zero else []
+        held = self.alarms.check(metrics)
         metrics |= {"alarms": float(len(held)), "skipped_steps": float(self.skipped.total)}
         metrics["weights_refreshed"] = float(self.decoder.refreshed)
         for name, value in metrics.items():
@@ -263,10 +269,10 @@ class PolicyModule(TransformerModule):
             rollout = self.held_out.roll(self.decoder.pipeline(self.trained), drawn, HELD_OUT_ROUND, first)
         log_rewards(rollout, self.held_out.names, [each.kind for each in data.held_out], sums)
         metrics = sums.reduced(self.device)
-        if self._last_reward == self._last_reward and self.trainer.is_global_zero:
+        if not math.isnan(self._last_reward):
             metrics["alarms"] = float(len(self.alarms.compare(self._last_reward, metrics["reward"])))
         for name, value in metrics.items():
-            self.log(f"val/{name}", value, rank_zero_only=name == "alarms", batch_size=1)
+            self.log(f"val/{name}", value, batch_size=1)
 
     # -- checkpoints
 

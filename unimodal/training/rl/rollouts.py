@@ -10,7 +10,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from data_pipelines.failures import FailureLog
+from data_pipelines.failures import SAMPLES_BEFORE_JUDGING, FailureLog, TooMuchDamage
 from unimodal.generation.answer_rows import SampledAnswer
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Request
@@ -20,7 +20,7 @@ from unimodal.training.rl.data import DrawnPrompt
 from unimodal.training.rl.overlong import OverlongConfig
 from unimodal.training.rl.prompts.base import Prompts
 from unimodal.training.rl.rewards.base import Answered, Reward, scored
-from unimodal.training.rl.statistics import gathered, largest_of_ranks
+from unimodal.training.rl.statistics import gathered, largest_of_ranks, sum_over_ranks
 
 # Shapes: P prompts, G answers of each, K rewards.
 
@@ -55,6 +55,17 @@ class RolloutConfig:
                 raise ValueError(f"rollouts.{name} is at least 1, got {getattr(self, name)}")
         if self.mini_batches > self.prompts:
             raise ValueError(f"{self.prompts} prompts cannot be learnt in {self.mini_batches} mini-batches")
+
+    def check_checkpoints(self, callbacks: Sequence[object]) -> None:
+        """Raise ValueError for checkpoints that would be due in the middle of a rollout, where none is written."""
+        steps = self.mini_batches * self.epochs
+        for callback in callbacks:
+            every = getattr(callback, "_every_n_train_steps", 0)
+            if every % steps:
+                raise ValueError(
+                    f"a rollout is learnt in {steps} optimizer steps, and checkpoints are due every {every}: set "
+                    f"checkpoint.every_n_train_steps to a multiple of {steps}"
+                )
 
 
 @dataclass(kw_only=True)
@@ -130,7 +141,9 @@ class Sampler:
     ) -> None:
         """pictures: the type of the products that decode them."""
         self.kinds, self.rewards, self.config, self.pictures = kinds, dict(rewards), config, pictures
-        self.failures = FailureLog(limit=config.bad_rewards)
+        self.max_new_tokens = 1
+        """Of any kind of prompts, once they were answered; the same on all ranks."""
+        self.failures = FailureLog(limit=1.0)  # `judge_together` ends all ranks, and not one of them
 
     @property
     def names(self) -> list[str]:
@@ -156,6 +169,7 @@ class Sampler:
         kept: Rollout | None = None
         for attempt in range(self.config.dynamic_rounds):
             found = self.roll(pipeline, *draw(attempt))
+            self.judge_together(device)
             if attempt + 1 < self.config.dynamic_rounds:
                 found = found.select(found.unequal)
             kept = found if kept is None else kept.joined(found)
@@ -163,6 +177,16 @@ class Sampler:
                 break
         assert kept is not None
         return kept.select(range(min(share, len(kept.kinds))))
+
+    def judge_together(self, device: torch.device) -> None:
+        """Raise TooMuchDamage on all ranks where too large a share of all their rewards could not be had."""
+        good, bad = sum_over_ranks([float(self.failures.good), float(len(self.failures.bad))], device)
+        if good + bad >= SAMPLES_BEFORE_JUDGING and bad > self.config.bad_rewards * (good + bad):
+            name, reason = self.failures.bad[-1] if self.failures.bad else ("another rank", "its log names them")
+            raise TooMuchDamage(
+                f"{bad:.0f} of {good + bad:.0f} rewards could not be had, more than {self.config.bad_rewards:.0%}; "
+                f"the last: {name}: {reason}"
+            )
 
     def roll(self, pipeline: Pipeline, drawn: Sequence[DrawnPrompt], number: int, first: int = 0) -> Rollout:
         """`group` answers to each prompt. Seeds are functions of the rollout's number and the prompt's place in it,
@@ -193,18 +217,17 @@ class Sampler:
             rewards=rewards,
             weights=weights,
             kinds=[each.kind for each in drawn],
-            seconds={"sampling": sampled - began, "rewards": ended - sampled},
+            seconds={"seconds_sampling": sampled - began, "seconds_rewards": ended - sampled},
         )
 
     def _requests(self, pipeline: Pipeline, drawn: Sequence[DrawnPrompt], number: int, first: int) -> list[Request]:
         configs = [pipeline.decode_config(**chosen(each.settings)) for each in self.kinds]
+        self.max_new_tokens = max(config.max_new_tokens for config in configs)
         for kind in dict.fromkeys(each.kind for each in drawn):
-            refused = pipeline.refused(
-                [each.prompt.prompt for each in drawn if each.kind == kind], **chosen(self.kinds[kind].settings)
-            )
-            if refused:
-                [reason, *_] = refused.values()
-                raise ValueError(f"one of the {self.kinds[kind].kind} cannot be answered: {reason}")
+            asked = [each.prompt for each in drawn if each.kind == kind]
+            refused = pipeline.refused([each.prompt for each in asked], **chosen(self.kinds[kind].settings))
+            for place, reason in refused.items():
+                raise ValueError(f"{asked[place].name} cannot be answered: {reason}")
         requests = pipeline.requests([each.prompt.prompt for each in drawn], configs[0])
         found = []
         for place, (each, request) in enumerate(zip(drawn, requests, strict=True)):

@@ -10,37 +10,37 @@ from torch import Tensor
 
 
 class Sums:
-    """Means by name: of what is added, by weight, over mini-batches and ranks; and the largest of some."""
+    """Means by name, of what is added, by weight, over mini-batches and ranks. All ranks add the same names.
+
+    What is added stays on its device until `reduced`.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, float]] = {}
-        self.largest: dict[str, float] = {}
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, name: str, values: Tensor, chosen: Tensor | None = None) -> None:
-        """Values (M,), those of `chosen` (M,) bool alone."""
+        """Values (...), those of `chosen` bool of the same shape alone."""
         values = values.detach().double()
-        values = values if chosen is None else values[chosen]
-        self.put(name, float(values.sum()), float(values.numel()))
+        kept = torch.ones_like(values) if chosen is None else chosen.double()
+        self._put(name, torch.where(kept > 0, values, 0.0).sum(), kept.sum())
 
     def put(self, name: str, total: float, weight: float = 1.0) -> None:
         """A sum of values of this weight."""
-        before = self.sums.get(name, (0.0, 0.0))
-        self.sums[name] = (before[0] + total, before[1] + weight)
+        self._put(name, *(torch.tensor(number, dtype=torch.float64) for number in (total, weight)))
 
-    def peak(self, name: str, value: float) -> None:
-        """The largest is kept."""
-        self.largest[name] = max(self.largest.get(name, value), value)
+    def _put(self, name: str, total: Tensor, weight: Tensor) -> None:
+        if name in self.sums:
+            total, weight = self.sums[name][0] + total, self.sums[name][1] + weight
+        self.sums[name] = (total, weight)
 
     def reduced(self, device: torch.device) -> dict[str, float]:
-        """The means of all ranks, which have the same names; those that nothing was added to are skipped."""
-        names, peaks = sorted(self.sums), sorted(self.largest)
-        table = torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=device)
-        highest = torch.tensor([self.largest[name] for name in peaks], dtype=torch.float64, device=device)
+        """The means of all ranks; those that nothing was added to are skipped."""
+        names = sorted(self.sums)
+        table = torch.stack([number.to(device) for name in names for number in self.sums[name]])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(table)
-            dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        means = {name: total / weight for name, (total, weight) in zip(names, table.tolist(), strict=True) if weight}
-        return means | dict(zip(peaks, highest.tolist(), strict=True))
+        pairs = zip(names, table.view(-1, 2).tolist(), strict=True)
+        return {name: total / weight for name, (total, weight) in pairs if weight}
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

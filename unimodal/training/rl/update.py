@@ -28,7 +28,7 @@ from unimodal.training.rl.losses.divergence import KLConfig, kl_penalty
 from unimodal.training.rl.rollouts import Rollout
 from unimodal.training.rl.statistics import Sums, sum_over_ranks
 
-# Shapes: M tokens of all answers of a batch, B answers, T tokens of the max_length.
+# Shapes: M tokens of all answers of a batch, B answers, T tokens of the longest.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class PolicyUpdate:
     advantages: Tensor
     forward: Callable[[UnifiedModel, AnswerBatch], Tensor]
     head: TokenHead
+    max_length: int = 1
+    """What the aggregation `constant` divides by: the token budget of an answer, the same on all ranks."""
     value_head: nn.Module | None = None
     reference: UnifiedModel | None = None
     like: AnswerBatch | None = None
@@ -73,8 +75,7 @@ class PolicyUpdate:
     def _token_weights(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         trajectories = self.rollout.trajectories
         lengths = torch.tensor([len(trajectories[number]) for number in numbers], dtype=torch.int64)
-        max_length = max((each.request.config.max_new_tokens for each in trajectories), default=1)
-        return token_weights(lengths, self.config.aggregation, max_length)
+        return token_weights(lengths, self.config.aggregation, self.max_length)
 
     def empty_batch(self) -> AnswerBatch:
         """Padding, so that ranks do the same number of passes."""
@@ -152,6 +153,10 @@ class PolicyUpdate:
             parts = values.split([len(self.rollout.trajectories[number]) for number in batch.numbers])
             found |= dict(zip(batch.numbers, parts, strict=True))
         numbers = sorted(found)
+        if not numbers:  # a rank whose rewards are all missing
+            self._moments(torch.zeros(0))
+            self.old_values, self.token_advantages, self.returns = {}, {}, {}
+            return
         lengths = torch.tensor([len(found[number]) for number in numbers])
         values = torch.nn.utils.rnn.pad_sequence([found[number] for number in numbers], batch_first=True)
         counted = torch.arange(values.shape[1]) < lengths[:, None]
@@ -176,6 +181,7 @@ class PolicyUpdate:
         assert self.config.value is not None and self.returns is not None and self.old_values is not None
         values = self.values(features, batch)
         if not batch.numbers:
+            sums.put("value_loss", 0.0, 0.0)
             return values
         returns, old = (
             torch.cat([table[number] for number in batch.numbers]).to(values.device, values.dtype)

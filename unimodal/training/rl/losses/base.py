@@ -60,10 +60,25 @@ class PolicyLoss:
         raise NotImplementedError
 
 
-def check_clip(low: float, high: float) -> None:
-    """Raise ValueError for distances that clip nothing or everything."""
-    if not (0 < low < 1 and high > 0):
-        raise ValueError(f"ratios are clipped at 1 - low and 1 + high, low in (0, 1) and high above 0: {low}, {high}")
+@dataclass(frozen=True, kw_only=True)
+class ClippingLoss(PolicyLoss):
+    """A loss that clips ratios at 1 - low and 1 + high."""
+
+    low: float = 0.2
+    high: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (0 < self.low < 1 and self.high > 0):
+            raise ValueError(f"ratios are clipped at 1 - low and 1 + high, low in (0, 1) and high above 0: {self}")
+
+    @property
+    def narrowest(self) -> float:
+        """See `PolicyLoss`."""
+        return min(self.low, self.high)
+
+    def clip(self, ratios: Tensor) -> Tensor:
+        """ratios (M,) within the range."""
+        return ratios.clamp(1 - self.low, 1 + self.high)
 
 
 def clipped_where(ratios: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

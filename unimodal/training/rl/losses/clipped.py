@@ -6,34 +6,27 @@ from dataclasses import dataclass
 
 import torch
 
-from unimodal.training.rl.losses.base import PolicyLoss, TokenLosses, TokenRatios, check_clip, clipped_where
+from unimodal.training.rl.losses.base import ClippingLoss, TokenLosses, TokenRatios, clipped_where
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedRatio(PolicyLoss):
+class ClippedRatio(ClippingLoss):
     """max(-A r, -A clip(r, 1 - low, 1 + high)) for each token (PPO, arXiv 1707.06347; DAPO, arXiv 2503.14476: 0.28).
 
     `dual` bounds the loss of a bad token by -A dual (arXiv 1912.09729); None leaves it unbounded.
     """
 
-    low: float = 0.2
-    high: float = 0.2
     dual: float | None = 3.0
 
     def __post_init__(self) -> None:
-        check_clip(self.low, self.high)
+        super().__post_init__()
         if self.dual is not None and self.dual <= 1 + self.high:
             raise ValueError(f"the dual clip lies above 1 + high, got {self.dual}")
-
-    @property
-    def narrowest(self) -> float:
-        """See `PolicyLoss`."""
-        return min(self.low, self.high)
 
     def of(self, tokens: TokenRatios) -> TokenLosses:
         """See `PolicyLoss`."""
         ratios, advantages = tokens.ratios, tokens.advantages
-        losses = torch.maximum(-advantages * ratios, -advantages * ratios.clamp(1 - self.low, 1 + self.high))
+        losses = torch.maximum(-advantages * ratios, -advantages * self.clip(ratios))
         if self.dual is not None:
             bounded = torch.minimum(losses, -advantages * self.dual)
             losses = torch.where(advantages < 0, bounded, losses)

@@ -8,16 +8,15 @@ import torch
 
 from unimodal.training.rl.losses.base import (
     MAX_LOG_RATIO,
-    PolicyLoss,
+    ClippingLoss,
     TokenLosses,
     TokenRatios,
-    check_clip,
     clipped_where,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceRatio(PolicyLoss):
+class SequenceRatio(ClippingLoss):
     """As the clipped ratio, of s = exp(mean over the answer of log r) (GSPO, arXiv 2507.18071, section 4.2).
 
     The mean keeps the length out of it: a ratio of 1.1 a token would be 13,780 over an image of 100 codes. The gradient
@@ -27,18 +26,10 @@ class SequenceRatio(PolicyLoss):
     low: float = 3e-4
     high: float = 4e-4
 
-    def __post_init__(self) -> None:
-        check_clip(self.low, self.high)
-
-    @property
-    def narrowest(self) -> float:
-        """See `PolicyLoss`."""
-        return min(self.low, self.high)
-
     def of(self, tokens: TokenRatios) -> TokenLosses:
         """See `PolicyLoss`."""
         means = tokens.answer_means((tokens.log_probs - tokens.old).detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         ratios = (tokens.log_probs - tokens.log_probs.detach() + means).exp()
         advantages = tokens.advantages
-        losses = torch.maximum(-advantages * ratios, -advantages * ratios.clamp(1 - self.low, 1 + self.high))
+        losses = torch.maximum(-advantages * ratios, -advantages * self.clip(ratios))
         return TokenLosses(losses, *clipped_where(ratios.detach(), advantages, self.low, self.high))

@@ -47,6 +47,9 @@ class FilePrompts(Prompts):
             good, value = False, {}
         if not good:
             raise ValueError(f'{self.path} line {number} is not {{"prompt": ..., "facts": {{...}}}}: {line[:80]}')
+        for part in parts:
+            if not isinstance(part, str) and not (self.path.parent / part["image"]).is_file():
+                raise ValueError(f"{self.path} line {number}: there is no picture {part['image']}")
         return value
 
 
