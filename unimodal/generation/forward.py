@@ -19,6 +19,7 @@ from torch import Tensor
 from unimodal.generation.sampling import exact
 from unimodal.model.cache import KVCache, LayerCache
 from unimodal.model.inference.compiling import can_build_for_cpu
+from unimodal.model.inference.joined import joined
 from unimodal.model.inference.layerwise import layer_by_layer
 from unimodal.model.inference.matvec import matvec
 from unimodal.model.model import UnifiedModel
@@ -67,7 +68,7 @@ class StaticForward:
     """
 
     def __init__(self, model: UnifiedModel, **options: Any) -> None:
-        self.model, self.recordable = layer_by_layer(model, **options), model.device.type == "cuda"
+        self.model, self.recordable = layer_by_layer(joined(model), **options), model.device.type == "cuda"
         self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:

@@ -1,14 +1,18 @@
 """Which floating-point type this machine multiplies fastest.
 
-CPUs with matrix or vector units for bfloat16 gain by it; on others torch multiplies bfloat16 one number at a time, more
-than a hundred times slower than float32 (docs/log.md, 2026-11-24).
+Without units for bfloat16 torch multiplies it on a CPU one number at a time, more than a hundred times slower than
+float32 (docs/log.md, 2026-11-24). With them most CPUs gain, but not all: an Intel Xeon whose matrix units (AMX) are not
+to be had multiplies it half as fast as float32 (docs/log.md, 2026-11-27). So units are asked for, then timed.
 """
 
 from __future__ import annotations
 
+import time
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 """Names in `torch.cpu.get_capabilities()`."""
@@ -17,14 +21,35 @@ NARROW = ("DEFAULT", "NO AVX", "AVX2")
 """`torch.backends.cpu.get_cpu_capability()` where torch leaves such units alone (`ATEN_CPU_CAPABILITY=avx2`)."""
 
 
+MIN_SPEEDUP = 1.2
+"""How much faster than float32 a CPU's units have to multiply bfloat16 to be used."""
+
+TIMED, REPEATS = 512, 7
+"""Rows, inputs and outputs of the product that is timed, and how often: 0.05 seconds."""
+
+
 def matmul_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device has units for it, else float32."""
+    """bfloat16 where the device has units for it that make products faster, else float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities, allowed = torch.cpu.get_capabilities(), torch.backends.cpu.get_cpu_capability() not in NARROW
-        native = device.type == "cpu" and allowed and any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
+        has_units = device.type == "cpu" and allowed and any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
+        native = has_units and bfloat16_speedup() >= MIN_SPEEDUP
     return torch.bfloat16 if native else torch.float32
+
+
+@cache
+def bfloat16_speedup() -> float:
+    """Seconds of a product in float32 over those in bfloat16, on this CPU; measured once a process."""
+    pairs = {dtype: torch.ones(2, TIMED, TIMED, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(pairs, float("inf"))
+    for _ in range(REPEATS):  # in turn, so that other work on the machine slows both
+        for dtype, (x, weight) in pairs.items():
+            started = time.perf_counter()
+            F.linear(x, weight)
+            best[dtype] = min(best[dtype], time.perf_counter() - started)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def trainer_precision(accelerator: Any) -> str:

@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.model.attention import HeadLayerNorm, QKVProjection, QueriesKeysValues
 from unimodal.model.block import PreNormBlock
-from unimodal.model.context import Rotation, Route
-from unimodal.model.feedforward.dense import FeedForward
+from unimodal.model.context import Route
+from unimodal.model.inference.joined import JoinedFeedForward, JoinedQKV
 from unimodal.model.mixture import MixtureBlock, MixtureNorm
 from unimodal.model.model import TOKENS, UnifiedModel
-from unimodal.model.rope import rotate
 
 ROWS_HINT = 8
 """The number of rows that the order is chosen for; it serves others too."""
@@ -72,41 +70,6 @@ class PrepackedRMSNorm(nn.Module):
         return F.layer_norm(both, (2 * self.dim,), self.weight, None, self.eps)[..., : self.dim]
 
 
-class PrepackedQKV(nn.Module):
-    """Queries, keys and values with one product, and one rotation for queries and keys."""
-
-    def __init__(self, qkv: QKVProjection) -> None:
-        super().__init__()
-        self.head_dim = qkv.head_dim
-        self.num_heads = qkv.q_proj.out_features // self.head_dim
-        self.num_kv_heads = qkv.k_proj.out_features // self.head_dim
-        self.qkv_proj = PrepackedLinear([qkv.q_proj, qkv.k_proj, qkv.v_proj])
-        self.qk_norm = _joined_norm(qkv.q_norm, qkv.k_norm, self.num_heads)
-
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> QueriesKeysValues:
-        """As `QKVProjection`."""
-        heads = self.qkv_proj(x).unflatten(-1, (-1, self.head_dim))
-        together, values = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=-2)
-        together = self.qk_norm(together)
-        together = together if rotation is None else rotate(together, *rotation)
-        queries, keys = together.split([self.num_heads, self.num_kv_heads], dim=-2)
-        return queries, keys, values
-
-
-class PrepackedFeedForward(nn.Module):
-    """SwiGLU with one product for gate and up."""
-
-    def __init__(self, feed_forward: FeedForward) -> None:
-        super().__init__()
-        self.gate_up_proj = PrepackedLinear([feed_forward.gate_proj, feed_forward.up_proj])
-        self.down_proj = PrepackedLinear([feed_forward.down_proj])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., dim)."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
-
-
 def can_prepack(weight: Tensor) -> bool:
     """Whether this machine has kernels for prepacked weights of this type."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -140,37 +103,12 @@ def _prepack_block(block: nn.Module) -> None:
     """Replace the parts of a block by their prepacked forms."""
     assert isinstance(block, PreNormBlock)
     replaced: dict[str, nn.Module] = {
-        "attention.qkv": PrepackedQKV(block.attention.qkv),
+        "attention.qkv": JoinedQKV(block.attention.qkv, PrepackedLinear),
         "attention.o_proj": PrepackedLinear([block.attention.o_proj]),
-        "feed_forward": PrepackedFeedForward(block.feed_forward),
+        "feed_forward": JoinedFeedForward(block.feed_forward, PrepackedLinear),
         "attention_norm": PrepackedRMSNorm(block.attention_norm),
         "feed_forward_norm": PrepackedRMSNorm(block.feed_forward_norm),
         "dropout": nn.Identity(),
     }
     for name, module in replaced.items():
         block.set_submodule(name, module)
-
-
-class NormsApart(nn.Module):
-    """A norm for the first heads and another for the rest."""
-
-    def __init__(self, first: nn.Module, rest: nn.Module, num_first: int) -> None:
-        super().__init__()
-        self.first, self.rest, self.num_first = first, rest, num_first
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, heads, W) -> the same shape."""
-        first, rest = x.tensor_split([self.num_first], dim=-2)
-        return torch.cat([self.first(first), self.rest(rest)], dim=-2)
-
-
-def _joined_norm(queries: nn.Module, keys: nn.Module, num_heads: int) -> nn.Module:
-    """One norm over the heads of queries and keys together."""
-    if isinstance(queries, nn.Identity) and isinstance(keys, nn.Identity):
-        return nn.Identity()
-    if not (isinstance(queries, HeadLayerNorm) and isinstance(keys, HeadLayerNorm)):
-        return NormsApart(queries, keys, num_heads)
-    joined = HeadLayerNorm(len(queries.weight) + len(keys.weight), queries.weight.shape[1], queries.eps)
-    joined.weight = nn.Parameter(torch.cat([queries.weight, keys.weight]), requires_grad=False)
-    joined.bias = nn.Parameter(torch.cat([queries.bias, keys.bias]), requires_grad=False)
-    return joined
