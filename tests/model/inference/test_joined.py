@@ -21,7 +21,7 @@ def test_a_joined_model_gives_the_same_logits(qk_norm: QKNormConfig | None, bias
     tokens = torch.randint(24, (3, 7))
     expected = logits(model, tokens)
     fast = joined(model)
-    assert sum(isinstance(module, JoinedLinear) for module in fast.modules()) == 2 * 3
+    assert sum(isinstance(module, JoinedLinear) for module in fast.modules()) == 2 * 4 + 1
     torch.testing.assert_close(logits(fast, tokens), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=0)
 

@@ -1,7 +1,8 @@
 """Matrices that read the same input, joined into one: fewer and larger products for the few rows of a decoding step.
 
 Queries, keys and values are one product, gate and up another. A step with few rows is as fast as its weights are read,
-and a large matrix is read faster than a small one (docs/log.md, 2026-11-27).
+and a large matrix is read faster than a small one (docs/log.md, 2026-11-27); for a row or two on a GPU by kernels that
+stream it (streaming.py).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from unimodal.model.attention import HeadLayerNorm, QKVProjection, QueriesKeysVa
 from unimodal.model.block import PreNormBlock
 from unimodal.model.context import Rotation
 from unimodal.model.feedforward.dense import FeedForward
+from unimodal.model.inference.streaming import can_stream, streamed
 from unimodal.model.mixture import MixtureBlock
-from unimodal.model.model import UnifiedModel
+from unimodal.model.model import TOKENS, UnifiedModel
 from unimodal.model.rope import rotate
 
 Join = Callable[[Sequence[nn.Linear]], nn.Module]
@@ -26,7 +28,7 @@ Join = Callable[[Sequence[nn.Linear]], nn.Module]
 
 
 class JoinedLinear(nn.Module):
-    """Linear layers that read the same input as one; their weights become parts of the joined one.
+    """One linear layer or more that read the same input, as one; their weights become parts of its own.
 
     So nothing is held twice, and whatever is written into a part later is written into the whole. All of them have a
     bias or none has.
@@ -40,10 +42,21 @@ class JoinedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if self.bias is None and can_stream(x, self.weight):
+            return streamed(x, self.weight)
         return F.linear(x, self.weight, self.bias)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out / 2): silu of the first half of the outputs, times the second."""
+        if self.bias is None and can_stream(x, self.weight):
+            return streamed(x, self.weight, gated=True)
+        gate, up = self(x).chunk(2, dim=-1)
+        return F.silu(gate) * up
 
 
 def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
+    if len(parts) == 1 and isinstance(parts[0], nn.Parameter):
+        return parts[0]
     whole = torch.cat([part.detach() for part in parts])
     for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
         part.data = view
@@ -81,6 +94,8 @@ class JoinedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
+        if isinstance(self.gate_up_proj, JoinedLinear):
+            return self.down_proj(self.gate_up_proj.gated(x))
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
@@ -123,5 +138,7 @@ def joined(model: UnifiedModel) -> UnifiedModel:
         block = block.understanding if isinstance(block, MixtureBlock) else block
         assert isinstance(block, PreNormBlock)
         block.set_submodule("attention.qkv", JoinedQKV(block.attention.qkv, JoinedLinear))
+        block.set_submodule("attention.o_proj", JoinedLinear([block.attention.o_proj]))
         block.set_submodule("feed_forward", JoinedFeedForward(block.feed_forward, JoinedLinear))
+    copied.heads[TOKENS] = JoinedLinear([copied.token_head])
     return copied
