@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,35 @@ import unimodal
 from tests.oracles.tiny import tiny_bundle
 from unimodal.cli import main
 from unimodal.devices import usable_device
+
+SMALL = """
+import sys
+sys.argv = ["x"]
+from {module} import {name}
+try:
+    {name}({arguments})
+except SystemExit:
+    pass
+import torch
+torch.set_num_threads(2)
+numbers = torch.full((200_000,), 1e-20)
+print(int(((numbers * numbers) != 0).sum()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "arguments"),
+    [
+        ("unimodal.cli", "main", "['inspect', '/nowhere']"),
+        ("unimodal.training.cli", "main", "['fit', '--config', '/nowhere']"),
+    ],
+)
+def test_numbers_too_small_for_float32_are_0_in_all_threads_of_a_command(
+    module: str, name: str, arguments: str
+) -> None:
+    program = SMALL.format(module=module, name=name, arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "0", done.stderr[-500:]
 
 
 def test_without_a_name_the_first_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from unimodal.commands.process import prepare
 from unimodal.generation.options import add_arguments as add_settings
 from unimodal.generation.settings import OPTIONS
 
@@ -262,11 +262,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Handle
 }
 
 
-def _stop(number: int, frame: Any) -> NoReturn:
-    """A signal to end is answered as Ctrl-C is, so that what is open is closed."""
-    raise KeyboardInterrupt(number)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = CommandParser(prog="unimodal", description="Any-to-any image and text models on discrete tokens.")
@@ -281,9 +276,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. What a user did wrong becomes one line on stderr and exit code 2."""
     options = build_parser().parse_args(arguments)
-    if arguments is None:
-        signal.signal(signal.SIGTERM, _stop)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    prepare(signals=arguments is None)
     try:
         code = options.handler(options)
     except BrokenPipeError:

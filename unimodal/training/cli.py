@@ -23,6 +23,7 @@ from data_pipelines import datamodule as _datamodules
 from data_pipelines import raw as _raw
 from tokenizers_vq import autoencoder_module as _autoencoder_module
 from tokenizers_vq import module as _tokenizer_module
+from unimodal.devices import flush_denormals
 from unimodal.training import module as _transformer_module
 from unimodal.training import predicting as _predicting
 from unimodal.training.callbacks.bundle import BundleWriter
@@ -150,6 +151,7 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
     quieten()
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
+    flush_denormals()
     set_parsing_settings(subclasses_enabled=list(RL_BASES))
     if arguments is None:
         sys.argv[1:] = upgrade_arguments(sys.argv[1:])

@@ -49,10 +49,11 @@ def streamed(x: Tensor, weight: Tensor, *, gated: bool = False) -> Tensor:
     rows, outputs = x.numel() // columns, weight.shape[0] // 2 if gated else weight.shape[0]
     out = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     height = 1 << (max(1, ELEMENTS[rows - 1] // columns).bit_length() - 1)
-    warps = 2 * height if rows == 2 else 8 if height == 1 else 4
+    warps = 2 if rows == 2 else 8 if height == 1 else 4
+    width = WIDTHS[0] if height == 1 else WIDTHS[rows - 1]
     kernel = _gated_product if gated else _product
     kernel[(-(-outputs // height),)](
-        weight, x.contiguous(), out, outputs, columns, rows, height, WIDTHS[rows - 1], num_warps=min(warps, 8)
+        weight, x.contiguous(), out, outputs, columns, rows, height, width, num_warps=warps
     )
     return out
 
