@@ -49,7 +49,8 @@ from unimodal.training.rl.prompts.base import RLPrompt
 from unimodal.training.rl.prompts.drawings import Drawings
 from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler
 from unimodal.training.rl.statistics import Sums
-from unimodal.training.rl.update import PolicyUpdate, UpdateConfig
+from unimodal.training.rl.updates.base import UpdateConfig
+from unimodal.training.rl.updates.tokens import TokenUpdate
 
 DTYPE = matmul_dtype(torch.device("cpu"))
 
@@ -109,7 +110,7 @@ class Arm:
     def update(self, rollout: Rollout) -> int:
         """Forward and backward passes of an update; the tokens of its rows."""
         self.model.train()
-        update = PolicyUpdate(
+        update = TokenUpdate(
             config=UpdateConfig(loss=ClippedRatio()),
             packer=self.packer,
             machine=ModalityMachine(self.space),
@@ -127,7 +128,7 @@ class Arm:
         return tokens
 
     def read(self, model: UnifiedModel, batch: AnswerBatch) -> torch.Tensor:
-        """See `PolicyUpdate`."""
+        """See `TokenUpdate`."""
         return self.features(model, batch.packed)
 
     def pretrain(self, rollout: Rollout) -> int:

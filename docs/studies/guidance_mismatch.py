@@ -24,7 +24,7 @@ from unimodal.training.rl.losses.base import PolicyLoss, TokenLosses, TokenRatio
 from unimodal.training.rl.module import PolicyModule
 from unimodal.training.rl.rollouts import Rollout
 from unimodal.training.rl.statistics import Sums
-from unimodal.training.rl.update import PolicyUpdate
+from unimodal.training.rl.updates.base import RolloutUpdate
 
 HERE = Path(__file__).resolve().parent
 EVERY = 5
@@ -67,7 +67,7 @@ class UnguidedLogProbs(PolicyModule):
 class GuidedLogProbs(PolicyModule):
     """Both with guidance; now and then the other gradient is computed too, on the same answers."""
 
-    def _step(self, update: PolicyUpdate, numbers: Sequence[int], sums: Sums) -> None:
+    def _step(self, update: RolloutUpdate, numbers: Sequence[int], sums: Sums) -> None:
         if self.round % EVERY == 0:
             right = self._gradient(update, numbers)
             wrong = self._gradient(replace(update, rollout=without_guidance(update.rollout), like=None), numbers)
@@ -75,8 +75,8 @@ class GuidedLogProbs(PolicyModule):
             sums.put("mismatch_length", float(wrong.norm() / right.norm()))
         super()._step(update, numbers, sums)
 
-    def _gradient(self, update: PolicyUpdate, numbers: Sequence[int]) -> Tensor:
-        for batch in update.packer.batches(update.rollout.trajectories, numbers):
+    def _gradient(self, update: RolloutUpdate, numbers: Sequence[int]) -> Tensor:
+        for batch in update.batches(numbers):
             self.manual_backward(update.loss(self.trained, batch.to(self.device), Sums()))
         optimizer = self.optimizers()
         gradient = torch.cat([each.flatten().double() for each in gradients_of(optimizer)])

@@ -126,9 +126,9 @@ COSTS: dict[tuple[DemoBranch, bool], Cost] = {
 
 ON_A_GPU: dict[DemoBranch, Cost] = {
     "discrete": Cost(rate=math.inf, tokenizer=0.019, decoder=0.04, autoencoder=0, rest=140),
-    "flow": Cost(rate=math.inf, tokenizer=0.019, decoder=0.08, autoencoder=0.01, rest=200),
+    "flow": Cost(rate=math.inf, tokenizer=0.019, decoder=0.135, autoencoder=0.035, rest=180),
 }
-"""On an H100 beside 16 cores; `flow` was not measured. So small a model waits for launches, not for products."""
+"""On an H100 beside 16 cores; the flow's `rest` is a guess. So small a model waits for launches, not for products."""
 
 
 def recipe_for(branch: DemoBranch, machine: Machine) -> Recipe:

@@ -28,6 +28,7 @@ from unimodal.generation.log_probs import grammar_bias, open_images, states_of_a
 from unimodal.generation.modality import ModalityMachine, ModalityState
 from unimodal.generation.requests import Finish, Request
 from unimodal.generation.sampling import RowSampling
+from unimodal.generation.stochastic_flow import FlowStep
 
 # Shapes: M tokens of all answers of a batch, X text ids.
 
@@ -37,12 +38,16 @@ MAIN, NULL, IMAGES = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class SampledAnswer:
-    """An answer that was sampled: its request, ids, and the log-probability of each when it was drawn."""
+    """An answer that was sampled: its request, ids, and the log-probability of each when it was drawn.
+
+    `steps` are those of the pictures that a flow has drawn with noise.
+    """
 
     request: Request
     ids: Sequence[int]
     log_probs: Sequence[float]
     finish: Finish = "end"
+    steps: tuple[FlowStep, ...] = ()
     group: int = 0
     """Answers of one group have the same prompt, mode and guidance."""
 

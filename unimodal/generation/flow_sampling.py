@@ -27,7 +27,8 @@ class FlowSamplingConfig:
     `steps` of a solver over a grid of times moved towards noise by `shift`; Heun's steps ask the model twice, but for
     the last one. Guidance acts at times above `guidance_from` and up to `guidance_to`. `renorm` keeps guided velocities
     as long as plain ones, down to `renorm_min` of their own length (BAGEL, arXiv 2505.14683): over a whole image
-    (`global`), latent by latent (`channel`), or latent by latent in guidance by words alone (`text_channel`).
+    (`global`), latent by latent (`channel`), or latent by latent in guidance by words alone (`text_channel`). `noise`
+    above 0 is added at every step but the last, which gives steps a probability (stochastic_flow.py).
     """
 
     steps: int = 24
@@ -37,10 +38,13 @@ class FlowSamplingConfig:
     guidance_to: float = 1.0
     renorm: Renorm = "none"
     renorm_min: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             check_setting(name, value)
+        if self.noise and (self.solver != "euler" or self.steps < 2):
+            raise ValueError("noise is added by the solver euler, at every step but the last: take 2 steps at least")
 
     def guided_at(self, time: float) -> bool:
         """Whether guidance acts at this time."""

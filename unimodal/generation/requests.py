@@ -17,6 +17,7 @@ from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.modality import OUTSIDE, Kind
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.settings import Mode, check_setting
+from unimodal.generation.stochastic_flow import FlowStep
 
 Finish = Literal["end", "length", "no room for an image"]
 """Why an answer ended: by itself, at the end of its token budget, or because an image was due that did not fit."""
@@ -132,6 +133,8 @@ class Decoded:
     log_probs: list[float]
     finish: Finish
     pictures: tuple[Tensor, ...] = ()
+    steps: tuple[tuple[FlowStep, ...], ...] = ()
+    """Of each of these pictures, where the flow was followed with noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

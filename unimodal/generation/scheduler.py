@@ -170,8 +170,9 @@ class Scheduler:
         number = self.batch.numbers[index]
         ids = self.batch.out[index, : status.step].tolist()
         log_probs = self.batch.log_probs[index, : status.step].tolist()
-        pictures = self.images.drawn(number)
-        return Decoded(ids=ids, log_probs=log_probs, finish=self._finish(index, ids), pictures=pictures)
+        pictures, steps = self.images.drawn(number), self.images.steps(number)
+        finish = self._finish(index, ids)
+        return Decoded(ids=ids, log_probs=log_probs, finish=finish, pictures=pictures, steps=steps)
 
     def _finish(self, index: int, ids: list[int]) -> Finish:
         config, specials = self.batch.requests[self.batch.numbers[index]].config, self.space.specials

@@ -134,6 +134,9 @@ class DecodeSettings:
     renorm_min: float | None = field(
         default=None, metadata=_about("renorm_min", "share of their length that renorm leaves", high=1, flow=True)
     )
+    noise: float | None = field(
+        default=None, metadata=_about("the noise", "added at every step of the flow; 0 is none", high=100, flow=True)
+    )
 
     def __post_init__(self) -> None:
         for name in SETTINGS:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unimodal.generation.context import ContextImage
 from unimodal.generation.requests import Request
+from unimodal.generation.stochastic_flow import FlowStep
 from unimodal.model.cache import KVCache
 
 # Shapes: B contexts, G of them guided, I of them guided by their images too, H and W sides of an image.
@@ -49,11 +50,15 @@ class DueContexts(NamedTuple):
 
 
 class Painted(NamedTuple):
-    """An image (3, H, W) in [-1, 1], the ids between its boi and eoi, and how it stands in the context afterwards."""
+    """An image (3, H, W) in [-1, 1], the ids between its boi and eoi, and how it stands in the context afterwards.
+
+    `steps` are those that were drawn with noise.
+    """
 
     pixels: Tensor
     body: list[int]
     image: ContextImage
+    steps: tuple[FlowStep, ...] = ()
 
 
 class Painter(Protocol):

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from unimodal.generation.batch import Batch
 from unimodal.generation.context import guidance_contexts
-from unimodal.generation.painters.base import CachedContexts, DueContexts, ImageDue
+from unimodal.generation.painters.base import CachedContexts, DueContexts, ImageDue, Painted
 from unimodal.generation.reading import read
 from unimodal.generation.rows import RowStatus
+from unimodal.generation.stochastic_flow import FlowStep
 
 PAINT_AT_ONCE = 16
 """Images that are drawn although other answers still move."""
@@ -27,7 +28,7 @@ class DueImages:
         """enough: images that are drawn although other answers still move."""
         self.batch, self.enough, self.waited = batch, enough, 0
         self.noise: dict[int, torch.Generator] = {}
-        self.pictures: dict[int, list[Tensor]] = {}
+        self.pictures: dict[int, list[Painted]] = {}
 
     def paint(self, statuses: Sequence[RowStatus], *, more: bool) -> bool:
         """Draw what is due and let the answers resume, or park them; whether the batch has changed.
@@ -46,7 +47,7 @@ class DueImages:
             return batch.park({one.number for one in due})
         self.waited, painted = 0, painter.paint(due, self.contexts)
         for one, image in zip(due, painted, strict=True):
-            self.pictures.setdefault(one.number, []).append(image.pixels)
+            self.pictures.setdefault(one.number, []).append(image)
         batch.insert({one.number: image for one, image in zip(due, painted, strict=True)})
         return True
 
@@ -58,7 +59,11 @@ class DueImages:
 
     def drawn(self, number: int) -> tuple[Tensor, ...]:
         """All images (3, H, W) that an answer has so far."""
-        return tuple(self.pictures.get(number, ()))
+        return tuple(each.pixels for each in self.pictures.get(number, ()))
+
+    def steps(self, number: int) -> tuple[tuple[FlowStep, ...], ...]:
+        """Of all these images, the steps that were drawn with noise."""
+        return tuple(each.steps for each in self.pictures.get(number, ()))
 
     def _due(self, number: int) -> ImageDue:
         request = self.batch.requests[number]

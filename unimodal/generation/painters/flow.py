@@ -16,6 +16,8 @@ from unimodal.generation.flow_sampling import FlowSamplingConfig, guided_velocit
 from unimodal.generation.guidance import RowGuidance, scale_now
 from unimodal.generation.painters.base import CachedContexts, DueContexts, ImageDue, Painted
 from unimodal.generation.requests import Request
+from unimodal.generation.sampling import exact
+from unimodal.generation.stochastic_flow import FlowStep, follow
 from unimodal.model.branches.base import MediaTokens, grid_positions
 from unimodal.model.model import VELOCITY, UnifiedModel
 
@@ -57,9 +59,9 @@ class FlowPainter:
         painted: dict[int, Painted] = {}
         for config in dict.fromkeys(one.request.config.flow for one in due):
             group = [one for one in due if one.request.config.flow == config]
-            latents = self._draw(group, contexts(group, self.count + 2), config)
-            for one, drawn, pixels, body in zip(group, latents, *self.decode(latents), strict=True):
-                painted[one.number] = self._painted(drawn, pixels, body)
+            latents, steps = self._draw(group, contexts(group, self.count + 2), config)
+            for one, drawn, path, pixels, body in zip(group, latents, steps, *self.decode(latents), strict=True):
+                painted[one.number] = self._painted(drawn, pixels, body)._replace(steps=tuple(path))
         return [painted[one.number] for one in due]
 
     def _painted(self, latents: Tensor, pixels: Tensor, body: list[int]) -> Painted:
@@ -67,11 +69,18 @@ class FlowPainter:
         shown = resize_to_patches(to_image(pixels), patches) if patches else None
         return Painted(pixels, body, context_image(body, latents.cpu().numpy(), shown, patches))
 
-    def _draw(self, due: Sequence[ImageDue], contexts: DueContexts, config: FlowSamplingConfig) -> Tensor:
-        """(B, R, K, C), each drawn from its own noise."""
+    def _draw(
+        self, due: Sequence[ImageDue], contexts: DueContexts, config: FlowSamplingConfig
+    ) -> tuple[Tensor, list[list[FlowStep]]]:
+        """(B, R, K, C), each drawn from its own noise, and the noisy steps of each."""
         flow, device = self.model.config.flow, self.model.device
         assert flow
-        noise = torch.stack([torch.randn(self.count, flow.latent_dim, generator=one.noise) for one in due]).to(device)
+
+        def normal() -> Tensor:
+            shape = (self.count, flow.latent_dim)
+            drawn = torch.stack([torch.randn(shape, generator=one.noise) for one in due])
+            return drawn.to(device, torch.promote_types(self.model.dtype, drawn.dtype))
+
         scales = RowGuidance.of([one.request.config.guidance for one in due], device)
         sizes = [len(due), len(contexts.guided), len(contexts.by_image)]
         parts = functools.cache(lambda rows: self._parts(contexts.contexts, rows))
@@ -88,7 +97,12 @@ class FlowPainter:
             changed = guided_velocity(plain, with_images, nulls, of_text, of_images, config)
             return plain.index_copy(0, contexts.guided, changed[contexts.guided])
 
-        return integrate(velocity, noise, time_grid(config.steps, config.shift), config.solver).unflatten(1, self.grid)
+        times = time_grid(config.steps, config.shift)
+        if config.noise:
+            latents, steps = follow(velocity, normal(), times, config.noise, normal)
+        else:
+            latents, steps = integrate(velocity, normal(), times, config.solver), [[] for _ in due]
+        return latents.float().unflatten(1, self.grid), steps
 
     def _parts(self, contexts: CachedContexts, rows: int) -> list[tuple[Tensor, CachedContexts]]:
         """The first rows; those of about one length together: none attends over the slots of a much longer one."""
@@ -123,4 +137,4 @@ class FlowPainter:
         mask = mask[:, None, None].expand(-1, -1, length, -1)
         slots = lengths + torch.arange(length, device=device)
         features = model(tokens, positions.expand_as(tokens), mask, cache, media=media, slots=slots)
-        return model.heads[VELOCITY](features.flatten(0, 1)[index]).float().view(rows, count, width)
+        return exact(model.heads[VELOCITY](features.flatten(0, 1)[index])).view(rows, count, width)

@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from data_pipelines.documents import DamagedSample
 from data_pipelines.failures import FailureLog
 from data_pipelines.spec import DataSpec, Described
+from tokenizers_vq.autoencoder import open_autoencoder
+from tokenizers_vq.bundle_files import AUTOENCODER
 from tokenizers_vq.identity import IDENTITY, check_identity, plain
-from tokenizers_vq.media import PATCHES, MediaSpec
+from tokenizers_vq.media import LATENTS, PATCHES, MediaSpec
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.model.checkpoint import read_config
 from unimodal.training.rl.prompts.base import Prompts, RLPrompt
@@ -123,11 +125,11 @@ class PromptDataModule(Described, L.LightningDataModule):
         if self._spec is not None:
             return
         config, space = read_config(self.bundle), TokenSpace.open(self.bundle)
-        if config.flow is not None:
-            raise ValueError(f"{self.bundle} draws by flow: its pictures are not trained by these rewards yet")
         media = {}
+        if config.flow is not None:
+            media[LATENTS] = open_autoencoder(self.bundle / AUTOENCODER).media
         if config.vision is not None:
-            media[PATCHES] = MediaSpec(name=PATCHES, width=config.vision.patches.width, sizing=config.vision.patches)
+            media[PATCHES] = MediaSpec.of_patches(config.vision.patches)
         self._spec = DataSpec(space=space, media=media, tokenizers=self.bundle)
         self.opened = [prompts.open() for prompts in self.prompts]
         self.opened_held_out = [prompts.open() for prompts in self.held_out]

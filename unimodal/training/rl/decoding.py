@@ -54,6 +54,13 @@ class PolicyDecoder:
         assert self._pipeline is not None
         return self._pipeline.reading
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of latents of a picture that a flow draws."""
+        assert self._tokenizers is not None and self._tokenizers.autoencoder is not None
+        side = self._tokenizers.autoencoder.grid
+        return side, side
+
 
 @contextmanager
 def as_saved(device: torch.device) -> Iterator[None]:

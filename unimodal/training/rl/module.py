@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.identity import plain
-from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker
+from unimodal.generation.answer_rows import AnswerPacker
 from unimodal.generation.modality import ModalityMachine
 from unimodal.model.checkpoint import open_model
 from unimodal.model.model import UnifiedModel
@@ -34,7 +34,9 @@ from unimodal.training.rl.metrics import log_lengths, log_rewards
 from unimodal.training.rl.rewards.base import Reward
 from unimodal.training.rl.rollouts import Rollout, RolloutConfig, Sampler, advantages_of, mini_batches
 from unimodal.training.rl.statistics import Sums, largest_of_ranks, sum_over_ranks
-from unimodal.training.rl.update import PolicyUpdate, UpdateConfig, new_value_head
+from unimodal.training.rl.updates.base import RolloutUpdate, UpdateConfig
+from unimodal.training.rl.updates.flow import FlowPacker, FlowUpdate, draws_by_flow, flow_velocities
+from unimodal.training.rl.updates.tokens import TokenUpdate, new_value_head
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.start import StartConfig
 
@@ -85,11 +87,8 @@ class PolicyModule(TransformerModule):
         self.update_config = UpdateConfig(
             loss=loss or ClippedRatio(), aggregation=aggregation, kl=kl, value=value, entropy=entropy
         )
-        if value is None and self.rollouts.group < self.advantage.smallest_group:
-            raise ValueError(
-                f"a group of {self.rollouts.group} leaves nothing to compare an answer with: its advantage would be "
-                f"its reward; set rollouts.group to {self.advantage.smallest_group} at least"
-            )
+        if value is None:
+            self.advantage.check_group(self.rollouts.group)
         self.rewards, self.clip_gradients_at = rewards, clip_gradients_at
         self.value_head: nn.Module | None = None
         self.alarms = Alarms(narrowest=self.update_config.loss.narrowest)
@@ -97,6 +96,7 @@ class PolicyModule(TransformerModule):
         self.round = 0
         self.last_rollout: Rollout | None = None
         self._reference: list[UnifiedModel] = []
+        self._by_flow = False
         self._last_reward = float("nan")
 
     # -- building
@@ -118,6 +118,7 @@ class PolicyModule(TransformerModule):
         half = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else torch.float32
         self.sampler = Sampler(data.prompts, self.rewards, self.rollouts, half)
         self.held_out = Sampler(data.held_out, self.rewards, self.rollouts, half)
+        self._by_flow = draws_by_flow(self.trained.branches, data.prompts, self.update_config)
         with torch.device("cpu"), as_saved(torch.device("cpu")):
             self.sampler.check(data.opened)
             self.held_out.check(data.opened_held_out)
@@ -180,10 +181,7 @@ class PolicyModule(TransformerModule):
         log_rewards(rollout, self.sampler.names, [each.kind for each in self._data.prompts], sums)
         log_lengths(rollout, self.space, sums)
         update = self._update(rollout, advantages_of(rollout, self.advantage))
-        if self.update_config.value is not None:
-            everything = update.counted(range(len(rollout.trajectories)))
-            batches = update.packer.batches(rollout.trajectories, everything)
-            update.estimate_values(self.trained, [batch.to(self.device) for batch in batches])
+        update.prepare(self.trained, self.device)
         for epoch in range(self.rollouts.epochs):
             for numbers in mini_batches(rollout, self.rollouts, self.round, epoch, self._first_group):
                 self._step(update, numbers, sums)
@@ -195,32 +193,34 @@ class PolicyModule(TransformerModule):
             sums.put(name, value)
         self._log_all(sums)
 
-    def _update(self, rollout: Rollout, advantages: Tensor) -> PolicyUpdate:
-        context, sizes = self.trained.config.trunk.max_length, self.rollouts
-        packer = AnswerPacker(self.space, self.decoder.reading, rows=sizes.rows, length=sizes.length, context=context)
-        return PolicyUpdate(
-            config=self.update_config,
-            packer=packer,
-            machine=ModalityMachine(self.space, self.device),
-            rollout=rollout,
-            advantages=advantages,
-            forward=self._read,
+    def _update(self, rollout: Rollout, advantages: Tensor) -> RolloutUpdate:
+        space, reading = self.space, self.decoder.reading
+        sizes = {"rows": self.rollouts.rows, "length": self.rollouts.length}
+        shared: dict[str, Any] = {
+            "config": self.update_config,
+            "rollout": rollout,
+            "advantages": advantages,
+            "max_length": self.sampler.max_new_tokens,
+            "reference": self._reference[0].to(self.device, self.trained.dtype) if self._reference else None,
+        }
+        if self._by_flow:
+            packer = FlowPacker(space, reading, self.decoder.grid, **sizes)
+            return FlowUpdate(packer=packer, velocities=flow_velocities(self._media, self._features), **shared)
+        return TokenUpdate(
+            packer=AnswerPacker(space, reading, context=self.trained.config.trunk.max_length, **sizes),
+            machine=ModalityMachine(space, self.device),
+            forward=lambda model, batch: self._features(model, batch.packed, self._media(batch.packed)),
             head=self.trained.token_head,
-            max_length=self.sampler.max_new_tokens,
             value_head=self.value_head,
-            reference=self._reference[0].to(self.device, self.trained.dtype) if self._reference else None,
+            **shared,
         )
 
-    def _read(self, model: UnifiedModel, batch: AnswerBatch) -> Tensor:
-        """Features (B, T, D) of the packed rows under a model."""
-        return self._features(model, batch.packed, self._media(batch.packed))
-
-    def _step(self, update: PolicyUpdate, numbers: Sequence[int], sums: Sums) -> None:
+    def _step(self, update: RolloutUpdate, numbers: Sequence[int], sums: Sums) -> None:
         """One optimizer step on some trajectories, batch by batch."""
         optimizer: Any = self.optimizers()
         numbers = update.counted(numbers)
         [divisor] = sum_over_ranks([update.divisor(numbers)], self.device)
-        batches = [batch.to(self.device) for batch in update.packer.batches(update.rollout.trajectories, numbers)]
+        batches = [batch.to(self.device) for batch in update.batches(numbers)]
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number in range(largest_of_ranks(len(batches), self.device)):
             batch = batches[number] if number < len(batches) else update.empty_batch().to(self.device)

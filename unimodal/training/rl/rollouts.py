@@ -15,6 +15,7 @@ from unimodal.generation.answer_rows import SampledAnswer
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Request
 from unimodal.generation.settings import chosen
+from unimodal.generation.stochastic_flow import some_steps
 from unimodal.training.rl.advantages.base import Advantage, is_equal
 from unimodal.training.rl.data import DrawnPrompt
 from unimodal.training.rl.overlong import OverlongConfig
@@ -33,7 +34,8 @@ class RolloutConfig:
     learnt in `mini_batches` optimizer steps, `epochs` times; 1 and 1 is strictly on-policy. They are packed into
     batches of `rows` rows of `length` tokens. With `dynamic_rounds` above 1 prompts whose answers are all worth the
     same are replaced by others, in so many rounds at most (DAPO's dynamic sampling). Past `bad_rewards`, a share, of
-    rewards that could not be had the run ends. `seed` is that of prompts and answers.
+    rewards that could not be had the run ends. `flow_steps` is how many noisy steps are learnt of a picture that a flow
+    has drawn, chosen at random. `seed` is that of prompts and answers.
     """
 
     prompts: int = 24
@@ -45,12 +47,12 @@ class RolloutConfig:
     length: int = 288
     dynamic_rounds: int = 1
     bad_rewards: float = 0.1
+    flow_steps: int = 3
     seed: int = 0
     overlong: OverlongConfig | None = None
 
     def __post_init__(self) -> None:
-        counts = ("prompts", "group", "at_once", "mini_batches", "epochs", "rows", "length", "dynamic_rounds")
-        for name in counts:
+        for name in "prompts group at_once mini_batches epochs rows length dynamic_rounds flow_steps".split():
             if getattr(self, name) < 1:
                 raise ValueError(f"rollouts.{name} is at least 1, got {getattr(self, name)}")
         if self.mini_batches > self.prompts:
@@ -198,7 +200,12 @@ class Sampler:
         group = self.config.group
         trajectories = [
             SampledAnswer(
-                request=request, ids=each.ids, log_probs=each.log_probs, finish=each.finish, group=place // group
+                request=request,
+                ids=each.ids,
+                log_probs=each.log_probs,
+                finish=each.finish,
+                steps=some_steps(each.steps, self.config.flow_steps, request.seed),
+                group=place // group,
             )
             for place, (request, each) in enumerate(zip(requests, decoded, strict=True))
         ]

@@ -22,6 +22,14 @@ class Advantage:
         """Answers of a prompt that it takes at least."""
         return 2
 
+    def check_group(self, size: int) -> None:
+        """Raise ValueError for too few answers of a prompt."""
+        if size < self.smallest_group:
+            raise ValueError(
+                f"a group of {size} leaves nothing to compare an answer with: its advantage would be its reward; set "
+                f"rollouts.group to {self.smallest_group} at least"
+            )
+
     def of(self, rewards: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
         """rewards (P, G, K), weights (P, K) of each prompt's rewards, valid (P, G) bool -> (P, G)."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""An update: the answers of a rollout become a loss, batch by batch."""
+"""The update of token answers: those of a rollout become a loss, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,65 +17,42 @@ from unimodal.model.model import UnifiedModel
 from unimodal.model.sharded import shard_group
 from unimodal.model.token_head import TokenHead
 from unimodal.training.rl.advantages.generalized import (
-    ValueConfig,
     generalized_advantages,
     value_losses,
     whitened,
 )
-from unimodal.training.rl.losses.aggregation import Aggregation, token_weights
-from unimodal.training.rl.losses.base import PolicyLoss, TokenRatios
-from unimodal.training.rl.losses.divergence import KLConfig, kl_penalty
-from unimodal.training.rl.rollouts import Rollout
+from unimodal.training.rl.losses.base import TokenRatios
+from unimodal.training.rl.losses.divergence import kl_penalty
 from unimodal.training.rl.statistics import Sums, sum_over_ranks
+from unimodal.training.rl.updates.base import RolloutUpdate, log_ratios
 
 # Shapes: M tokens of all answers of a batch, B answers, T tokens of the longest.
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpdateConfig:
-    """What is minimised: the policy's loss, a KL penalty, a value's loss, less an entropy bonus."""
-
-    loss: PolicyLoss
-    aggregation: Aggregation = "token-mean"
-    kl: KLConfig | None = None
-    value: ValueConfig | None = None
-    entropy: float = 0.0
-
-
 @dataclass(kw_only=True)
-class PolicyUpdate:
-    """Losses of one rollout's answers. `advantages` (N,) are those of its trajectories, unless a value gives them."""
+class TokenUpdate(RolloutUpdate):
+    """Losses of answers that were sampled token by token; `advantages` are theirs, unless a value gives them."""
 
-    config: UpdateConfig
     packer: AnswerPacker
     machine: ModalityMachine
-    rollout: Rollout
-    advantages: Tensor
     forward: Callable[[UnifiedModel, AnswerBatch], Tensor]
     head: TokenHead
-    max_length: int = 1
-    """What the aggregation `constant` divides by: the token budget of an answer, the same on all ranks."""
     value_head: nn.Module | None = None
-    reference: UnifiedModel | None = None
     like: AnswerBatch | None = None
     token_advantages: dict[int, Tensor] | None = None
     """Of each trajectory, where a value gives them."""
     returns: dict[int, Tensor] | None = None
     old_values: dict[int, Tensor] | None = None
 
-    def counted(self, numbers: Sequence[int]) -> list[int]:
-        """Those of these trajectories whose rewards are there."""
-        valid = self.rollout.valid.flatten().tolist()
-        return [number for number in numbers if valid[number]]
+    def prepare(self, model: UnifiedModel, device: torch.device) -> None:
+        """Values of all answers before any update, where a value is learnt."""
+        if self.config.value is not None:
+            everything = self.counted(range(len(self.rollout.trajectories)))
+            self.estimate_values(model, [batch.to(device) for batch in self.batches(everything)])
 
-    def divisor(self, numbers: Sequence[int]) -> float:
-        """What these trajectories add to the divisor of a step."""
-        return float(self._token_weights(numbers)[1].sum())
-
-    def _token_weights(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        trajectories = self.rollout.trajectories
-        lengths = torch.tensor([len(trajectories[number]) for number in numbers], dtype=torch.int64)
-        return token_weights(lengths, self.config.aggregation, self.max_length)
+    def batches(self, numbers: Sequence[int]) -> Iterator[AnswerBatch]:
+        """See `RolloutUpdate`."""
+        return self.packer.batches(self.rollout.trajectories, numbers)
 
     def empty_batch(self) -> AnswerBatch:
         """Padding, so that ranks do the same number of passes."""
@@ -97,7 +74,7 @@ class PolicyUpdate:
         found = self.config.loss.of(tokens)
         losses = found.losses
         inside = batch.states.in_image
-        self._log_ratios(tokens, found.clipped_high, found.clipped_low, sums)
+        log_ratios(tokens, found, sums)
         self._log_entropy(entropy, inside, sums)
         if self.config.entropy:
             losses = losses - self.config.entropy * entropy
@@ -105,7 +82,7 @@ class PolicyUpdate:
             losses = losses + self._penalties(found_tokens, inside, sums)
         if self.config.value is not None:
             losses = losses + self.config.value.weight * self._value_losses(features, batch, sums)
-        weights = self._token_weights(batch.numbers)[0].to(device, dtype)
+        weights = self.weights_of(batch.numbers)[0].to(device, dtype)
         weights = weights[batch.answers] if len(batch.answers) else losses
         return (losses * weights).sum()
 
@@ -192,14 +169,6 @@ class PolicyUpdate:
         return losses
 
     # -- logs
-
-    def _log_ratios(self, tokens: TokenRatios, high: Tensor, low: Tensor, sums: Sums) -> None:
-        gaps = (tokens.log_probs.detach() - tokens.old).abs()
-        if "log_prob_gap" not in sums.sums:
-            sums.add("log_prob_gap", gaps)
-        sums.add("ratio_distance", (tokens.ratios.detach() - 1).abs())
-        sums.add("clipped_high", high.float())
-        sums.add("clipped_low", low.float())
 
     def _log_entropy(self, entropy: Tensor, inside: Tensor, sums: Sums) -> None:
         sums.add("entropy_text", entropy, ~inside)

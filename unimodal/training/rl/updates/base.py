@@ -1,0 +1,85 @@
+"""What every update of a policy is: which answers count, what they weigh, and a loss for each batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unimodal.model.model import UnifiedModel
+from unimodal.training.rl.advantages.generalized import ValueConfig
+from unimodal.training.rl.losses.aggregation import Aggregation, token_weights
+from unimodal.training.rl.losses.base import PolicyLoss, TokenLosses, TokenRatios
+from unimodal.training.rl.losses.divergence import KLConfig
+from unimodal.training.rl.rollouts import Rollout
+from unimodal.training.rl.statistics import Sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """What is minimised: the policy's loss, a KL penalty, a value's loss, less an entropy bonus."""
+
+    loss: PolicyLoss
+    aggregation: Aggregation = "token-mean"
+    kl: KLConfig | None = None
+    value: ValueConfig | None = None
+    entropy: float = 0.0
+
+
+@dataclass(kw_only=True)
+class RolloutUpdate:
+    """Losses of one rollout's answers. `advantages` (N,) are those of its trajectories."""
+
+    config: UpdateConfig
+    rollout: Rollout
+    advantages: Tensor
+    max_length: int = 1
+    """What the aggregation `constant` divides by: the token budget of an answer, the same on all ranks."""
+    reference: UnifiedModel | None = None
+
+    def counted(self, numbers: Sequence[int]) -> list[int]:
+        """Those of these trajectories whose rewards are there."""
+        valid = self.rollout.valid.flatten().tolist()
+        return [number for number in numbers if valid[number]]
+
+    def lengths(self, numbers: Sequence[int]) -> list[int]:
+        """What is learnt of each of these answers: its tokens."""
+        return [len(self.rollout.trajectories[number]) for number in numbers]
+
+    def divisor(self, numbers: Sequence[int]) -> float:
+        """What these trajectories add to the divisor of a step."""
+        return float(self.weights_of(numbers)[1].sum())
+
+    def weights_of(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The weight of each token of these answers, and what each answer adds to the divisor: (B,) each."""
+        lengths = torch.tensor(self.lengths(numbers), dtype=torch.int64)
+        return token_weights(lengths, self.config.aggregation, self.max_length)
+
+    def prepare(self, model: UnifiedModel, device: torch.device) -> None:
+        """What is computed once before the first update on a rollout."""
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[Any]:
+        """Batches of these answers: each has `packed` rows, `numbers` of its answers, and moves `to` a device."""
+        raise NotImplementedError
+
+    def empty_batch(self) -> Any:
+        """Padding, so that ranks do the same number of passes."""
+        raise NotImplementedError
+
+    def loss(self, model: UnifiedModel, batch: Any, sums: Sums) -> Tensor:
+        """The sum over a batch of weighted losses; `divisor` makes the step's mean of it."""
+        raise NotImplementedError
+
+
+def log_ratios(tokens: TokenRatios, found: TokenLosses, sums: Sums) -> None:
+    """How far the policy is from the one that sampled; before the first update of all, that is the noise of computing
+    the same twice."""
+    gaps = (tokens.log_probs.detach() - tokens.old).abs()
+    if "log_prob_gap" not in sums.sums:
+        sums.add("log_prob_gap", gaps)
+    sums.add("ratio_distance", (tokens.ratios.detach() - 1).abs())
+    sums.add("clipped_high", found.clipped_high.float())
+    sums.add("clipped_low", found.clipped_low.float())
