@@ -27,12 +27,13 @@ from unimodal.model.transformer import compute_dtype
 from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
 from unimodal.training.checkpointing import SOUND
 from unimodal.training.gradients import clip, gradients_of, to_means
-from unimodal.training.objectives.base import Objective, Terms, total
+from unimodal.training.objectives.base import Objective, Terms, check_objectives, total
 from unimodal.training.objectives.flow_matching import FlowMatching
 from unimodal.training.objectives.next_token import NextToken
 from unimodal.training.old_names import upgrade_checkpoint
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
 from unimodal.training.parallel.activations import checkpoint_activations
+from unimodal.training.parallel.admission import check_memory
 from unimodal.training.parallel.sharding import ParallelConfig, first_weights, rank_mesh, shard
 from unimodal.training.parallel.strategy import ShardedStrategy
 from unimodal.training.precision import gathered_dtype
@@ -88,9 +89,8 @@ class TransformerModule(L.LightningModule):
         spec, strategy = self.spec, self.trainer.strategy
         with torch.device("meta"):
             model = UnifiedModel(self._architecture(spec))
-        for objective in self.objectives:
-            if objective.branch not in (None, *model.branches):
-                raise ValueError(f"{type(objective).__name__} trains the branch of {objective.branch}: set model.flow")
+        check_objectives(self.objectives, model.branches)
+        check_memory(model, self.optimizer_config, self.parallel, self.start.freeze, self.trainer)
         checkpoint_activations(model, self.parallel.activation_checkpointing)
         if self.compile_model:
             compile_blocks(model)

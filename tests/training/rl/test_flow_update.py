@@ -13,7 +13,7 @@ from data_pipelines.batch import PackedBatch
 from tests.oracles.pictures import noise
 from tests.oracles.tiny import tiny_flow_pipeline
 from tests.oracles.tiny_rl import rl_arguments, tiny_prompts
-from tests.oracles.tiny_training import logged
+from tests.oracles.tiny_training import finish, logged, start_training
 from unimodal.generation.answer_rows import SampledAnswer
 from unimodal.generation.batch_media import media_tokens
 from unimodal.generation.pipeline import Pipeline
@@ -129,6 +129,21 @@ def test_pictures_of_a_flow_become_redder(tmp_path: Path) -> None:
     assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.02
     gaps = [float(value) for value in logged(tmp_path / "run", "train/log_prob_gap").values()]
     assert max(gaps) < 1e-5 and cli.trainer.callback_metrics["train/kl_image"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_two_ranks_learn_a_flow_as_one_does(tmp_path: Path) -> None:
+    options: dict[str, str | float] = {"trainer.precision": "64-true", "trainer.max_steps": 6}
+    two: dict[str, str | float] = {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    for name, chosen in {"one": options, "two": {**options, **two}}.items():
+        output = finish(process := start_training(flow_arguments(tmp_path / "data", tmp_path / name, **chosen)), 240)
+        assert process.returncode == 0, output
+    for name in ("train/reward", "train/loss", "train/grad_norm", "train/kl_image"):
+        alone, together = (logged(tmp_path / folder, name) for folder in ("one", "two"))
+        assert alone.keys() == together.keys() and alone
+        for step in alone:
+            assert float(together[step]) == pytest.approx(float(alone[step]), rel=1e-10, abs=1e-12), (name, step)
 
 
 @pytest.mark.parametrize(

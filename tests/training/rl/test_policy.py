@@ -15,6 +15,7 @@ from unimodal.generation.answer_probs import HowRead, Read, answer_log_probs
 from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker, SampledAnswer
 from unimodal.generation.context import Reading
 from unimodal.generation.engine import Engine
+from unimodal.generation.forward import MatvecForward, StaticForward
 from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.requests import DecodeConfig, Request
@@ -62,6 +63,19 @@ def test_stored_log_probabilities_come_out_of_packed_rows_again(name: str, space
     assert sorted(n for batch in batches for n in batch.numbers) == list(range(len(trajectories)))
     for batch in batches:
         torch.testing.assert_close(log_probs_of(decoder, batch), batch.old, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["layer by layer", "matrices read straight through"])
+@pytest.mark.parametrize("name", ["text", "guided image", "three-way", "cut"])
+def test_compiled_steps_sample_from_the_same_distribution(name: str, way: str) -> None:
+    space = SPACES["grid"]
+    config, plain = DecodeConfig(max_new_tokens=34, **CONFIGS[name]), engine(space=space)
+    model = plain.model
+    forward = StaticForward(model) if way == "layer by layer" else MatvecForward(model, model)
+    decoder = Engine(model, space, forward)
+    for batch in packed_batches(space, sample_groups(decoder, config, space, group=2)):
+        torch.testing.assert_close(log_probs_of(plain, batch), batch.old, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["text", "guided image", "three-way", "cut"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -52,6 +53,13 @@ class Objective:
     def terms(self, model: UnifiedModel, features: Tensor, batch: PackedBatch, state: Any) -> Terms:
         """Features (B, T, D) of the batch and what `prepare` left -> named terms."""
         raise NotImplementedError
+
+
+def check_objectives(objectives: Sequence[Objective], branches: Container[str]) -> None:
+    """Raise ValueError for an objective whose branch the model does not have."""
+    for objective in objectives:
+        if objective.branch is not None and objective.branch not in branches:
+            raise ValueError(f"{type(objective).__name__} trains the branch of {objective.branch}: set model.flow")
 
 
 def total(terms: Terms) -> Tensor:

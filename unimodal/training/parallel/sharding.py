@@ -37,11 +37,13 @@ class ParallelConfig:
 
     `replicate` groups of ranks each hold the whole model and share it within the group: ranks of a node that has fast
     links, say. 1 shares it over all ranks. `activation_checkpointing`: `block` keeps the input of each block,
-    `selective` its matrix products and attention too. Only `trainer.strategy: sharded` shards.
+    `selective` its matrix products and attention too. Only `trainer.strategy: sharded` shards. `check_memory` refuses a
+    model whose weights, gradients and optimizer states alone are more than a device holds.
     """
 
     replicate: int = 1
     activation_checkpointing: Checkpointing = "none"
+    check_memory: bool = True
 
     def __post_init__(self) -> None:
         if self.replicate < 1:

@@ -74,6 +74,17 @@ class RolloutUpdate:
         raise NotImplementedError
 
 
+def with_all_heads(model: UnifiedModel, features: Tensor) -> Tensor:
+    """Features (B, T, D) with every token and every head of a model in their graph.
+
+    DDP waits for a gradient of each weight, and an update may need one head alone.
+    """
+    if len(model.heads) == 1:
+        return features
+    some = features[:1, :1]
+    return features + 0 * (features.sum() + sum(head(some).sum() for head in model.heads.values()))
+
+
 def log_ratios(tokens: TokenRatios, found: TokenLosses, sums: Sums) -> None:
     """How far the policy is from the one that sampled; before the first update of all, that is the noise of computing
     the same twice."""

@@ -23,7 +23,7 @@ from unimodal.training.rl.losses.base import TokenRatios
 from unimodal.training.rl.losses.divergence import kl_penalty
 from unimodal.training.rl.prompts.base import Prompts
 from unimodal.training.rl.statistics import Sums
-from unimodal.training.rl.updates.base import RolloutUpdate, UpdateConfig, log_ratios
+from unimodal.training.rl.updates.base import RolloutUpdate, UpdateConfig, log_ratios, with_all_heads
 
 # Shapes: M steps of all pictures of a batch, N latents of a picture, C numbers of a latent.
 
@@ -65,6 +65,7 @@ def flow_velocities(
         of_tokens[noised] = times.float().repeat_interleave(len(noised) // max(len(times), 1))
         media = {**media, LATENTS: tokens._replace(times=of_tokens)}
         features = features_of(model, packed, media)
+        features = with_all_heads(model, features)
         velocity = exact(model.heads[VELOCITY](features.flatten(0, 1)[tokens.index[noised]]))
         return velocity.unflatten(0, (len(times), -1)) if len(times) else velocity[None]
 

@@ -24,7 +24,7 @@ from unimodal.training.rl.advantages.generalized import (
 from unimodal.training.rl.losses.base import TokenRatios
 from unimodal.training.rl.losses.divergence import kl_penalty
 from unimodal.training.rl.statistics import Sums, sum_over_ranks
-from unimodal.training.rl.updates.base import RolloutUpdate, log_ratios
+from unimodal.training.rl.updates.base import RolloutUpdate, log_ratios, with_all_heads
 
 # Shapes: M tokens of all answers of a batch, B answers, T tokens of the longest.
 
@@ -62,7 +62,7 @@ class TokenUpdate(RolloutUpdate):
 
     def loss(self, model: UnifiedModel, batch: AnswerBatch, sums: Sums) -> Tensor:
         """The sum over a batch's tokens of their weighted losses; `divisor` makes the step's mean of it."""
-        features = self.forward(model, batch)
+        features = with_all_heads(model, self.forward(model, batch))
         how = HowRead(entropy_gradient=bool(self.config.entropy))
         read, reference = Read(self.head, features), self._reference(batch)
         found_tokens = answer_log_probs(read, batch, self.machine, reference, how)
