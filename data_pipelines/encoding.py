@@ -62,6 +62,7 @@ class Encoder:
     augmentations: tuple[Augmentation, ...]
     seed: int
     media: Sequence[MediaMaker] = field(default=())
+    images_at_once: int = IMAGES_AT_ONCE
 
     def read(self, item: DocumentCopy) -> ReadDocument | DamagedSample:
         """The document's pictures and texts; what is wrong with them is returned, not raised."""
@@ -84,11 +85,12 @@ class Encoder:
     def encode(self, batch: Sequence[DocumentCopy], read: Sequence[ReadDocument]) -> list[TokenDocument]:
         """Documents as they were read -> token documents."""
         pictures = [picture for of_document in read for picture in of_document.pictures]
-        bodies = image_bodies([picture.pixels for picture in pictures], self.image, self.space)
+        bodies = image_bodies([picture.pixels for picture in pictures], self.image, self.space, self.images_at_once)
         media: list[dict[str, np.ndarray]] = [{} for _ in pictures]
         for maker in self.media:
             name = maker.spec.name
-            for target, values in zip(media, maker.make([picture.media[name] for picture in pictures]), strict=True):
+            made = maker.make([picture.media[name] for picture in pictures], self.images_at_once)
+            for target, values in zip(media, made, strict=True):
                 target[name] = values
         images = map(Encoded, bodies, media)
         texts = [iter(of_document.texts) for of_document in read]
@@ -134,10 +136,12 @@ def spelled(segment: TextSegment, text: TextTokenizer) -> np.ndarray:
     return np.asarray(ids, dtype=np.int64)
 
 
-def image_bodies(pictures: Sequence[Tensor], image: ImageTokenizer, space: TokenSpace) -> list[np.ndarray]:
+def image_bodies(
+    pictures: Sequence[Tensor], image: ImageTokenizer, space: TokenSpace, at_once: int = IMAGES_AT_ONCE
+) -> list[np.ndarray]:
     """Pictures (3, H, W) in [-1, 1], of several sizes -> for each the ids between boi and eoi."""
     bodies: dict[int, np.ndarray] = {}
-    for group in stackable(pictures, IMAGES_AT_ONCE):
+    for group in stackable(pictures, at_once):
         pixels = torch.stack([pictures[index] for index in group])
         size = (pixels.shape[2] // image.reduction, pixels.shape[3] // image.reduction)
         ids = space.to_image_ids(image.encode(pixels).cpu()).tolist()
@@ -155,14 +159,14 @@ class EncodingBatch:
     """Whether the shard ends with it."""
 
 
-def batches(shard: int, items: Sequence[DocumentCopy]) -> Iterator[EncodingBatch]:
-    """A shard's documents, cut where a batch has `IMAGES_AT_ONCE` pictures."""
-    start = images = 0
+def batches(shard: int, items: Sequence[DocumentCopy], images: int) -> Iterator[EncodingBatch]:
+    """A shard's documents, cut where a batch has so many images."""
+    start = count = 0
     for end, (document, _) in enumerate(items, start=1):
-        images += sum(isinstance(segment, ImageSegment) for segment in document.segments)
-        if images >= IMAGES_AT_ONCE or end == len(items):
+        count += sum(isinstance(segment, ImageSegment) for segment in document.segments)
+        if count >= images or end == len(items):
             yield EncodingBatch(shard=shard, items=items[start:end], last=end == len(items))
-            start, images = end, 0
+            start, count = end, 0
 
 
 ReadBatch = tuple[EncodingBatch, list[ReadDocument | DamagedSample]]

@@ -18,6 +18,7 @@ from tokenizers_vq.media import MediaSpec, PatchSpec
 # Shapes: H, W sides of a picture in pixels; R, K rows and columns and C channels of its media.
 
 IMAGES_AT_ONCE = 256
+"""Pictures that go through an encoder together, unless said."""
 
 
 class MediaMaker(Protocol):
@@ -42,8 +43,8 @@ class MediaMaker(Protocol):
         """What `make` needs of a picture: RGB, and (3, H, W) in [-1, 1] as the image tokenizer takes it."""
         ...
 
-    def make(self, pictures: Sequence[Any]) -> list[np.ndarray]:
-        """What was read of some pictures -> (R, K, C) of each."""
+    def make(self, pictures: Sequence[Any], at_once: int = ...) -> list[np.ndarray]:
+        """What was read of some pictures -> (R, K, C) of each; `at_once` of them go through an encoder together."""
         ...
 
 
@@ -72,10 +73,10 @@ class LatentsMaker:
         del original
         return pixels
 
-    def make(self, pictures: Sequence[Tensor]) -> list[np.ndarray]:
+    def make(self, pictures: Sequence[Tensor], at_once: int = IMAGES_AT_ONCE) -> list[np.ndarray]:
         latents: dict[int, np.ndarray] = {}
         device = self.autoencoder.device
-        for group in stackable(pictures, IMAGES_AT_ONCE):
+        for group in stackable(pictures, at_once):
             pixels = torch.stack([pictures[index] for index in group]).to(device)
             found = self.autoencoder.encode(pixels).permute(0, 2, 3, 1).half().cpu().numpy()
             latents |= dict(zip(group, found, strict=True))
@@ -101,5 +102,6 @@ class PatchesMaker:
         del pixels
         return cut_patches(resize_to_patches(original, self.patches), self.patches.size)
 
-    def make(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def make(self, pictures: Sequence[np.ndarray], at_once: int = IMAGES_AT_ONCE) -> list[np.ndarray]:
+        del at_once
         return list(pictures)

@@ -18,7 +18,7 @@ from data_pipelines.documents import DamagedSample, TextSegment
 from data_pipelines.encoding import DocumentCopy, Encoder, EncodingBatch, batches, copy_key, read_ahead
 from data_pipelines.failures import FailureLog
 from data_pipelines.images import Augmentation, ImagePolicy
-from data_pipelines.media_makers import MediaMaker
+from data_pipelines.media_makers import IMAGES_AT_ONCE, MediaMaker
 from data_pipelines.shards.format import Manifest, TokenDocument
 from data_pipelines.shards.parts import FinishedShard, JobParts, SkippedCopy
 from data_pipelines.shards.writer import check_unwritten, write_manifest, write_shard
@@ -41,8 +41,8 @@ class TokenizeHooks:
 class TokenizeConfig:
     """`copies` of every document are written, the first as it is, the others with augmented pictures.
 
-    `workers` threads read and augment pictures; of the shards, rank r of w makes numbers r, r + w, ... The result
-    depends on neither.
+    `workers` threads read and augment pictures, `images_at_once` of them are encoded together, and of the shards rank r
+    of w makes numbers r, r + w, ... The result depends on none of these.
     """
 
     copies: int = 1
@@ -54,14 +54,15 @@ class TokenizeConfig:
     source_options: Mapping[str, Any] = field(default_factory=dict)
     """What the source was opened with; recorded, and not to change when a job resumes."""
     workers: int = 0
+    images_at_once: int = IMAGES_AT_ONCE
     rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.copies < 1 or (self.copies > 1 and not self.augmentations):
             raise ValueError(f"more than one copy needs an augmentation (flip, place), got {self}")
-        if self.documents_per_shard < 1 or self.workers < 0:
-            raise ValueError(f"a shard holds at least one document, and workers are 0 or more, got {self}")
+        if min(self.documents_per_shard, self.images_at_once) < 1 or self.workers < 0:
+            raise ValueError(f"shards hold documents, encoders take images, and workers are 0 or more, got {self}")
         if not 1 <= self.aspect_ratio < math.inf:
             raise ValueError(f"an aspect ratio is longer to shorter side, at least 1, got {self.aspect_ratio}")
         if not 0 <= self.rank < self.world_size:
@@ -69,7 +70,7 @@ class TokenizeConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that the result depends on."""
-        return {k: v for k, v in asdict(self).items() if k not in ("workers", "rank", "world_size")}
+        return {k: v for k, v in asdict(self).items() if k not in ("workers", "images_at_once", "rank", "world_size")}
 
 
 def layout_of(image: ImageTokenizer, aspect_ratio: float) -> Layout:
@@ -122,6 +123,7 @@ def tokenize(
         augmentations=config.augmentations,
         seed=config.seed,
         media=media,
+        images_at_once=config.images_at_once,
     )
     described = {"fingerprint": source.fingerprint(), "tokenize": config.recipe()}
     empty = Manifest(
@@ -212,7 +214,7 @@ class _Job:
                     self._skip(one)
                 self.progress(len(items))
             elif shard % self.config.world_size == self.config.rank:
-                yield from batches(shard, items)
+                yield from batches(shard, items, self.config.images_at_once)
             else:
                 self.progress(len(items))
 

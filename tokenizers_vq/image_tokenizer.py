@@ -119,7 +119,7 @@ class ImageTokenizer(nn.Module):
         check_sides(images, self.reduction)
         images = images.to(self.device)
         vectors = self.encoder(images.contiguous(memory_format=torch.channels_last))
-        return self.quantizer(vectors.float().flatten(2).transpose(1, 2)).indices
+        return self.quantizer.encode(vectors.float().flatten(2).transpose(1, 2))
 
     @torch.no_grad()
     def decode(self, codes: Tensor, size: Size | None = None) -> Tensor:

@@ -79,6 +79,10 @@ class LFQConfig(QuantizerConfig):
         return self.bits
 
 
+DISTANCES_AT_ONCE = 2**24
+"""Distances between vectors and codes that exist at a time while pictures are encoded."""
+
+
 class Quantizer(nn.Module):
     """What every quantizer gives: `forward` for training, `lookup` for decoding."""
 
@@ -88,6 +92,10 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Quantized:
         """x (B, N, D) -> Quantized."""
         raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x (B, N, D) -> indices (B, N) int64, without what training needs."""
+        return self(x).indices
 
     def lookup(self, indices: Tensor) -> Tensor:
         """indices (B, N) -> codes (B, N, D)."""
@@ -127,6 +135,18 @@ class VQ(Quantizer):
     def forward(self, x: Tensor) -> Quantized:
         codes, indices, loss = self.layer(x)
         return Quantized(codes, indices, {"commitment": loss.sum()})
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The nearest codes, some vectors at a time: VectorQuantize makes a row as long as the codebook for each."""
+        if self.training or self.layer.use_cosine_sim:
+            return super().encode(x)
+        codebook = self.layer.codebook
+        lengths, rows = codebook.square().sum(-1), max(1, DISTANCES_AT_ONCE // len(codebook))
+        found = []
+        for part in x.flatten(0, 1).split(rows):
+            distances = part.square().sum(-1, keepdim=True) + lengths - 2 * part @ codebook.T
+            found.append(distances.clamp_min(1e-8).sqrt().argmin(-1))  # VectorQuantize's distance, ties and all
+        return torch.cat(found).view(x.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.layer.get_output_from_indices(indices)

@@ -50,6 +50,8 @@ def _tokenize_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aspect-ratio", type=float, default=1.0, metavar="R", help=about)
     parser.add_argument("--documents-per-shard", type=int, default=1000, metavar="N")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="threads that read pictures")
+    about = "pictures that are encoded together (256); fewer take less memory"
+    parser.add_argument("--images-at-once", type=int, default=256, metavar="N", help=about)
     ranks = {"type": int, "metavar": "N"}
     parser.add_argument("--rank", default=os.environ.get("RANK", "0"), help="which share of the shards", **ranks)
     parser.add_argument("--world-size", default=os.environ.get("WORLD_SIZE", "1"), help="of how many", **ranks)

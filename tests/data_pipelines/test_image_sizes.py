@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines import encoding
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.documents import ImageSegment
 from data_pipelines.encoding import image_bodies
@@ -161,12 +160,11 @@ def test_augmented_copies_have_other_codes_and_the_size_of_the_first(tmp_path: P
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 256])
-def test_pictures_of_several_sizes_are_encoded_together_as_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_several_sizes_are_encoded_together_as_alone(at_once: int) -> None:
     policy = ImagePolicy.of(IMAGE, SPACE.layout)
     pictures = [to_tensor(policy.apply(noise(*sides, seed=i), "image")) for i, sides in enumerate(SIDES)]
     alone = [image_bodies([picture], IMAGE, SPACE)[0] for picture in pictures]
-    monkeypatch.setattr(encoding, "IMAGES_AT_ONCE", at_once)
-    together = image_bodies(pictures, IMAGE, SPACE)
+    together = image_bodies(pictures, IMAGE, SPACE, at_once)
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
     assert len({body.tobytes() for body in together}) == len(pictures)
 

@@ -54,6 +54,10 @@ def make_folder(folder: Path, broken: int = 0, copies: int = 1) -> Path:
     return folder
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def run(source: ListSource, out: Path, config: TokenizeConfig | None = None) -> list[TokenDocument]:
     tokenize(source, TEXT, IMAGE, out, FailureLog(), config or TokenizeConfig())
     return read_all(out)[1]
@@ -170,13 +174,11 @@ def test_copies_without_augmentation_are_refused() -> None:
         TokenizeConfig(copies=2)
 
 
-def test_batches_of_pictures_do_not_mix_documents_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_pipelines import encoding as module
-
+def test_batches_of_pictures_do_not_mix_documents_up(tmp_path: Path) -> None:
     source = ListSource([captioned(f"k{i}", noise(16, 16, seed=i), f"number {i}") for i in range(11)])
     together = run(source, tmp_path / "together")
-    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 3)
-    apart = run(source, tmp_path / "apart")
+    apart = run(source, tmp_path / "apart", TokenizeConfig(images_at_once=3))
+    assert files(tmp_path / "apart") == files(tmp_path / "together")
     assert [d.key for d in apart] == [f"k{i}" for i in range(11)]
     for a, b in zip(together, apart, strict=True):
         assert ids(a, "image") == ids(b, "image") and ids(a, "text") == ids(b, "text")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles.pictures import QUANTIZERS
+from tokenizers_vq import quantizers
 from tokenizers_vq.quantizers import VQ, LFQConfig, QuantizerConfig, VQConfig, build_quantizer
 
 KINDS = sorted(QUANTIZERS)
@@ -134,3 +135,22 @@ def test_the_commitment_loss_of_a_vq_is_in_proportion_to_its_weight(weight: floa
 @pytest.mark.parametrize("changed", [{"commitment": 1.0}, {"entropy_weight": 0.5}, {"diversity_gamma": 3.0}])
 def test_every_weight_of_a_look_up_free_quantizer_changes_its_loss(changed: dict[str, float]) -> None:
     assert total_loss(LFQConfig(bits=4)) != pytest.approx(total_loss(LFQConfig(bits=4, **changed)), rel=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [700, 2**24])
+def test_encoding_finds_the_codes_of_the_layer_without_its_table(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizers, "DISTANCES_AT_ONCE", at_once)
+    quantizer = build_quantizer(VQConfig(codebook_size=64, dim=8))
+    x = torch.randn(7, 50, 8)
+    quantizer.train()(x)  # the first batch makes the codebook
+    quantizer.eval()
+    x = torch.cat([x, quantizer.lookup(torch.arange(50)[None])])
+    assert torch.equal(quantizer.encode(x), quantizer(x).indices)
+    assert quantizer.encode(x)[-1].tolist() == list(range(50))
+
+
+def test_encoding_with_a_cosine_is_the_layers() -> None:
+    quantizer = build_quantizer(VQConfig(codebook_size=64, dim=8, cosine=True))
+    x = torch.randn(7, 50, 8)
+    quantizer.train()(x)
+    assert torch.equal(quantizer.eval().encode(x), quantizer(x).indices)

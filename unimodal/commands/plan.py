@@ -15,6 +15,7 @@ from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.terminal import open_console, say
 from unimodal.training.module import TransformerModule
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig
+from unimodal.training.parallel.admission import GIB
 from unimodal.training.parallel.estimate import Memory, PlannedSetting, estimate_memory, packed_text
 from unimodal.training.parallel.sharding import CHECKPOINTING
 from unimodal.training.precision import gathered_dtype
@@ -23,7 +24,6 @@ DOCUMENT = 1100
 """Tokens of a document of the traced batch: an image of 1,024 codes and its text."""
 SPARE = 0.1
 """The share of a device that its allocator, its libraries and the largest kernels' workspaces may take."""
-GIB = 2**30
 
 
 def run(config: Path, devices: int, memory_gib: float, vocab_size: int, rows: int | None = None) -> int:

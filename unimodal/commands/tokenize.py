@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         source_options=dict(options.option),
         documents_per_shard=options.documents_per_shard,
         workers=options.workers,
+        images_at_once=options.images_at_once,
         rank=options.rank,
         world_size=options.world_size,
     )
