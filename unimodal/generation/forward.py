@@ -11,13 +11,12 @@ import logging
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from unimodal.generation.sampling import exact
-from unimodal.model.cache import KVCache, LayerCache
+from unimodal.model.cache import KVCache
 from unimodal.model.inference.compiling import can_build_for_cpu
 from unimodal.model.inference.joined import joined
 from unimodal.model.inference.layerwise import layer_by_layer
@@ -52,11 +51,10 @@ class EagerForward:
 
     def __init__(self, model: UnifiedModel) -> None:
         self.model = model
-        self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
         """See `Forward`."""
-        view = self.views.of(cache, len(tokens))
+        view = cache.beginning(len(tokens))
         view.reserve(min(used, cache.slots))
         return _logits(self.model, tokens, positions, slots, view)
 
@@ -69,7 +67,6 @@ class StaticForward:
 
     def __init__(self, model: UnifiedModel, **options: Any) -> None:
         self.model, self.recordable = layer_by_layer(joined(model), **options), model.device.type == "cuda"
-        self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
         """See `Forward`."""
@@ -79,7 +76,7 @@ class StaticForward:
         tokens, positions = (torch.nn.functional.pad(x, padding) for x in (tokens, positions))
         slots = torch.nn.functional.pad(slots, padding, value=cache.slots - 1)
         cache.grow(len(tokens))
-        view = self.views.of(cache, len(tokens))
+        view = cache.beginning(len(tokens))
         view.reserve(cache.slots)
         return _logits(self.model, tokens, positions, slots, view)[:rows]
 
@@ -95,13 +92,12 @@ class MatvecForward:
     def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
         self.few, self.many = matvec(model), EagerForward(rest)
         self.function = torch.compile(_fresh_logits(), dynamic=True, fullgraph=True, **options)
-        self.views = _Views()
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
         """See `Forward`."""
         if len(tokens) > MAX_MATVEC_ROWS:
             return self.many(tokens, positions, slots, cache, used)
-        view = self.views.of(cache, len(tokens))
+        view = cache.beginning(len(tokens))
         view.reserve(min(used, cache.slots))
         return self.function(self.few, tokens, positions, slots, view)
 
@@ -114,26 +110,6 @@ def compiled_forward(model: UnifiedModel, rest: UnifiedModel) -> Forward:
         return MatvecForward(model, rest)
     log.warning("no working C++ compiler with Python headers: decoding runs uncompiled")
     return EagerForward(rest)
-
-
-class _Views:
-    """The first rows of a cache, the same object each time: a graph finds its memory where it was recorded.
-
-    They go when the cache does.
-    """
-
-    def __init__(self) -> None:
-        self.found: WeakKeyDictionary[KVCache, tuple[list[LayerCache], dict[int, KVCache]]] = WeakKeyDictionary()
-
-    def of(self, cache: KVCache, rows: int) -> KVCache:
-        """Rows 0 to `rows`; made anew once the cache has grown."""
-        layers, views = self.found.get(cache, (None, {}))
-        if layers is not cache.layers:
-            views = {}
-            self.found[cache] = (cache.layers, views)
-        if rows not in views:
-            views[rows] = cache.view(0, rows)
-        return views[rows]
 
 
 def _logits(model: UnifiedModel, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache) -> Tensor:

@@ -27,6 +27,7 @@ from unimodal.generation.prefill import NewAnswer
 from unimodal.generation.prefixes import Planned, plan
 from unimodal.generation.requests import Decoded, Finish, Request, Update
 from unimodal.generation.rows import BatchLimits, RowStatus
+from unimodal.model.cache import rows_that_fit
 from unimodal.model.model import UnifiedModel
 
 ROWS = 64
@@ -63,6 +64,7 @@ class Scheduler:
         limits = limits or BatchLimits(2 * context, context)
         with torch.inference_mode():
             self.batch = Batch(model, space, limits, forward, painter, self.reading)
+        self.cache_rows = rows_that_fit(model.config.trunk, limits.slots, model.dtype, self.batch.device)
         self.images = DueImages(self.batch, min(rows, PAINT_AT_ONCE))
         self.sync_every = sync_every or SYNC_EVERY.get(self.batch.device.type, SYNC_EVERY_ELSEWHERE)
         self._submitted = self._groups = 0
@@ -123,7 +125,15 @@ class Scheduler:
             return
         if self._planned is None:
             self._planned = self._plan()
-        new = [self._new_answer(self._planned.popleft()) for _ in range(min(free, len(self._planned)))]
+        held = sum(_rows_of(request) for request in self.batch.requests.values())
+        new: list[NewAnswer] = []
+        for _ in range(min(free, len(self._planned))):
+            held += _rows_of(self._waiting[self._planned[0].request][0])
+            if self.cache_rows is not None and held > self.cache_rows and (new or len(self.batch)):
+                break  # it joins when memory is free; one answer is tried in any case
+            new.append(self._new_answer(self._planned.popleft()))
+        if not new:
+            return
         later = Counter(item.group for item in self._planned)
         self.batch.add(new, keep=set(later))
 
@@ -183,3 +193,11 @@ class Scheduler:
         ended = ids[-1] in self.space.ends or (config.mode == "image" and rules and ids[-1] == specials.eoi)
         ended |= config.until_image and ids[-1] == specials.boi
         return "end" if ended else "length"
+
+
+def _rows_of(request: Request) -> int:
+    """Rows of the cache that an answer takes at most: one for each context that its images are compared with."""
+    guidance = request.config.guidance
+    if request.config.mode == "text" or not guidance.active:
+        return 1
+    return 2 if guidance.image_scale is None else 3

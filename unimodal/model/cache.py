@@ -13,6 +13,12 @@ from unimodal.model.config import TransformerConfig
 # Shapes: B rows, T new tokens, K key/value heads, S cache slots, D head width.
 
 
+GROWTH = 1.5
+"""Rows of a cache that has grown, by those it had."""
+HEADROOM = 0.2
+"""The share of a GPU's free memory that is left to what else a decoding step takes."""
+
+
 class LayerCache(NamedTuple):
     """Keys and values (B, K, S, D) of one layer; slot j holds position j of its row."""
 
@@ -53,6 +59,7 @@ class KVCache:
         ]
         self.slots = slots
         self.used = 0
+        self._beginnings: dict[int, KVCache] = {}
 
     @property
     def rows(self) -> int:
@@ -72,16 +79,28 @@ class KVCache:
     def view(self, start: int, stop: int) -> KVCache:
         """Rows `start` to `stop` as a cache of their own, on the same memory."""
         part = copy.copy(self)
+        part._beginnings = {}
         part.layers = [LayerCache(layer.keys[start:stop], layer.values[start:stop]) for layer in self.layers]
         return part
 
+    def beginning(self, rows: int) -> KVCache:
+        """Rows 0 to `rows`, the same object until the cache grows: a graph finds its memory where it was recorded."""
+        if rows not in self._beginnings:
+            self._beginnings[rows] = self.view(0, rows)
+        return self._beginnings[rows]
+
     def grow(self, rows: int) -> None:
-        """Hold at least this many rows; what the rows hold stays."""
-        missing = rows - self.rows
-        if missing > 0:
-            self.layers = [
-                LayerCache(_longer(layer.keys, missing), _longer(layer.values, missing)) for layer in self.layers
-            ]
+        """Hold at least this many rows; what the rows hold stays.
+
+        By half as many more at least, so that rows which come one by one are not copied each time; layer by layer, so
+        that no more than one layer is there twice.
+        """
+        if rows <= self.rows:
+            return
+        missing = max(rows, int(GROWTH * self.rows)) - self.rows
+        self._beginnings.clear()
+        for number, layer in enumerate(self.layers):
+            self.layers[number] = LayerCache(_longer(layer.keys, missing), _longer(layer.values, missing))
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Give row `target` the first `length` positions of row `source`."""
@@ -98,6 +117,7 @@ class KVCache:
     def gather(self, rows: list[int], slots: int) -> KVCache:
         """Copies of some rows, with the first `slots` positions of each, or as many as there are."""
         part = copy.copy(self)
+        part._beginnings = {}
         part.slots = slots
         part.layers = [LayerCache(*(_cut(part[rows], slots) for part in layer)) for layer in self.layers]
         return part
@@ -131,3 +151,12 @@ def _cut(part: Tensor, slots: int) -> Tensor:
 
 def _longer(part: Tensor, missing: int) -> Tensor:
     return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+
+
+def rows_that_fit(config: TransformerConfig, slots: int, dtype: torch.dtype, device: torch.device) -> int | None:
+    """Rows of so many slots that the free memory of a GPU holds, one at least; None where there is no GPU."""
+    if device.type != "cuda":
+        return None
+    row = 2 * config.num_layers * config.num_kv_heads * slots * config.head_dim * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, int((1 - HEADROOM) * free / row / GROWTH))
