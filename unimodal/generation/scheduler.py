@@ -68,6 +68,7 @@ class Scheduler:
         self.images = DueImages(self.batch, min(rows, PAINT_AT_ONCE))
         self.sync_every = sync_every or SYNC_EVERY.get(self.batch.device.type, SYNC_EVERY_ELSEWHERE)
         self._submitted = self._groups = 0
+        self._full = False
         self._waiting: dict[int, tuple[Request, Piece]] = {}
         self._planned: deque[Planned] | None = None
         self._reported: dict[int, int] = {}
@@ -110,7 +111,7 @@ class Scheduler:
             self.batch.step()
         statuses = self.batch.sync()
         self.batch.structured.follow(statuses)
-        if self.images.paint(statuses, more=bool(self._waiting)):
+        if self.images.paint(statuses, more=bool(self._waiting) and not self._full):
             statuses = self.batch.sync()
             self.batch.structured.follow(statuses)
         updates = self._news(statuses, pieces)
@@ -125,12 +126,14 @@ class Scheduler:
             return
         if self._planned is None:
             self._planned = self._plan()
+        self._full = False
         held = sum(_rows_of(request) for request in self.batch.requests.values())
         new: list[NewAnswer] = []
         for _ in range(min(free, len(self._planned))):
             held += _rows_of(self._waiting[self._planned[0].request][0])
             if self.cache_rows is not None and held > self.cache_rows and (new or len(self.batch)):
-                break  # it joins when memory is free; one answer is tried in any case
+                self._full = True  # it joins when memory is free; one answer is tried in any case
+                break
             new.append(self._new_answer(self._planned.popleft()))
         if not new:
             return
