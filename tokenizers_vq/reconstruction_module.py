@@ -95,7 +95,7 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
         images, regularisers = self.reconstruct(batch)
         terms = self._terms(batch, images, regularisers)
         optimizers[0].zero_grad()
-        self.manual_backward(torch.stack(list(terms.values())).sum())
+        self.manual_backward(torch.stack(list(terms.values())).sum() + nothing_of(self.discriminator))
         self._check_gradients()
         optimizers[0].step()
         scheduler: Any = self.lr_schedulers()
@@ -163,9 +163,14 @@ class ReconstructionModule(L.LightningModule, Generic[Network]):
         optimizer = _as_list(self.optimizers(use_pl_optimizer=False))[1]
         loss = discriminator_loss(self.discriminator(real), self.discriminator(fake))
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        self.manual_backward(loss + nothing_of(self.tokenizer))
         optimizer.step()
         self.log("train/discriminator", loss.detach())
+
+
+def nothing_of(module: nn.Module | None) -> Tensor | float:
+    """0, with every weight of a module in its graph: DDP waits for a gradient of each in every backward pass."""
+    return 0.0 if module is None else sum((0 * weight.sum() for weight in module.parameters()), 0.0)
 
 
 def _as_list(optimizers: Any) -> list[Any]:

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 import lightning as L, torch
 from torch.utils.data import DataLoader
+from tokenizers_vq.discriminator import AdversarialLossConfig
 from tokenizers_vq.module import ImageTokenizerModule
 from tokenizers_vq.backbones import PatchBackboneConfig
 from tokenizers_vq.quantizers import VQConfig
@@ -33,25 +34,28 @@ class Data(L.LightningDataModule):
 
 torch.manual_seed(0)
 module = ImageTokenizerModule(
-    image_size=16, backbone=PatchBackboneConfig(width=16, depth=1), quantizer=VQConfig(codebook_size=16, dim=4)
+    image_size=16, backbone=PatchBackboneConfig(width=16, depth=1), quantizer=VQConfig(codebook_size=16, dim=4),
+    adversarial=AdversarialLossConfig(start=2, width=8) if sys.argv[2] == "adversarial" else None,
 )
 trainer = L.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true", max_steps=4, logger=False,
+    accelerator="cpu", devices=2, strategy="ddp", max_steps=4, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, default_root_dir=folder,
 )
 trainer.fit(module, datamodule=Data())
 used = float(trainer.callback_metrics["val/codebook_use"])
-torch.save({"state": module.tokenizer.state_dict(), "used": used}, folder / f"rank-{trainer.global_rank}.pt")
+state = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith("perceptual")}
+torch.save({"state": state, "used": used}, folder / f"rank-{trainer.global_rank}.pt")
 """
 
 
 @pytest.mark.slow
-def test_two_ranks_have_the_same_codebook_after_training_on_other_pictures(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["plain", "adversarial"])
+def test_two_ranks_have_the_same_weights_after_training_on_other_pictures(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_RANKS)
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, timeout=600, capture_output=True
+        [sys.executable, str(script), str(tmp_path), kind], env=environment, timeout=600, capture_output=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     one, other = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))

@@ -29,7 +29,7 @@ class Data(L.LightningDataModule):
 
 module = ImageTokenizerModule(image_size=16, backbone=PatchBackboneConfig(width=16, depth=1), out=folder / "out")
 trainer = L.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true", max_steps=4, logger=False,
+    accelerator="cpu", devices=2, strategy="ddp", max_steps=4, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, default_root_dir=folder,
 )
 try:
