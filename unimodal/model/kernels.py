@@ -59,10 +59,15 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Mask) -> Tensor:
 def _within_documents(queries: Tensor, keys: Tensor, values: Tensor, ends: DocumentEnds) -> Tensor:
     """FlashAttention on the documents of all rows, each by itself and causal; in half precision on CUDA."""
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values))
+    return packed_attention(q, k, v, ends, causal=True).unflatten(0, (len(queries), -1)).transpose(1, 2)
+
+
+def packed_attention(queries: Tensor, keys: Tensor, values: Tensor, ends: DocumentEnds, *, causal: bool) -> Tensor:
+    """FlashAttention within each stretch of packed tokens: queries (N, H, D), keys, values (N, K, D) -> (N, H, D)."""
     grouped: dict[str, Any] = {"enable_gqa": True} if TAKES_GROUPS and queries.shape[1] != keys.shape[1] else {}
-    max_length = ends.max_length
-    out: Any = varlen_attn(q, k, v, ends.ends, ends.ends, max_length, max_length, window_size=(-1, 0), **grouped)
-    return out.unflatten(0, (len(queries), -1)).transpose(1, 2)
+    length, window = ends.max_length, (-1, 0) if causal else (-1, -1)
+    out: Any = varlen_attn(queries, keys, values, ends.ends, ends.ends, length, length, window_size=window, **grouped)
+    return out
 
 
 def _one_query(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from data_pipelines.images import cut_patches
 from tests.oracles.passes import vision_branch
 from tests.oracles.tiny import tiny_model
 from tokenizers_vq.media import PatchSpec
+from unimodal.model import kernels
 from unimodal.model.branches.base import MediaTokens
+from unimodal.model.branches.vision import siglip
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.branches.vision.siglip import VisionBlock
 from unimodal.model.config import ModelConfig, VisionConfig
@@ -155,3 +159,24 @@ def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
 def test_the_config_comes_back_from_json() -> None:
     config = ModelConfig(vocab_size=24, vision=VISION)
     assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_images_of_all_shapes_go_through_one_call_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel by its contract, slowly: the ends of the images, without a causal mask."""
+    calls = []
+
+    def slow(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, *rest: Any, window_size: tuple[int, int]) -> Tensor:
+        calls.append((ends.tolist(), rest[1:], window_size))
+        parts = []
+        for start, end in itertools.pairwise(ends.tolist()):
+            queries, keys, values = (each[start:end].transpose(0, 1) for each in (q, k, v))
+            parts.append(F.scaled_dot_product_attention(queries, keys, values).transpose(0, 1))
+        return torch.cat(parts)
+
+    pictures = [pixels(0, 2, 3), pixels(1, 3, 1), pixels(2, 2, 3)]
+    seeing = branch()
+    expected = seeing(packed(*pictures)).embeddings
+    monkeypatch.setattr(siglip, "has_flash", lambda *_: True)
+    monkeypatch.setattr(kernels, "varlen_attn", slow)
+    torch.testing.assert_close(seeing(packed(*pictures)).embeddings, expected, rtol=1e-12, atol=1e-12)
+    assert calls == [([0, 6, 9, 15], (6, 6), (-1, -1))] * VISION.num_layers

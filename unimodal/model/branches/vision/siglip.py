@@ -9,17 +9,24 @@ Patches of all images of a batch stand one after the other and nothing is padded
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.model.config import INIT_STD, VisionConfig
+from unimodal.model.kernels import has_flash, packed_attention
 from unimodal.model.linear import BoundaryLinear, init_linear
+from unimodal.model.masks import DocumentEnds
+from unimodal.model.transformer import compute_dtype
 
 # Shapes: N patches of all images, I images, E width of the ViT, H heads, S side of the table, P = 3 * size * size.
 
 Grids = tuple[tuple[int, int], ...]
 """Rows and columns of each image."""
+Images = DocumentEnds | list[Tensor]
+"""Where the images of packed patches stand: their ends, or the groups of `images_by_length`."""
 
 
 class VisionBlock(nn.Module):
@@ -46,20 +53,22 @@ class VisionBlock(nn.Module):
         for linear in (self.o_proj, self.down_proj):
             init_linear(linear, self.residual_std)
 
-    def forward(self, x: Tensor, groups: list[Tensor]) -> Tensor:
-        """x (N, E) and the groups of `images_by_length` -> (N, E)."""
-        x = x + self.o_proj(self._attend(self.attention_norm(x), groups))
+    def forward(self, x: Tensor, images: Images) -> Tensor:
+        """x (N, E), and where its images stand -> (N, E)."""
+        x = x + self.o_proj(self._attend(self.attention_norm(x), images))
         return x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)), approximate="tanh"))
 
-    def _attend(self, x: Tensor, groups: list[Tensor]) -> Tensor:
+    def _attend(self, x: Tensor, images: Images) -> Tensor:
         heads = [project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj)]
-        if not groups:  # without an image there is nothing, but with gradients
+        if isinstance(images, DocumentEnds):
+            return packed_attention(heads[0], heads[1], heads[2], images, causal=False).flatten(1)
+        if not images:  # without an image there is nothing, but with gradients
             return (heads[0] + heads[1] + heads[2]).flatten(1)
         mixed = torch.zeros_like(heads[0])
-        for images in groups:
-            queries, keys, values = (each[images].transpose(1, 2) for each in heads)
+        for group in images:
+            queries, keys, values = (each[group].transpose(1, 2) for each in heads)
             within = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
-            mixed = mixed.index_copy(0, images.flatten(), within.flatten(0, 1).to(mixed.dtype))
+            mixed = mixed.index_copy(0, group.flatten(), within.flatten(0, 1).to(mixed.dtype))
         return mixed.flatten(1)
 
 
@@ -85,9 +94,9 @@ class SiglipEncoder(nn.Module):
     def forward(self, patches: Tensor, grids: Grids) -> Tensor:
         """patches (N, P) in [-1, 1], image after image, -> (N, E): SigLIP's `last_hidden_state`."""
         x = self.patch_embedding(patches) + self._positions(grids)
-        groups = images_by_length(grids, patches.device)
+        images = where_images_stand(grids, x, self.config.dim // self.config.num_heads)
         for block in self.blocks:
-            x = block(x, groups)
+            x = block(x, images)
         return self.norm(x)
 
     def _positions(self, grids: Grids) -> Tensor:
@@ -104,6 +113,15 @@ def _resized(table: Tensor, grid: tuple[int, int]) -> Tensor:
     precise = table.to(torch.promote_types(table.dtype, torch.float32)).permute(2, 0, 1)[None]
     smooth = F.interpolate(precise, grid, mode="bilinear", align_corners=False, antialias=True)
     return smooth[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
+
+
+def where_images_stand(grids: Grids, x: Tensor, head_dim: int) -> Images:
+    """Ends of the images where FlashAttention takes all shapes in one call, else groups of images of one length."""
+    if not grids or not has_flash(x.device, compute_dtype(x), head_dim):
+        return images_by_length(grids, x.device)
+    lengths = [rows * columns for rows, columns in grids]
+    ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=x.device)
+    return DocumentEnds(ends, max(lengths))
 
 
 def images_by_length(grids: Grids, device: torch.device) -> list[Tensor]:
