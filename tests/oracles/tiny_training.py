@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +79,29 @@ class LossFile(L.Callback):
             loss = float(trainer.callback_metrics["train/loss"])
             with self.path.open("a") as file:
                 file.write(f"{trainer.global_step} {loss.hex()}\n")
+
+
+class GradientFile(L.Callback):
+    """Saves the gradients of the first optimizer step as the optimizer had them, whole ones whatever ranks share."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.done = Path(path), False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        del outputs, batch, batch_idx
+        if trainer.global_step == 1 and not self.done:
+            self.done = True
+            gradients = {name: each.grad for name, each in pl_module.named_parameters() if each.grad is not None}
+            whole = {name: full_tensor(each).clone() for name, each in gradients.items()}
+            if trainer.is_global_zero:
+                save_file(whole, self.path)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def losses(path: Path) -> list[tuple[int, str]]:

@@ -33,6 +33,7 @@ from unimodal.training.cli import main
 
 SHARDED: Options = {"trainer__devices": 2, "trainer__strategy": "sharded"}
 LOSS_FILE = "tests.oracles.tiny_training.LossFile"
+GRADIENT_FILE = "tests.oracles.tiny_training.GradientFile"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(shards: Path, root: Path, **options: str | float) -> list[str]:
     given = fit_arguments(shards, root, **options)
-    return [*given, f"--trainer.callbacks+={LOSS_FILE}", f"--trainer.callbacks.path={root / 'losses'}"]
+    gradients = [f"--trainer.callbacks+={GRADIENT_FILE}", f"--trainer.callbacks.path={root / 'gradients'}"]
+    return [*given, f"--trainer.callbacks+={LOSS_FILE}", f"--trainer.callbacks.path={root / 'losses'}", *gradients]
 
 
 def train(shards: Path, root: Path, *more: str, **options: str | float) -> list[float]:
@@ -62,7 +64,7 @@ OPTIMIZERS: dict[str, Options] = {"muon": {}, "adamw": ADAMW}
 @pytest.mark.parametrize(
     ("model", "optimizer"),
     [
-        ("discrete", "muon"),
+        pytest.param("discrete", "muon", marks=pytest.mark.ranks),
         pytest.param("discrete", "adamw", marks=pytest.mark.ranks),
         ("flow", "muon"),
         pytest.param("vision", "adamw", marks=pytest.mark.ranks),
@@ -71,20 +73,32 @@ OPTIMIZERS: dict[str, Options] = {"muon": {}, "adamw": ADAMW}
 def test_ten_losses_are_those_of_one_rank_however_the_step_is_shared(
     shards: Path, tmp_path: Path, model: str, optimizer: str
 ) -> None:
-    """In float64: 4 batches a step on one rank, or 2 each on two ranks under DDP or FSDP2."""
+    """In float64: 4 batches a step on one rank, or 2 each on two ranks under DDP or FSDP2, or one of four rows, but for
+    a flow, whose noise is drawn batch by batch. The gradients of the first step are the same too."""
     shared: Options = {**MODELS[model], **OPTIMIZERS[optimizer], "trainer__precision": "64-true"}
     shared |= {"trainer__max_steps": 10, "data__stream__rows": 1, "trainer__gradient_clip_val": 1.0}
     alone = train(shards, tmp_path / "one", **shared, trainer__accumulate_grad_batches=4)
     assert len(alone) == 10
-    for strategy in ("ddp", "sharded"):
-        two: Options = {**SHARDED, "trainer__strategy": strategy, "trainer__accumulate_grad_batches": 2}
-        assert train(shards, tmp_path / strategy, **{**shared, **two}) == pytest.approx(alone, rel=1e-8)
+    ways: dict[str, Options] = {
+        strategy: {**SHARDED, "trainer__strategy": strategy, "trainer__accumulate_grad_batches": 2}
+        for strategy in ("ddp", "sharded")
+    }
+    if model != "flow":
+        ways["large"] = {"data__stream__rows": 4}
+    for name, options in ways.items():
+        assert train(shards, tmp_path / name, **{**shared, **options}) == pytest.approx(alone, rel=1e-8), name
     expected = load_file(tmp_path / "one" / "model" / "model.safetensors")
-    for strategy in ("ddp", "sharded"):
-        found = load_file(tmp_path / strategy / "model" / "model.safetensors")
+    gradients = load_file(tmp_path / "one" / "gradients")
+    assert len(gradients) >= len(expected)
+    for way in ways:
+        found = load_file(tmp_path / way / "model" / "model.safetensors")
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        others = load_file(tmp_path / way / "gradients")
+        assert others.keys() == gradients.keys()
+        for name, tensor in gradients.items():
+            assert (others[name] - tensor).norm() <= 1e-10 * tensor.norm(), (way, name)
 
 
 @pytest.mark.slow
