@@ -10,6 +10,7 @@ import torch
 from tokenizers import AddedToken
 
 import unimodal
+from tests.interop.test_finetune import fine_tuned, tokenized
 from tests.oracles.foreign import foreign_llama, foreign_tokenizer, saved
 from tests.oracles.tiny import tiny_image_tokenizer
 from unimodal.generation.events import Ended, TextPiece
@@ -77,6 +78,14 @@ def test_end_tokens_are_exported_and_come_back(codes: Path, tmp_path: Path) -> N
         assert json.loads((tmp_path / "export" / name).read_text())["eos_token_id"] == [2, EOT]
     import_hf(tmp_path / "export", tmp_path / "back")
     assert unimodal.load(tmp_path / "back").token_space.also_end == (EOT,)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_chat_model_ends_where_it_did(codes: Path, tmp_path: Path) -> None:
+    import_hf(chat_folder(tmp_path / "chat", config=[2, EOT]), tmp_path / "bundle", codes)
+    shards = tokenized(tmp_path / "bundle", tmp_path)
+    fine_tuned(tmp_path / "bundle", shards, tmp_path, trainer__max_steps=1)
+    assert unimodal.load(tmp_path / "run" / "model").token_space.also_end == (EOT,)
 
 
 def test_one_end_token_stays_one(codes: Path, tmp_path: Path) -> None:

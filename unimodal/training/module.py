@@ -45,7 +45,7 @@ from unimodal.training.random_state import (
 )
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.skipped import SkippedSteps, is_sound
-from unimodal.training.start import StartConfig, bundle_config, start
+from unimodal.training.start import StartConfig, bundle_config, space_with_ends, start
 from unimodal.training.steps import StepSums
 
 ON_THE_BAR = ("text", "image", "flow")
@@ -123,7 +123,7 @@ class TransformerModule(L.LightningModule):
     @property
     def space(self) -> TokenSpace:
         """The token space of the data."""
-        return self.spec.space
+        return space_with_ends(self.spec.space, self.start.bundle)
 
     @property
     def trained(self) -> UnifiedModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -61,6 +61,16 @@ def start(model: UnifiedModel, config: StartConfig, space: TokenSpace, tokenizer
     if config.vision is not None:
         loaded |= _load_vision(model, config.vision)
     freeze(model, config.freeze, loaded)
+
+
+def space_with_ends(space: TokenSpace, bundle: Path | None) -> TokenSpace:
+    """The data's token space; an answer also ends where the bundle that a run starts from ends one.
+
+    Shards know the ids of an imported chat model, and not at which of them a turn ends.
+    """
+    if bundle is None or space.also_end:
+        return space
+    return replace(space, also_end=TokenSpace.open(bundle).also_end)
 
 
 def bundle_config(config: StartConfig) -> ModelConfig | None:

@@ -28,5 +28,5 @@ class BundleWriter(L.Callback):
         if model is None or spec.tokenizers is None:
             return
         out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
-        Bundle.beside(model.eval(), spec.space, spec.tokenizers).save(out)
+        Bundle.beside(model.eval(), pl_module.space, spec.tokenizers).save(out)
         say(f"the model is in {out}; its curves and pictures: unimodal report {trainer.default_root_dir}")
