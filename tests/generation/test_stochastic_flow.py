@@ -12,11 +12,11 @@ from torch import Tensor
 
 from unimodal.generation.flow_sampling import FlowSamplingConfig, time_grid
 from unimodal.generation.stochastic_flow import (
+    NoiseWindow,
     StepTime,
     follow,
     log_prob,
     noisy_steps,
-    some_steps,
     step_mean,
 )
 
@@ -95,13 +95,20 @@ def test_steps_remember_what_they_drew() -> None:
             assert step.log_prob == pytest.approx(float(log_prob(step.after, mean, step.at.deviation)), abs=1e-6)
 
 
-def test_some_steps_are_chosen_by_seed_in_order_and_none_twice() -> None:
-    _, [steps] = follow(lambda x, t: x, torch.randn(1, 2, 2), time_grid(8, 1.0), 0.5, lambda: torch.randn(1, 2, 2))
-    chosen = some_steps([steps], 3, seed=5)
-    assert chosen == some_steps([steps], 3, seed=5) and len({id(step) for step in chosen}) == 3
-    assert [step.at.time for step in chosen] == sorted((step.at.time for step in chosen), reverse=True)
-    assert len({tuple(step.at.time for step in some_steps([steps], 3, seed=seed)) for seed in range(20)}) > 5
-    assert some_steps([steps], 99, seed=0) == tuple(steps)
+def test_images_have_noise_in_their_windows_alone() -> None:
+    times, windows = time_grid(6, 1.0), [NoiseWindow(0, 1, 2), None, NoiseWindow(0, 4, 1)]
+    noise = torch.randn(1, 3, 2, dtype=torch.float64).expand(3, -1, -1)
+    draws = torch.randn(5, 3, 3, 2, dtype=torch.float64)
+    stream = iter(draws)
+    found, paths = follow(lambda x, t: x * t, noise, times, 0.5, lambda: next(stream), windows)
+    assert [[round(step.at.time * 6) for step in path] for path in paths] == [[5, 4], [6, 5, 4, 3, 2], [2]]
+    plain, _ = follow(lambda x, t: x * t, noise[:1], times, 1e-12, lambda: torch.zeros(1, 3, 2))
+    assert not torch.allclose(found[0], plain[0], atol=1e-3) and not torch.allclose(found[2], plain[0], atol=1e-3)
+    outside = NoiseWindow(0, 9, 1)
+    stream = iter(draws)
+    alone, nothing = follow(lambda x, t: x * t, noise, times, 0.5, lambda: next(stream), [outside] * 3)
+    torch.testing.assert_close(alone, plain.expand(3, -1, -1), rtol=1e-9, atol=1e-9)
+    assert nothing == [[], [], []]
 
 
 @pytest.mark.parametrize("wrong", [{"solver": "heun"}, {"steps": 1}])

@@ -17,7 +17,7 @@ from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.modality import OUTSIDE, Kind
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.settings import Mode, check_setting
-from unimodal.generation.stochastic_flow import FlowStep
+from unimodal.generation.stochastic_flow import FlowStep, NoiseWindow
 
 Finish = Literal["end", "length", "no room for an image"]
 """Why an answer ended: by itself, at the end of its token budget, or because an image was due that did not fit."""
@@ -93,6 +93,8 @@ class Request:
     seed: int = 0
     latents: Sequence[Tensor] = ()
     pixels: Sequence[np.ndarray] = ()
+    window: NoiseWindow | None = None
+    """Of pictures that a flow draws with noise, in reinforcement learning."""
 
     def budget(self, context: int) -> int:
         """Tokens that the answer may have."""

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +36,21 @@ class StepTime(NamedTuple):
     def deviation(self) -> Any:
         """Of the Gaussian, for each number of the latents."""
         return self.spread * (self.time - self.following) ** 0.5
+
+
+class NoiseWindow(NamedTuple):
+    """What pictures of a group share: the seed of the noise that they start from, and which of their steps have noise.
+
+    Pictures then differ by the noise of `count` steps from step `first` on, and by nothing else.
+    """
+
+    seed: int
+    first: int
+    count: int
+
+    def holds(self, step: int) -> bool:
+        """Whether a step has noise."""
+        return self.first <= step < self.first + self.count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,23 +86,26 @@ def log_prob(after: Tensor, mean: Tensor, deviation: Tensor | float) -> Tensor:
 
 
 def follow(
-    velocity: Velocity, noise: Tensor, times: Sequence[float], level: float, draw: Callable[[], Tensor]
+    velocity: Velocity,
+    noise: Tensor,
+    times: Sequence[float],
+    level: float,
+    draw: Callable[[], Tensor],
+    windows: Sequence[NoiseWindow | None] | None = None,
 ) -> tuple[Tensor, list[list[FlowStep]]]:
-    """noise (B, N, C) -> latents (B, N, C), and of each image its noisy steps. `draw` gives normal (B, N, C)."""
-    x, steps = noise, [list[FlowStep]() for _ in noise]
-    for at in noisy_steps(times, level):
-        mean = step_mean(x, velocity(x, at.time), at)
-        after = mean + at.deviation * draw()
-        found = log_prob(after, mean, at.deviation).tolist()
-        for path, before, then, value in zip(steps, x, after, found, strict=True):
-            path.append(FlowStep(at=at, before=before, after=then, log_prob=value))
+    """noise (B, N, C) -> latents (B, N, C), and of each image its noisy steps. `draw` gives normal (B, N, C).
+
+    Outside its window an image follows the flow without noise; without a window all its steps but the last have some.
+    """
+    x, paths = noise, [list[FlowStep]() for _ in noise]
+    windows = windows or [None] * len(noise)
+    for number, at in enumerate(noisy_steps(times, level)):
+        found = velocity(x, at.time)
+        mean, plain, drawn = step_mean(x, found, at), x + (at.following - at.time) * found, draw()
+        chosen = torch.tensor([window is None or window.holds(number) for window in windows], device=x.device)
+        after = torch.where(chosen[:, None, None], mean + at.deviation * drawn, plain)
+        values = log_prob(after, mean, at.deviation).tolist()
+        for place in chosen.nonzero().flatten().tolist():
+            paths[place].append(FlowStep(at=at, before=x[place], after=after[place], log_prob=values[place]))
         x = after
-    return x + (times[-1] - times[-2]) * velocity(x, times[-2]), steps
-
-
-def some_steps(pictures: Sequence[Sequence[FlowStep]], count: int, seed: int) -> tuple[FlowStep, ...]:
-    """Of each picture so many of its noisy steps, in order; all where there are no more."""
-    random = Random(f"{seed} steps")
-    return tuple(
-        steps[place] for steps in pictures for place in sorted(random.sample(range(len(steps)), min(count, len(steps))))
-    )
+    return x + (times[-1] - times[-2]) * velocity(x, times[-2]), paths

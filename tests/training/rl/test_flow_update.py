@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.oracles.tiny_training import finish, logged, start_training
 from unimodal.generation.answer_rows import SampledAnswer
 from unimodal.generation.batch_media import media_tokens
 from unimodal.generation.pipeline import Pipeline
-from unimodal.generation.stochastic_flow import StepTime, log_prob, some_steps, step_mean
+from unimodal.generation.stochastic_flow import NoiseWindow, StepTime, log_prob, step_mean
 from unimodal.model.branches.base import Branch, MediaBatch
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
@@ -41,10 +42,10 @@ def media_of(model: UnifiedModel, packed: PackedBatch) -> MediaBatch:
     return media
 
 
-def sampled(pipeline: Pipeline, group: int = 3, count: int = 4) -> list[SampledAnswer]:
+def sampled(pipeline: Pipeline, group: int = 3, count: int = 3) -> list[SampledAnswer]:
     config = pipeline.decode_config(**SETTINGS)
     requests = [
-        request.__class__(**{**vars(request), "seed": 10 * number + member})
+        replace(request, seed=10 * number + member, window=NoiseWindow(number, number % 2, count))
         for number, request in enumerate(pipeline.requests(PROMPTS, config))
         for member in range(group)
     ]
@@ -54,7 +55,7 @@ def sampled(pipeline: Pipeline, group: int = 3, count: int = 4) -> list[SampledA
             request=request,
             ids=answer.ids,
             log_probs=answer.log_probs,
-            steps=some_steps(answer.steps, count, request.seed),
+            steps=tuple(step for path in answer.steps for step in path),
             group=number // group,
         )
         for number, (request, answer) in enumerate(zip(requests, answers, strict=True))
@@ -82,7 +83,7 @@ def test_stored_log_probabilities_come_out_of_packed_rows_again(
     pipeline = tiny_flow_pipeline(mixture=mixture)
     pipeline.model.to(dtype)
     trajectories = sampled(pipeline)
-    assert all(len(each.steps) == 4 for each in trajectories)
+    assert all(len(each.steps) == 3 for each in trajectories)
     found = batches(pipeline, trajectories)
     assert len(found) > 1
     assert sorted(len(batch.numbers) for batch in found)[-1] > 1
@@ -90,6 +91,17 @@ def test_stored_log_probabilities_come_out_of_packed_rows_again(
     for batch in found:
         difference = (log_probs(pipeline, batch).double() - batch.old).abs().max()
         assert difference < tolerance, difference
+
+
+def test_pictures_of_a_group_begin_with_the_same_noise_and_differ_by_the_noise_of_their_steps() -> None:
+    trajectories = sampled(tiny_flow_pipeline())
+    for group in range(len(PROMPTS)):
+        members = [each.steps for each in trajectories if each.group == group]
+        assert len({tuple(step.at for step in steps) for steps in members}) == 1
+        torch.testing.assert_close(members[1][0].before, members[0][0].before, rtol=1e-5, atol=1e-5)
+        assert (members[1][0].after - members[0][0].after).abs().max() > 0.05
+    others = [next(each for each in trajectories if each.group == group).steps[0].before for group in (0, 2)]
+    assert (others[0] - others[1]).abs().max() > 0.05
 
 
 def test_a_step_at_another_time_has_another_probability() -> None:

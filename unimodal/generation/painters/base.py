@@ -23,6 +23,12 @@ class ImageDue(NamedTuple):
     request: Request
     noise: torch.Generator
 
+    @property
+    def beginning(self) -> torch.Generator:
+        """The generator of the noise that its image starts from: its group's where there is one."""
+        window = self.request.window
+        return self.noise if window is None else torch.Generator().manual_seed(window.seed)
+
 
 class CachedContexts(NamedTuple):
     """Contexts in the rows of a cache; `lengths` and `positions` (one a row) say where an image behind them starts."""

@@ -76,11 +76,14 @@ class FlowPainter:
         flow, device = self.model.config.flow, self.model.device
         assert flow
 
-        def normal() -> Tensor:
+        windows = [one.request.window for one in due]
+
+        def normal(generators: Sequence[torch.Generator]) -> Tensor:
             shape = (self.count, flow.latent_dim)
-            drawn = torch.stack([torch.randn(shape, generator=one.noise) for one in due])
+            drawn = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
             return drawn.to(device, torch.promote_types(self.model.dtype, drawn.dtype))
 
+        first, noises = normal([one.beginning for one in due]), [one.noise for one in due]
         scales = RowGuidance.of([one.request.config.guidance for one in due], device)
         sizes = [len(due), len(contexts.guided), len(contexts.by_image)]
         parts = functools.cache(lambda rows: self._parts(contexts.contexts, rows))
@@ -99,9 +102,9 @@ class FlowPainter:
 
         times = time_grid(config.steps, config.shift)
         if config.noise:
-            latents, steps = follow(velocity, normal(), times, config.noise, normal)
+            latents, steps = follow(velocity, first, times, config.noise, lambda: normal(noises), windows)
         else:
-            latents, steps = integrate(velocity, normal(), times, config.solver), [[] for _ in due]
+            latents, steps = integrate(velocity, first, times, config.solver), [[] for _ in due]
         return latents.float().unflatten(1, self.grid), steps
 
     def _parts(self, contexts: CachedContexts, rows: int) -> list[tuple[Tensor, CachedContexts]]:

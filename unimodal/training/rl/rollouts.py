@@ -13,9 +13,9 @@ from torch import Tensor
 from data_pipelines.failures import SAMPLES_BEFORE_JUDGING, FailureLog, TooMuchDamage
 from unimodal.generation.answer_rows import SampledAnswer
 from unimodal.generation.pipeline import Pipeline
-from unimodal.generation.requests import Request
+from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.settings import chosen
-from unimodal.generation.stochastic_flow import some_steps
+from unimodal.generation.stochastic_flow import NoiseWindow
 from unimodal.training.rl.advantages.base import Advantage, is_equal
 from unimodal.training.rl.data import DrawnPrompt
 from unimodal.training.rl.overlong import OverlongConfig
@@ -34,8 +34,8 @@ class RolloutConfig:
     learnt in `mini_batches` optimizer steps, `epochs` times; 1 and 1 is strictly on-policy. They are packed into
     batches of `rows` rows of `length` tokens. With `dynamic_rounds` above 1 prompts whose answers are all worth the
     same are replaced by others, in so many rounds at most (DAPO's dynamic sampling). Past `bad_rewards`, a share, of
-    rewards that could not be had the run ends. `flow_steps` is how many noisy steps are learnt of a picture that a flow
-    has drawn, chosen at random. `seed` is that of prompts and answers.
+    rewards that could not be had the run ends. Pictures of one prompt that a flow draws differ by the noise of
+    `flow_steps` steps, chosen at random, which are what is learnt. `seed` is that of prompts and answers.
     """
 
     prompts: int = 24
@@ -47,7 +47,7 @@ class RolloutConfig:
     length: int = 288
     dynamic_rounds: int = 1
     bad_rewards: float = 0.1
-    flow_steps: int = 3
+    flow_steps: int = 2
     seed: int = 0
     overlong: OverlongConfig | None = None
 
@@ -204,7 +204,7 @@ class Sampler:
                 ids=each.ids,
                 log_probs=each.log_probs,
                 finish=each.finish,
-                steps=some_steps(each.steps, self.config.flow_steps, request.seed),
+                steps=tuple(step for path in each.steps for step in path),
                 group=place // group,
             )
             for place, (request, each) in enumerate(zip(requests, decoded, strict=True))
@@ -238,10 +238,19 @@ class Sampler:
         requests = pipeline.requests([each.prompt.prompt for each in drawn], configs[0])
         found = []
         for place, (each, request) in enumerate(zip(drawn, requests, strict=True)):
+            window = self._window(configs[each.kind], f"{self.config.seed} {number} {first + place} window")
             for member in range(self.config.group):
                 seed = Random(f"{self.config.seed} {number} {first + place} {member}").getrandbits(62)
-                found.append(replace(request, config=configs[each.kind], seed=seed))
+                found.append(replace(request, config=configs[each.kind], seed=seed, window=window))
         return found
+
+    def _window(self, config: DecodeConfig, seed: str) -> NoiseWindow | None:
+        """Which steps of a prompt's pictures have noise, where a flow draws them with any."""
+        if not config.flow.noise:
+            return None
+        random, noisy = Random(seed), config.flow.steps - 1
+        count = min(self.config.flow_steps, noisy)
+        return NoiseWindow(random.getrandbits(62), random.randrange(noisy - count + 1), count)
 
     def _rewards(
         self, drawn: Sequence[DrawnPrompt], answers: Sequence[Answered], trajectories: Sequence[SampledAnswer]
