@@ -25,7 +25,7 @@ demo: $(STAMP)  ## train a small model and write runs/demo/report.html
 test: $(STAMP)  ## run the tests, but for those of `make ranks`
 	$(BIN)/pytest -m "not ranks"
 
-ranks: $(STAMP)  ## run what compares several trainings on several ranks: five minutes more
+ranks: $(STAMP)  ## run what compares several trainings on several ranks: ten minutes more
 	$(BIN)/pytest -m ranks
 
 check: lint  ## lint, and the tests that are not slow: two minutes on two cores

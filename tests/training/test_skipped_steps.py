@@ -44,7 +44,9 @@ def test_a_step_that_is_not_finite_changes_nothing(shards: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "strategy"), [("data", "ddp"), ("gradient", "sharded")])
+@pytest.mark.parametrize(
+    ("place", "strategy"), [pytest.param("data", "ddp", marks=pytest.mark.ranks), ("gradient", "sharded")]
+)
 def test_ranks_skip_together_and_end_together(shards: Path, tmp_path: Path, place: str, strategy: str) -> None:
     two: Options = {"trainer__devices": 2, "trainer__strategy": strategy}
     process = start_training(poisoned(shards, tmp_path / "one", place, 2, 2, 1, two))

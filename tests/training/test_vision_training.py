@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on_exactly(shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("image_first", [1.0, 0.0])
+@pytest.mark.parametrize("image_first", [pytest.param(1.0, marks=pytest.mark.ranks), 0.0])
 def test_two_processes_train_as_one_that_accumulates_their_batches(
     shards: Path, tmp_path: Path, image_first: float
 ) -> None:

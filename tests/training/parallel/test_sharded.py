@@ -105,7 +105,11 @@ def test_ten_losses_are_those_of_one_rank_however_the_step_is_shared(
 @pytest.mark.parametrize(
     ("model", "parallel"),
     [
-        ({"model__trunk__tied_head": "true"}, {"model__parallel__activation_checkpointing": "block"}),
+        pytest.param(
+            {"model__trunk__tied_head": "true"},
+            {"model__parallel__activation_checkpointing": "block"},
+            marks=pytest.mark.ranks,
+        ),
         ({}, {"model__parallel__activation_checkpointing": "selective", "model__parallel__replicate": 2}),
     ],
     ids=["tied, block", "copies, selective"],
@@ -145,7 +149,7 @@ def test_a_killed_run_resumes_on_two_ranks_and_on_one(shards: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.ranks), "sharded"])
 def test_told_to_stop_two_ranks_end_after_the_same_step_with_its_checkpoint(
     shards: Path, tmp_path: Path, strategy: str
 ) -> None:
