@@ -114,6 +114,8 @@ def test_reinforcement_continues_the_demos_model_and_scores_it_before_and_after(
     assert option(after, "--model") == str(tmp_path / "rl" / "model")
     assert option(before, "--guidance") == option(after, "--guidance") == "1"
     assert len({option(step.arguments, "--out") for step in steps if step.program == "unimodal"}) == 4
+    configs = [option(reinforcement_plan(tmp_path, branch=branch)[1].arguments, "--config") for branch in BRANCHES]
+    assert [Path(config).name for config in configs] == ["demo.yaml", "flow.yaml"]
 
 
 def test_a_demo_that_is_there_is_continued_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_a_demo_that_is_there_is_continued_and_not_made_again(tmp_path: Path, mo
     called.clear()
     reinforce.run_with_rl(tmp_path, programs)
     assert called == ["evaluate", "fit", "evaluate", "evaluate", "evaluate"]
-    with pytest.raises(ValueError, match="leave out --branch"):
-        reinforce.run_with_rl(tmp_path, programs, branch="flow")
+    with pytest.raises(ValueError, match="the branch is one of discrete, flow"):
+        reinforce.run_with_rl(tmp_path, programs, branch="other")
     with pytest.raises(ValueError, match="the step 'drawings before, without guidance' failed"):
         reinforce.run_with_rl(tmp_path, {name: lambda arguments: 2 for name in programs})

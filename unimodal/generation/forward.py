@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unimodal.generation.sampling import exact
 from unimodal.model.cache import KVCache
-from unimodal.model.inference.compiling import can_build_for_cpu
+from unimodal.model.inference.compiling import can_build_for_cpu, tag_cache
 from unimodal.model.inference.joined import joined
 from unimodal.model.inference.layerwise import layer_by_layer
 from unimodal.model.inference.matvec import matvec
@@ -90,6 +90,7 @@ class MatvecForward:
     recordable = False
 
     def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
+        tag_cache()
         self.few, self.many = matvec(model), EagerForward(rest)
         self.function = torch.compile(_fresh_logits(), dynamic=True, fullgraph=True, **options)
 

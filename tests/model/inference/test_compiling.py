@@ -14,7 +14,7 @@ from tests.oracles.tiny import tiny_model
 from unimodal.model.branches.base import MediaTokens
 from unimodal.model.cache import KVCache
 from unimodal.model.config import FlowConfig
-from unimodal.model.inference.compiling import compile_blocks, sizes_vary
+from unimodal.model.inference.compiling import compile_blocks, sizes_vary, tag_cache
 from unimodal.model.model import LATENTS
 
 
@@ -85,3 +85,12 @@ def test_what_decodes_while_it_trains_makes_no_graph(graphs: list[torch.fx.Graph
             torch.testing.assert_close(*found, rtol=0, atol=0)
     compiled(tokens).sum().backward()
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("start", ["", "mine "])
+def test_vector_units_have_compiled_code_of_their_own(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", start)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    tag_cache()
+    tag_cache()
+    assert torch.compiler.config.cache_key_tag == f"{start}cpu AVX2"

@@ -22,6 +22,18 @@ Block = Callable[..., Any]
 """A layer of the trunk: (B, T, D) -> (B, T, D)."""
 
 
+def tag_cache() -> None:
+    """Keep what is compiled for different vector units of a CPU apart in torch's cache on disk.
+
+    torch tells them apart by the machine alone: code for AVX-512, found by a process that may use AVX2 only
+    (`ATEN_CPU_CAPABILITY=avx2`, or a cache that machines share), gave losses that are no numbers (docs/log.md,
+    2026-11-27).
+    """
+    tag = f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    if tag not in torch.compiler.config.cache_key_tag:
+        torch.compiler.config.cache_key_tag += tag  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def compile_blocks(model: UnifiedModel) -> None:
     """Compile the trunk's blocks in place for training; about twice as fast on CPUs, which need a C++ compiler.
 
@@ -31,6 +43,7 @@ def compile_blocks(model: UnifiedModel) -> None:
     if not (torch.cuda.is_available() or can_build_for_cpu()):
         log.warning("no working C++ compiler with Python headers: training runs uncompiled, about half as fast")
         return
+    tag_cache()
     torch._dynamo.config.optimize_ddp = False  # it would cut blocks, which are units of overlap, at sizes of buckets
     for block in model.trunk.blocks:
         block.compile()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unimodal.model.context import LayerContext
+from unimodal.model.inference.compiling import tag_cache
 from unimodal.model.model import UnifiedModel
 
 GRAPHS = 64
@@ -35,6 +36,7 @@ class CompiledLayer(nn.Module):
 
 def layer_by_layer(model: UnifiedModel, **options: Any) -> UnifiedModel:
     """A copy for inference that shares all weights; `options` go to torch.compile."""
+    tag_cache()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     shared = {id(parameter): parameter for parameter in model.parameters()}
     copied = copy.deepcopy(model, shared).eval()  # pyright: ignore[reportArgumentType]
