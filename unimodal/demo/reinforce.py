@@ -14,7 +14,7 @@ from unimodal.terminal import open_console, say
 
 RL_FOLDER = "rl"
 """In the demo's folder; everything of the run is in it, and a page of its own."""
-CONFIGS = {"discrete": "rl/demo.yaml", "flow": "rl/flow.yaml"}
+RL_CONFIGS = {"discrete": "rl/demo.yaml", "flow": "rl/flow.yaml"}
 """Of the run, by the branch that draws."""
 WITHOUT_GUIDANCE = ("--guidance", "1")
 
@@ -28,8 +28,8 @@ def run_with_rl(
     minutes: float | None = None,
 ) -> Path:
     """The tour, unless it has been made in `out` already, and then `reinforce`. Raises ValueError as both do."""
-    if branch not in CONFIGS:
-        raise ValueError(f"the branch is one of {', '.join(CONFIGS)}, got {branch!r}")
+    if branch not in RL_CONFIGS:
+        raise ValueError(f"the branch is one of {', '.join(RL_CONFIGS)}, got {branch!r}")
     if not (out / PAGE_FILE).is_file():
         run(out, programs, quick=quick, branch=branch, minutes=minutes)
     return reinforce(out, programs, quick=quick, branch=branch)
@@ -57,7 +57,7 @@ def reinforce(out: Path, programs: Mapping[str, Program], *, quick: bool = False
 def reinforcement_plan(out: Path, *, quick: bool = False, branch: str = "discrete") -> list[Step]:
     """The commands, in order; `quick` does a few steps and items of each."""
     before, after = out / MODEL, out / RL_FOLDER / MODEL
-    training = ("fit", "--config", str(config_path(CONFIGS[branch])), "--data.init_args.bundle", str(before))
+    training = ("fit", "--config", str(config_path(RL_CONFIGS[branch])), "--data.init_args.bundle", str(before))
     training += ("--trainer.default_root_dir", str(out / RL_FOLDER), "--trainer.devices", "1")
     for reward, judge in (("drawn", "reward_judge"), ("judged", "results/judge")):
         training += (f"--model.init_args.rewards.{reward}.init_args.folder", str(out / judge))

@@ -89,8 +89,8 @@ def test_what_decodes_while_it_trains_makes_no_graph(graphs: list[torch.fx.Graph
 
 @pytest.mark.parametrize("start", ["", "mine "])
 def test_vector_units_have_compiled_code_of_their_own(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", start)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    tag_cache()
-    tag_cache()
-    assert torch.compiler.config.cache_key_tag == f"{start}cpu AVX2"
+    with torch.compiler.config.patch(cache_key_tag=start):  # pyright: ignore[reportAttributeAccessIssue]
+        tag_cache()
+        tag_cache()
+        assert torch.compiler.config.cache_key_tag == f"{start}cpu AVX2"
