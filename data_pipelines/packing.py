@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+_Unit = TypeVar("_Unit")
 
 FULL = 0.98
 """A row of which this share is taken is not held back for something better."""
@@ -49,6 +52,23 @@ def hold_back(lengths: Sequence[int], rows: Sequence[Sequence[int]], capacity: i
             waiting.add(number)
             budget -= len(row)
     return waiting
+
+
+def in_batches(
+    units: Iterable[list[_Unit]], length_of: Callable[[_Unit], int], capacity: int, rows: int
+) -> Iterator[list[_Unit]]:
+    """Units, each of sequences that belong together, one after the other into batches of at most so many rows.
+
+    A unit that takes more rows than that by itself is a batch.
+    """
+    held: list[_Unit] = []
+    for unit in units:
+        if held and len(best_fit([length_of(each) for each in held + unit], capacity)) > rows:
+            yield held
+            held = []
+        held = held + unit
+    if held:
+        yield held
 
 
 def efficiency(lengths: Sequence[int], rows: Sequence[Sequence[int]], capacity: int) -> float:

@@ -6,31 +6,21 @@ numbers, `benchmarks/gpu.py` compares on a GPU.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu_parts.shapes import packed_batch
 from data_pipelines.batch import PackedBatch
-from tokenizers_vq.token_space import FixedLayout, TokenSpace
-from unimodal.generation.answer_probs import Read, answer_log_probs
-from unimodal.generation.answer_rows import AnswerBatch, AnswerPacker, SampledAnswer
-from unimodal.generation.context import Reading
-from unimodal.generation.guidance import GuidanceConfig
-from unimodal.generation.modality import ModalityMachine
-from unimodal.generation.requests import DecodeConfig, Request
-from unimodal.model import token_head
+from tests.oracles.fake_cuda import Launches, cuda_model, fake_like
 from unimodal.model.block_masks import block_mask, training_mask
-from unimodal.model.config import ModelConfig, QKNormConfig, TransformerConfig
+from unimodal.model.config import QKNormConfig
 from unimodal.model.kernels import has_flash
 from unimodal.model.masks import DocumentEnds
 from unimodal.model.model import UnifiedModel
@@ -38,48 +28,8 @@ from unimodal.training.gradients import gradients_of, to_means
 from unimodal.training.objectives.base import total
 from unimodal.training.objectives.next_token import counted_terms
 from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, OptimizerConfig, build_optimizer
-from unimodal.training.rl.losses.base import TokenRatios
-from unimodal.training.rl.losses.clipped import ClippedRatio
-from unimodal.training.rl.statistics import Sums
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-SYNCS = ("_local_scalar_dense", "nonzero", "is_nonzero", "item", "equal")
-"""Operations that wait for a device, where their input is on one."""
-
-TRUNK = TransformerConfig(dim=128, num_layers=2, num_heads=2, num_kv_heads=1, hidden_dim=256, max_length=512)
-
-
-class Launches(TorchDispatchMode):
-    """Counts what is done on CUDA, and what waits for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernels, self.waits = Counter[str](), Counter[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        name, on_cuda = func._opname, any(each.device.type == "cuda" for each in inputs)
-        copied_back = name in ("_to_copy", "copy_") and on_cuda and isinstance(out, Tensor) and out.device.type == "cpu"
-        if on_cuda and (name in SYNCS or copied_back):
-            self.waits[name] += 1
-        results = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
-        if any(each.device.type == "cuda" for each in results) and not func.is_view:
-            self.kernels[name] += 1
-        return out
-
-
-@pytest.fixture(autouse=True)
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
-    """A device of Hopper's kind, as far as torch asks."""
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    uncompiled = token_head._Kernels(token_head.plain_scores, token_head._slope)
-    monkeypatch.setattr(token_head, "_kernels", lambda device: uncompiled)  # nothing can be compiled for it
-    with FakeTensorMode() as mode:
-        yield mode
 
 
 def batch() -> PackedBatch:
@@ -87,21 +37,14 @@ def batch() -> PackedBatch:
     with unset_fake_temporarily():
         made = packed_batch(2, length=512)
         facts = made.facts
-    columns: dict[str, Any] = {name: _fake(value) for name, value in vars(made).items() if isinstance(value, Tensor)}
+    columns: dict[str, Any] = {
+        name: fake_like(value) for name, value in vars(made).items() if isinstance(value, Tensor)
+    }
     moved = PackedBatch(**columns)
     moved.__dict__["facts"] = facts._replace(
-        counted=type(facts.counted)(*map(_fake, facts.counted)), ends=_fake(facts.ends)
+        counted=type(facts.counted)(*map(fake_like, facts.counted)), ends=fake_like(facts.ends)
     )
     return moved
-
-
-def _fake(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
-
-
-def model(**changes: Any) -> UnifiedModel:
-    with torch.device("cuda"):
-        return UnifiedModel(ModelConfig(vocab_size=65_536, trunk=replace(TRUNK, **changes)))
 
 
 def step(trained: UnifiedModel, optimizer: torch.optim.Optimizer, given: PackedBatch) -> Tensor:
@@ -127,7 +70,7 @@ def step(trained: UnifiedModel, optimizer: torch.optim.Optimizer, given: PackedB
 def test_a_step_waits_for_nothing_and_keeps_all_states_beside_their_parameters(
     config: OptimizerConfig, changes: dict[str, Any]
 ) -> None:
-    trained, given = model(**changes), batch()
+    trained, given = cuda_model(**changes), batch()
     optimizer = build_optimizer(trained, config)
     step(trained, optimizer, given)
     with Launches() as launches:
@@ -138,7 +81,7 @@ def test_a_step_waits_for_nothing_and_keeps_all_states_beside_their_parameters(
 
 
 def test_the_step_counts_of_a_checkpoint_are_moved_to_their_parameters() -> None:
-    trained, given = model(), batch()
+    trained, given = cuda_model(), batch()
     optimizer = build_optimizer(trained, AdamWConfig())
     step(trained, optimizer, given)
     for state in optimizer.state.values():
@@ -157,7 +100,7 @@ def test_attention_computes_in_half_precision_under_autocast(monkeypatch: pytest
 
     monkeypatch.setattr("unimodal.model.attention.attend", attend)
     for kind in ("layer", "rms"):
-        trained, given = model(qk_norm=QKNormConfig(kind=kind)), batch()
+        trained, given = cuda_model(qk_norm=QKNormConfig(kind=kind)), batch()
         with torch.autocast("cuda", torch.bfloat16):
             trained(given.tokens, given.positions)
     assert len(seen) == 12 and set(seen) == {torch.bfloat16}
@@ -204,45 +147,3 @@ def test_documents_go_to_flash_attention_where_it_can_take_them(
     assert isinstance(training_mask(given.documents, None, None, ends), DocumentEnds if expected else BlockMask)
     assert isinstance(training_mask(given.documents, given.branches, None, ends), BlockMask)
     assert isinstance(training_mask(given.documents, None, given.documents, ends), BlockMask)
-
-
-def answers_on_cuda(guidance: float) -> AnswerBatch:
-    """Sampled drawings of 64 codes, packed on the CPU and moved."""
-    layout = FixedLayout(rows=8, columns=8)
-    space = TokenSpace(text_size=32_768, text_hash="", codebook_size=32_768, image_hash="", layout=layout)
-    with unset_fake_temporarily():
-        config = DecodeConfig(mode="image", max_new_tokens=67, guidance=GuidanceConfig(scale=guidance))
-        request = Request(prompt=[space.specials.bos, 9, 10, space.specials.sep], config=config)
-        ids = [space.specials.boi, *range(space.image_offset, space.image_offset + 64), space.specials.eoi]
-        sampled = [SampledAnswer(request=request, ids=ids, log_probs=[-1.0] * len(ids)) for _ in range(6)]
-        packer = AnswerPacker(space, Reading(), rows=2, length=512, context=512)
-        [made] = packer.batches(sampled, range(len(sampled)))
-        facts = made.packed.facts
-    columns: dict[str, Any] = {n: _fake(v) for n, v in vars(made.packed).items() if isinstance(v, Tensor)}
-    packed = PackedBatch(**columns)
-    packed.__dict__["facts"] = facts
-    return replace(made.map(_fake), packed=packed)
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_policys_log_probabilities_wait_for_nothing_and_stay_on_the_device(guidance: float) -> None:
-    trained, given = model(), answers_on_cuda(guidance)
-    layout = FixedLayout(rows=8, columns=8)
-    space = TokenSpace(text_size=32_768, text_hash="", codebook_size=32_768, image_hash="", layout=layout)
-    with unset_fake_temporarily():
-        machine = ModalityMachine(space)
-    for name in ("table", "ends", "sizes", "spans", "_row_counts", "_column_counts"):
-        setattr(machine, name, _fake(getattr(machine, name)))
-    machine.device = torch.device("cuda")
-    assert given.is_guided == (guidance != 1)
-    sums = Sums()
-    with Launches() as launches, torch.autocast("cuda", torch.bfloat16):
-        features = trained(given.packed.tokens, given.packed.positions)
-        read = Read(trained.token_head, features)
-        found = answer_log_probs(read, given, machine, read)
-        tokens = TokenRatios(found.log_probs, given.old.float(), torch.empty_like(found.log_probs), given.answers)
-        losses = ClippedRatio().of(tokens)
-        sums.add("entropy_image", found.entropy, given.states.in_image)
-        sums.add("clipped_high", losses.clipped_high.float())
-    assert not launches.waits
-    assert {each.device.type for each in (*found, *losses, *sums.sums["entropy_image"])} == {"cuda"}

@@ -5,13 +5,13 @@ python -m tests.kill.policy --kills 5
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
+from tests.kill.options import kill_options
 from tests.kill.training import kill_and_compare
 from tests.oracles.tiny_rl import rl_arguments
 
@@ -34,10 +34,7 @@ def arguments(folder: Path, ranks: int, root: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = kill_options(__doc__, kills=5)
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2):
             root = Path(folder) / str(ranks)

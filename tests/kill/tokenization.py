@@ -5,7 +5,6 @@ python -m tests.kill.tokenization --kills 20
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -16,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.kill.options import kill_options
 from tests.oracles.pictures import noise, sharp_tokenizer
 
 PICTURES = 240
@@ -89,10 +89,7 @@ def _run(arguments: Sequence[str], kill_after: float | None = None) -> float | N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = kill_options(__doc__, kills=20)
     with tempfile.TemporaryDirectory() as folder:
         told = kill_and_resume(Path(folder), options.kills, options.seed)
     sys.stdout.write(json.dumps(told) + "\n")

@@ -5,7 +5,6 @@ python -m tests.kill.training --kills 10
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.kill.options import kill_options
 from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import finish, fit_arguments, kill, losses, start_training
 
@@ -93,10 +93,7 @@ def _kill_at(arguments: list[str], file: Path, step: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = kill_options(__doc__, kills=10)
     with tempfile.TemporaryDirectory() as folder:
         for workers, ranks in SETTINGS:
             root = Path(folder) / f"{workers}-{ranks}"

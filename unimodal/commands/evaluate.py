@@ -13,7 +13,7 @@ from rich.table import Table
 from unimodal.evaluation.contract import Sampling
 from unimodal.evaluation.ranks import process_group, rank_and_world, rank_device, shared
 from unimodal.evaluation.results import check_results_place
-from unimodal.evaluation.run import TASK_SAMPLING, EvaluationConfig
+from unimodal.evaluation.run import TASK_SAMPLING, EvaluationConfig, judge_folder
 from unimodal.evaluation.run import run as evaluate
 from unimodal.generation.options import from_arguments
 from unimodal.generation.pipeline import Pipeline, load
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _help_out(model: Pipeline, config: EvaluationConfig, options: argparse.Namespace) -> None:
     """The part of a rank other than the first: its answers are what counts, and its results go nowhere."""
-    config = replace(config, judge_dir=config.judge_dir or options.out.parent / "judge")
+    config = replace(config, judge_dir=judge_folder(config, options.out))
     with TemporaryDirectory() as folder:
         evaluate(shared(model), config, Path(folder) / options.out.name, quiet=True)
 

@@ -154,7 +154,7 @@ def _edit(
     return edit.evaluate(
         model,
         source,
-        judge=cached_judge(_judge_folder(config, out), progress=reporter("judge", STEPS)),
+        judge=cached_judge(judge_folder(config, out), progress=reporter("judge", STEPS)),
         sampling=config.sampling or TASK_SAMPLING["edit"],
         reporter=reporter,
         **(_shared(config) | {"limit": config.limit or EDITS}),
@@ -192,10 +192,11 @@ def _shared(config: EvaluationConfig) -> dict[str, Any]:
 def _judge(config: EvaluationConfig, out: Path, reporter: Reporter) -> Judge | None:
     if config.source != JUDGED_SOURCE:
         return None
-    return cached_judge(_judge_folder(config, out), progress=reporter("judge", STEPS))
+    return cached_judge(judge_folder(config, out), progress=reporter("judge", STEPS))
 
 
-def _judge_folder(config: EvaluationConfig, out: Path) -> Path:
+def judge_folder(config: EvaluationConfig, out: Path) -> Path:
+    """Where the judge of an evaluation lies, whose results go to `out`."""
     return config.judge_dir or out.parent / "judge"
 
 

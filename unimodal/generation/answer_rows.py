@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, Run
-from data_pipelines.packing import best_fit
+from data_pipelines.packing import best_fit, in_batches
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.context import Context, Reading, guidance_contexts, read_prompt
 from unimodal.generation.guidance import RowGuidance
@@ -124,14 +124,9 @@ class AnswerPacker:
 
         Raises ValueError for an answer that does not fit a row.
         """
-        held: list[_Piece] = []
-        for unit in self._units(sampled, numbers):
-            if held and len(best_fit([len(piece.rendered) for piece in held + unit], self.length)) > self.rows:
-                yield self._batch(sampled, held)
-                held = []
-            held = held + unit
-        if held:
-            yield self._batch(sampled, held)
+        units = self._units(sampled, numbers)
+        for pieces in in_batches(units, lambda piece: len(piece.rendered), self.length, self.rows):
+            yield self._batch(sampled, pieces)
 
     def empty(self, like: AnswerBatch) -> AnswerBatch:
         """A batch of padding, for a rank that has none left."""

@@ -69,7 +69,8 @@ def batches(pipeline: Pipeline, trajectories: list[SampledAnswer]) -> list[FlowB
 
 def log_probs(pipeline: Pipeline, batch: FlowBatch, times: Tensor | None = None) -> Tensor:
     velocities = flow_velocities(partial(media_of, pipeline.model), features)
-    velocity = velocities(pipeline.model, batch.packed, batch.at.time if times is None else times)
+    asked = batch if times is None else replace(batch, at=batch.at._replace(time=times))
+    velocity = velocities(pipeline.model, asked)
     at = StepTime(*(each[:, None, None].to(velocity.dtype) for each in batch.at))
     mean = step_mean(batch.before.to(velocity.dtype), velocity, at)
     return log_prob(batch.after.to(velocity.dtype), mean, at.deviation)
@@ -102,6 +103,18 @@ def test_pictures_of_a_group_begin_with_the_same_noise_and_differ_by_the_noise_o
         assert (members[1][0].after - members[0][0].after).abs().max() > 0.05
     others = [next(each for each in trajectories if each.group == group).steps[0].before for group in (0, 2)]
     assert (others[0] - others[1]).abs().max() > 0.05
+
+
+def test_an_empty_batch_is_a_pass_through_every_weight() -> None:
+    pipeline = tiny_flow_pipeline()
+    model = pipeline.model.requires_grad_(True)
+    packer = FlowPacker(pipeline.token_space, pipeline.reading, (2, 2), rows=3, length=40)
+    empty = packer.empty(batches(pipeline, sampled(pipeline))[0])
+    found = log_probs(pipeline, empty)
+    assert found.shape == (0,)
+    found.sum().backward()
+    missing = [name for name, each in model.named_parameters() if each.grad is None]
+    assert not missing and all(not each.grad.any() for each in model.parameters() if each.grad is not None)
 
 
 def test_a_step_at_another_time_has_another_probability() -> None:

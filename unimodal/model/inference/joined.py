@@ -23,11 +23,21 @@ from unimodal.model.mixture import MixtureBlock
 from unimodal.model.model import TOKENS, UnifiedModel
 from unimodal.model.rope import rotate
 
-Join = Callable[[Sequence[nn.Linear]], nn.Module]
-"""Linear layers with I inputs each -> one module: (..., I) -> (..., sum of their outputs)."""
+
+class LinearsAsOne(nn.Module):
+    """Linear layers that read the same input, as one: (..., I) -> (..., sum of their outputs)."""
+
+    def gated(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., half of the outputs): silu of the first half, times the second."""
+        gate, up = self(x).chunk(2, dim=-1)
+        return F.silu(gate) * up
 
 
-class JoinedLinear(nn.Module):
+Join = Callable[[Sequence[nn.Linear]], LinearsAsOne]
+"""Makes one of several."""
+
+
+class JoinedLinear(LinearsAsOne):
     """One linear layer or more that read the same input, as one; their weights become parts of its own.
 
     So nothing is held twice, and whatever is written into a part later is written into the whole. All of them have a
@@ -47,11 +57,10 @@ class JoinedLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
     def gated(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out / 2): silu of the first half of the outputs, times the second."""
+        """See `LinearsAsOne`; in one kernel where the weight is streamed."""
         if self.bias is None and can_stream(x, self.weight):
             return streamed(x, self.weight, gated=True)
-        gate, up = self(x).chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return super().gated(x)
 
 
 def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
@@ -94,10 +103,7 @@ class JoinedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        if isinstance(self.gate_up_proj, JoinedLinear):
-            return self.down_proj(self.gate_up_proj.gated(x))
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(self.gate_up_proj.gated(x))
 
 
 class NormsApart(nn.Module):

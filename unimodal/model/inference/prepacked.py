@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unimodal.model.block import PreNormBlock
 from unimodal.model.context import Route
-from unimodal.model.inference.joined import JoinedFeedForward, JoinedQKV
+from unimodal.model.inference.joined import JoinedFeedForward, JoinedQKV, LinearsAsOne
 from unimodal.model.mixture import MixtureBlock, MixtureNorm
 from unimodal.model.model import TOKENS, UnifiedModel
 
@@ -27,7 +27,7 @@ MIN_ROWS = 4
 """Fewer rows are padded to this many: the product is slower below it."""
 
 
-class PrepackedLinear(nn.Module):
+class PrepackedLinear(LinearsAsOne):
     """Linear layers that read the same input, as one whose weight has been reordered; for inference.
 
     All of them have a bias or none has.

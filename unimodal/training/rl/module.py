@@ -166,7 +166,7 @@ class PolicyModule(TransformerModule):
         return drawn[first : first + self._share], number, first
 
     def on_train_start(self) -> None:
-        """Raises ValueError for checkpoints that would be due in the middle of a rollout."""
+        """Raises ValueError for checkpoints that would fall into the middle of a rollout."""
         self.rollouts.check_checkpoints(self.trainer.checkpoint_callbacks)
 
     # -- a training step: one rollout and its updates
@@ -200,7 +200,7 @@ class PolicyModule(TransformerModule):
             "config": self.update_config,
             "rollout": rollout,
             "advantages": advantages,
-            "max_length": self.sampler.max_new_tokens,
+            "max_length": self.rollouts.flow_steps if self._by_flow else self.sampler.max_new_tokens,
             "reference": self._reference[0].to(self.device, self.trained.dtype) if self._reference else None,
         }
         if self._by_flow:

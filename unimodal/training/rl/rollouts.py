@@ -59,13 +59,13 @@ class RolloutConfig:
             raise ValueError(f"{self.prompts} prompts cannot be learnt in {self.mini_batches} mini-batches")
 
     def check_checkpoints(self, callbacks: Sequence[object]) -> None:
-        """Raise ValueError for checkpoints that would be due in the middle of a rollout, where none is written."""
+        """Raise ValueError for checkpoints that would fall into the middle of a rollout, where none is written."""
         steps = self.mini_batches * self.epochs
         for callback in callbacks:
             every = getattr(callback, "_every_n_train_steps", 0)
             if every % steps:
                 raise ValueError(
-                    f"a rollout is learnt in {steps} optimizer steps, and checkpoints are due every {every}: set "
+                    f"a rollout is learnt in {steps} optimizer steps, and checkpoints are written every {every}: set "
                     f"checkpoint.every_n_train_steps to a multiple of {steps}"
                 )
 

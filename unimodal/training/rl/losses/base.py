@@ -32,10 +32,10 @@ class TokenRatios(NamedTuple):
 
     def answer_means(self, values: Tensor) -> Tensor:
         """values (M,) -> the mean over its answer, for each token."""
-        count = int(self.answers.max()) + 1 if len(self.answers) else 0
-        sums = values.new_zeros(count).index_add(0, self.answers, values)
-        lengths = torch.bincount(self.answers, minlength=count).clamp_min(1)
-        return (sums / lengths)[self.answers]
+        nothing = values.new_zeros(len(self.answers))  # there are at most as many answers, and no device is asked
+        sums = nothing.index_add(0, self.answers, values)
+        lengths = nothing.index_add(0, self.answers, torch.ones_like(values))
+        return (sums / lengths.clamp_min(1))[self.answers]
 
 
 class TokenLosses(NamedTuple):

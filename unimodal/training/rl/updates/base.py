@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from unimodal.generation.answer_rows import SampledAnswer
 from unimodal.model.model import UnifiedModel
 from unimodal.training.rl.advantages.generalized import ValueConfig
 from unimodal.training.rl.losses.aggregation import Aggregation, token_weights
@@ -29,6 +30,18 @@ class UpdateConfig:
     entropy: float = 0.0
 
 
+class Packer(Protocol):
+    """Answers -> batches of packed rows."""
+
+    def batches(self, sampled: Sequence[SampledAnswer], numbers: Sequence[int]) -> Iterator[Any]:
+        """Batches of these answers."""
+        ...
+
+    def empty(self, like: Any) -> Any:
+        """A batch of padding, for a rank that has none left."""
+        ...
+
+
 @dataclass(kw_only=True)
 class RolloutUpdate:
     """Losses of one rollout's answers. `advantages` (N,) are those of its trajectories."""
@@ -36,9 +49,12 @@ class RolloutUpdate:
     config: UpdateConfig
     rollout: Rollout
     advantages: Tensor
+    packer: Packer
     max_length: int = 1
-    """What the aggregation `constant` divides by: the token budget of an answer, the same on all ranks."""
+    """What the aggregation `constant` divides by: what is learnt of an answer at most, the same on all ranks."""
     reference: UnifiedModel | None = None
+    like: Any = None
+    """A batch, once an empty one was needed."""
 
     def counted(self, numbers: Sequence[int]) -> list[int]:
         """Those of these trajectories whose rewards are there."""
@@ -63,11 +79,21 @@ class RolloutUpdate:
 
     def batches(self, numbers: Sequence[int]) -> Iterator[Any]:
         """Batches of these answers: each has `packed` rows, `numbers` of its answers, and moves `to` a device."""
-        raise NotImplementedError
+        return self.packer.batches(self.rollout.trajectories, numbers)
 
     def empty_batch(self) -> Any:
         """Padding, so that ranks do the same number of passes."""
-        raise NotImplementedError
+        if self.like is None:
+            self.like = next(iter(self.batches([0])))
+        return self.packer.empty(self.like)
+
+    def of_tokens(self, of_answers: Tensor, batch: Any, like: Tensor) -> Tensor:
+        """A number for each answer of a batch (B,) -> for each of its tokens (M,), as `like` is; no device waits."""
+        return of_answers.to(like.device, like.dtype)[batch.answers] if batch.numbers else torch.zeros_like(like)
+
+    def weighted(self, losses: Tensor, batch: Any) -> Tensor:
+        """The sum of the losses (M,) of a batch, each with the weight of its answer's tokens."""
+        return (losses * self.of_tokens(self.weights_of(batch.numbers)[0], batch, losses)).sum()
 
     def loss(self, model: UnifiedModel, batch: Any, sums: Sums) -> Tensor:
         """The sum over a batch of weighted losses; `divisor` makes the step's mean of it."""

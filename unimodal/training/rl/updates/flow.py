@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Rendered, RunMedia, media_run
-from data_pipelines.packing import best_fit
+from data_pipelines.packing import best_fit, in_batches
 from tokenizers_vq.media import LATENTS
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.answer_rows import SampledAnswer
@@ -26,9 +27,6 @@ from unimodal.training.rl.statistics import Sums
 from unimodal.training.rl.updates.base import RolloutUpdate, UpdateConfig, log_ratios, with_all_heads
 
 # Shapes: M steps of all pictures of a batch, N latents of a picture, C numbers of a latent.
-
-Velocities = Callable[[UnifiedModel, PackedBatch, Tensor], Tensor]
-"""A model, packed rows and the times (M,) of their noised pictures -> velocities (M, N, C), float32 at least."""
 
 
 def draws_by_flow(branches: Container[str], kinds: Sequence[Prompts], config: UpdateConfig) -> bool:
@@ -57,19 +55,21 @@ def flow_velocities(
 ) -> Velocities:
     """Velocities by a forward pass over packed rows whose noised latents are at their own times."""
 
-    def velocities(model: UnifiedModel, packed: PackedBatch, times: Tensor) -> Tensor:
-        media, found = media_of(packed), packed.media.get(LATENTS)
-        tokens = media[LATENTS]
-        noised = tokens.index[:0] if found is None else (found.spans < 0).nonzero().flatten()
+    def velocities(model: UnifiedModel, batch: FlowBatch) -> Tensor:
+        media, times = media_of(batch.packed), batch.at.time
+        tokens, count = media[LATENTS], batch.before.shape[1]
         of_tokens = times.new_zeros(len(tokens.index), dtype=torch.float32)
-        of_tokens[noised] = times.float().repeat_interleave(len(noised) // max(len(times), 1))
+        of_tokens = of_tokens.index_copy(0, batch.noised, times.float()[:, None].expand(-1, count).flatten())
         media = {**media, LATENTS: tokens._replace(times=of_tokens)}
-        features = features_of(model, packed, media)
-        features = with_all_heads(model, features)
-        velocity = exact(model.heads[VELOCITY](features.flatten(0, 1)[tokens.index[noised]]))
-        return velocity.unflatten(0, (len(times), -1)) if len(times) else velocity[None]
+        features = with_all_heads(model, features_of(model, batch.packed, media))
+        drawn = features.flatten(0, 1)[tokens.index[batch.noised]]
+        return exact(model.heads[VELOCITY](drawn)).view(batch.before.shape)
 
     return velocities
+
+
+TENSORS = ("noised", "before", "after", "old", "answers")
+"""Of a FlowBatch, its times apart."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,6 +77,8 @@ class FlowBatch:
     """Packed rows with noised pictures, and the step that each of them is taken from."""
 
     packed: PackedBatch
+    noised: Tensor
+    """(M * N,): which latents of the rows are noised; those of a prompt's pictures are not."""
     at: StepTime
     """Tensors (M,)."""
     before: Tensor
@@ -91,9 +93,20 @@ class FlowBatch:
         """The same batch on another device."""
         if device.type == "cpu":
             return self
-        tensors = {name: getattr(self, name).to(device) for name in ("before", "after", "old", "answers")}
+        tensors = {name: getattr(self, name).to(device) for name in TENSORS}
         at = StepTime(*(each.to(device) for each in self.at))
         return replace(self, packed=self.packed.to(device), at=at, **tensors)
+
+
+Velocities = Callable[[UnifiedModel, FlowBatch], Tensor]
+"""Velocities (M, N, C) of a batch's noised pictures under a model, float32 at least."""
+
+
+class _Piece(NamedTuple):
+    """A document of one prompt, and the answer and step of each of its noised pictures."""
+
+    rendered: Rendered
+    steps: list[tuple[int, FlowStep]]
 
 
 class FlowPacker:
@@ -105,30 +118,23 @@ class FlowPacker:
 
     def batches(self, sampled: Sequence[SampledAnswer], numbers: Sequence[int]) -> Iterator[FlowBatch]:
         """Batches of these answers' steps. Raises ValueError for a picture that does not fit a row."""
-        held: list[tuple[Rendered, list[tuple[int, FlowStep]]]] = []
-        for piece in self._pieces(sampled, numbers):
-            if held and len(best_fit([len(one) for one, _ in [*held, piece]], self.length)) > self.rows:
-                yield self._batch(held)
-                held = []
-            held.append(piece)
-        if held:
+        pieces = ([piece] for piece in self._pieces(sampled, numbers))
+        for held in in_batches(pieces, lambda piece: len(piece.rendered), self.length, self.rows):
             yield self._batch(held)
 
     def empty(self, like: FlowBatch) -> FlowBatch:
         """A batch of padding, for a rank that has none left."""
         packed = collate([], self.length, self.space, num_rows=self.rows)
-        none = {name: getattr(like, name)[:0] for name in ("before", "after", "old", "answers")}
+        none = {name: getattr(like, name)[:0] for name in TENSORS}
         return replace(like, packed=packed, at=StepTime(*(each[:0] for each in like.at)), numbers=[], **none)
 
-    def _pieces(
-        self, sampled: Sequence[SampledAnswer], numbers: Sequence[int]
-    ) -> Iterator[tuple[Rendered, list[tuple[int, FlowStep]]]]:
+    def _pieces(self, sampled: Sequence[SampledAnswer], numbers: Sequence[int]) -> Iterator[_Piece]:
         """Documents, as many steps of one prompt's answers in each as a row takes."""
         by_group: dict[int, list[tuple[int, FlowStep]]] = {}
         for number in numbers:
             steps = by_group.setdefault(sampled[number].group, [])
             steps += [(number, step) for step in sampled[number].steps]
-        for steps in by_group.values():
+        for steps in filter(None, by_group.values()):
             prompt = read_prompt(sampled[steps[0][0]].request, self.space, self.reading)
             taken = self.grid[0] * self.grid[1] + 2
             fitting = (self.length - len(prompt)) // taken
@@ -143,16 +149,17 @@ class FlowPacker:
                 for _, step in chosen:
                     values = step.before.cpu().unflatten(0, self.grid).numpy()
                     blocks.append((media_run(RunMedia(LATENTS, values, "noised"), self.space, 0.0),))
-                yield Outline(tuple(prompt.runs), tuple(blocks), branched=True).build(), chosen
+                yield _Piece(Outline(tuple(prompt.runs), tuple(blocks), branched=True).build(), chosen)
 
-    def _batch(self, held: Sequence[tuple[Rendered, list[tuple[int, FlowStep]]]]) -> FlowBatch:
-        rows = best_fit([len(one) for one, _ in held], self.length)
-        packed = collate([[held[place][0] for place in row] for row in rows], self.length, self.space, self.rows)
-        steps = [pair for row in rows for place in row for pair in held[place][1]]
+    def _batch(self, held: Sequence[_Piece]) -> FlowBatch:
+        rows = best_fit([len(piece.rendered) for piece in held], self.length)
+        packed = collate([[held[place].rendered for place in row] for row in rows], self.length, self.space, self.rows)
+        steps = [pair for row in rows for place in row for pair in held[place].steps]
         members = list(dict.fromkeys(number for number, _ in steps))
         times = torch.tensor([step.at for _, step in steps], dtype=torch.float64)
         return FlowBatch(
             packed=packed,
+            noised=(packed.media[LATENTS].spans < 0).nonzero().flatten(),
             at=StepTime(*times.unbind(1)),
             before=torch.stack([step.before for _, step in steps]).cpu(),
             after=torch.stack([step.after for _, step in steps]).cpu(),
@@ -166,48 +173,33 @@ class FlowPacker:
 class FlowUpdate(RolloutUpdate):
     """Losses of the noisy steps of pictures: each step is to the loss what a token is of an answer in ids."""
 
-    packer: FlowPacker
     velocities: Velocities
-    like: FlowBatch | None = None
 
     def lengths(self, numbers: Sequence[int]) -> list[int]:
         """See `RolloutUpdate`: the steps that are learnt."""
         return [len(self.rollout.trajectories[number].steps) for number in numbers]
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[FlowBatch]:
-        """See `RolloutUpdate`."""
-        return self.packer.batches(self.rollout.trajectories, numbers)
-
-    def empty_batch(self) -> FlowBatch:
-        """See `RolloutUpdate`."""
-        if self.like is None:
-            self.like = next(iter(self.batches([0])))
-        return self.packer.empty(self.like)
-
     def loss(self, model: UnifiedModel, batch: FlowBatch, sums: Sums) -> Tensor:
         """See `RolloutUpdate`."""
-        velocity = self.velocities(model, batch.packed, batch.at.time)
+        velocity = self.velocities(model, batch)
         at = StepTime(*(each[:, None, None].to(velocity.dtype) for each in batch.at))
         before, after = batch.before.to(velocity.dtype), batch.after.to(velocity.dtype)
         mean = step_mean(before, velocity, at)
         log_probs = log_prob(after, mean, at.deviation)
-        advantages = self.advantages[batch.numbers][batch.answers.cpu()] if batch.numbers else torch.zeros(0)
-        old, advantages = batch.old.to(log_probs.dtype), advantages.to(log_probs.device, log_probs.dtype)
-        tokens = TokenRatios(log_probs, old, advantages, batch.answers)
+        advantages = self.of_tokens(self.advantages[batch.numbers], batch, log_probs)
+        tokens = TokenRatios(log_probs, batch.old.to(log_probs.dtype), advantages, batch.answers)
         found = self.config.loss.of(tokens)
         log_ratios(tokens, found, sums)
         losses = found.losses
         if self.config.kl is not None:
             losses = losses + self._penalties(mean, log_probs, batch, at, sums)
-        weights = self.weights_of(batch.numbers)[0].to(log_probs.device, log_probs.dtype)
-        weights = weights[batch.answers] if batch.numbers else losses
-        return (losses * weights).sum() + 0 * velocity.sum()  # padding too is a pass through every weight
+        return self.weighted(losses, batch)
 
     def _penalties(self, mean: Tensor, log_probs: Tensor, batch: FlowBatch, at: StepTime, sums: Sums) -> Tensor:
         """(M,) of the distance from the reference; exact: two Gaussians of one deviation."""
         assert self.config.kl is not None and self.reference is not None
         with torch.no_grad():
-            velocity = self.velocities(self.reference, batch.packed, batch.at.time)
+            velocity = self.velocities(self.reference, batch)
             other = step_mean(batch.before.to(mean.dtype), velocity.to(mean.dtype), at)
         divergence = ((mean - other) / at.deviation).square().mean((-2, -1)) / 2
         sums.add("kl_image", divergence)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from unimodal.generation.answer_probs import AnswerTokens, HowRead, Read, answer_log_probs
-from unimodal.generation.answer_rows import MAIN, AnswerBatch, AnswerPacker
+from unimodal.generation.answer_rows import MAIN, AnswerBatch
 from unimodal.generation.modality import ModalityMachine
 from unimodal.generation.sampling import exact
 from unimodal.model.linear import BoundaryLinear
@@ -33,12 +33,10 @@ from unimodal.training.rl.updates.base import RolloutUpdate, log_ratios, with_al
 class TokenUpdate(RolloutUpdate):
     """Losses of answers that were sampled token by token; `advantages` are theirs, unless a value gives them."""
 
-    packer: AnswerPacker
     machine: ModalityMachine
     forward: Callable[[UnifiedModel, AnswerBatch], Tensor]
     head: TokenHead
     value_head: nn.Module | None = None
-    like: AnswerBatch | None = None
     token_advantages: dict[int, Tensor] | None = None
     """Of each trajectory, where a value gives them."""
     returns: dict[int, Tensor] | None = None
@@ -50,16 +48,6 @@ class TokenUpdate(RolloutUpdate):
             everything = self.counted(range(len(self.rollout.trajectories)))
             self.estimate_values(model, [batch.to(device) for batch in self.batches(everything)])
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[AnswerBatch]:
-        """See `RolloutUpdate`."""
-        return self.packer.batches(self.rollout.trajectories, numbers)
-
-    def empty_batch(self) -> AnswerBatch:
-        """Padding, so that ranks do the same number of passes."""
-        if self.like is None:
-            self.like = next(iter(self.packer.batches(self.rollout.trajectories, [0])))
-        return self.packer.empty(self.like)
-
     def loss(self, model: UnifiedModel, batch: AnswerBatch, sums: Sums) -> Tensor:
         """The sum over a batch's tokens of their weighted losses; `divisor` makes the step's mean of it."""
         features = with_all_heads(model, self.forward(model, batch))
@@ -67,10 +55,9 @@ class TokenUpdate(RolloutUpdate):
         read, reference = Read(self.head, features), self._reference(batch)
         found_tokens = answer_log_probs(read, batch, self.machine, reference, how)
         log_probs, entropy = found_tokens.log_probs, found_tokens.entropy
-        device, dtype = log_probs.device, log_probs.dtype
-        old = batch.old.to(dtype)
-        advantages = self._of_tokens(batch).to(device, dtype)
-        tokens = TokenRatios(log_probs, old, advantages, batch.answers)
+        tokens = TokenRatios(
+            log_probs, batch.old.to(log_probs.dtype), self._advantages(batch, log_probs), batch.answers
+        )
         found = self.config.loss.of(tokens)
         losses = found.losses
         inside = batch.states.in_image
@@ -82,16 +69,13 @@ class TokenUpdate(RolloutUpdate):
             losses = losses + self._penalties(found_tokens, inside, sums)
         if self.config.value is not None:
             losses = losses + self.config.value.weight * self._value_losses(features, batch, sums)
-        weights = self.weights_of(batch.numbers)[0].to(device, dtype)
-        weights = weights[batch.answers] if len(batch.answers) else losses
-        return (losses * weights).sum()
+        return self.weighted(losses, batch)
 
-    def _of_tokens(self, batch: AnswerBatch) -> Tensor:
+    def _advantages(self, batch: AnswerBatch, like: Tensor) -> Tensor:
         """(M,) the advantage of each token."""
-        if self.token_advantages is not None:
-            parts = [self.token_advantages[number] for number in batch.numbers]
-            return torch.cat(parts) if parts else torch.zeros(0)
-        return self.advantages[batch.numbers][batch.answers.cpu()] if batch.numbers else torch.zeros(0)
+        if self.token_advantages is None or not batch.numbers:
+            return self.of_tokens(self.advantages[batch.numbers], batch, like)
+        return torch.cat([self.token_advantages[number] for number in batch.numbers]).to(like.device, like.dtype)
 
     @torch.no_grad()
     def _reference(self, batch: AnswerBatch) -> Read | None:
