@@ -11,7 +11,8 @@ import torch
 from tests.oracles.slow_generation import kept_heights, sample_slowly
 from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guided_logits
 from unimodal.generation.log_probs import token_log_probs
-from unimodal.generation.sampling import RowSampling, SamplingConfig, pick, row_uniforms
+from unimodal.generation.noise import LARGEST, exponentials
+from unimodal.generation.sampling import RowSampling, SamplingConfig, pick
 
 GREEDY = SamplingConfig(temperature=0)
 SETTINGS: list[dict[str, Any]] = [
@@ -27,9 +28,15 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def sample(logits: torch.Tensor, uniform: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+def sample(logits: torch.Tensor, noise: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
     """Tokens of rows that all have the same settings."""
-    return pick(logits, uniform, RowSampling.of([config] * len(logits)))[0]
+    return pick(logits, noise, RowSampling.of([config] * len(logits)))[0]
+
+
+def some_noise(logits: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Of the seed's first tokens, one for each row."""
+    rows, vocabulary = logits.shape
+    return exponentials(torch.full((rows,), seed), torch.arange(rows), vocabulary)
 
 
 def random_logits(rows: int, vocabulary: int = 12) -> torch.Tensor:
@@ -42,18 +49,19 @@ def random_logits(rows: int, vocabulary: int = 12) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_token_is_the_one_a_slow_walk_finds(settings: dict[str, Any]) -> None:
-    logits, uniform = random_logits(300), torch.rand(300)
-    found = sample(logits, uniform, SamplingConfig(**settings)).tolist()
+    logits = random_logits(300)
+    noise = some_noise(logits)
+    found = sample(logits, noise, SamplingConfig(**settings)).tolist()
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
-    slow = [sample_slowly(row, u, **chosen) for row, u in zip(logits.tolist(), uniform.tolist(), strict=True)]
+    slow = [sample_slowly(row, u, **chosen) for row, u in zip(logits.tolist(), noise.tolist(), strict=True)]
     assert found == slow
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_ends_of_the_unit_interval_never_give_a_forbidden_token(settings: dict[str, Any]) -> None:
+def test_the_largest_and_the_least_noise_never_give_a_forbidden_token(settings: dict[str, Any]) -> None:
     logits = random_logits(200)
-    for uniform in (0.0, 1 - 2**-24):
-        tokens = sample(logits, torch.full((200,), uniform), SamplingConfig(**settings))
+    for shares in (torch.full(logits.shape, 2.0**-33), torch.full(logits.shape, LARGEST)):
+        tokens = sample(logits, -torch.log1p(-shares), SamplingConfig(**settings))
         assert torch.isfinite(logits.gather(1, tokens[:, None])).all()
 
 
@@ -61,7 +69,9 @@ def test_the_ends_of_the_unit_interval_never_give_a_forbidden_token(settings: di
 def test_tokens_are_drawn_as_often_as_their_probability_says(temperature: float) -> None:
     logits = torch.tensor([1.0, -0.5, 0.2, float("-inf"), 2.0])
     expected = 20_000 * (logits / temperature).softmax(-1)[[0, 1, 2, 4]]
-    tokens = sample(logits.expand(20_000, -1), torch.rand(20_000), SamplingConfig(temperature=temperature))
+    tokens = sample(
+        logits.expand(20_000, -1), some_noise(logits.expand(20_000, -1)), SamplingConfig(temperature=temperature)
+    )
     counts = torch.bincount(tokens, minlength=5)
     assert counts[3] == 0
     chi_square = ((counts[[0, 1, 2, 4]] - expected) ** 2 / expected).sum().item()
@@ -70,29 +80,31 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(temperature: float)
 
 def test_temperature_zero_takes_the_likeliest_token() -> None:
     logits = random_logits(50)
-    assert torch.equal(sample(logits, torch.rand(50), GREEDY), logits.argmax(-1))
+    assert torch.equal(sample(logits, some_noise(logits), GREEDY), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_rows_token_does_not_depend_on_the_other_rows(settings: dict[str, Any]) -> None:
-    logits, uniform, config = random_logits(40), torch.rand(40), SamplingConfig(**settings)
-    together = sample(logits, uniform, config).tolist()
-    assert together == [int(sample(logits[i : i + 1], uniform[i : i + 1], config)) for i in range(40)]
+    logits, config = random_logits(40), SamplingConfig(**settings)
+    noise = some_noise(logits)
+    together = sample(logits, noise, config).tolist()
+    assert together == [int(sample(logits[i : i + 1], noise[i : i + 1], config)) for i in range(40)]
 
 
 def test_sampling_leaves_its_logits_alone() -> None:
     logits = random_logits(5)
     before = logits.clone()
-    sample(logits, torch.rand(5), SamplingConfig(top_k=2, top_p=0.5))
+    sample(logits, some_noise(logits), SamplingConfig(top_k=2, top_p=0.5))
     assert torch.equal(logits, before)
 
 
 def test_rows_with_settings_of_their_own_get_what_they_get_alone() -> None:
     configs = [SamplingConfig(**settings) for settings in SETTINGS] + [GREEDY]
-    logits, uniform = random_logits(len(configs)), torch.rand(len(configs))
-    tokens, log_probs = pick(logits, uniform, RowSampling.of(configs))
+    logits = random_logits(len(configs))
+    noise = some_noise(logits)
+    tokens, log_probs = pick(logits, noise, RowSampling.of(configs))
     for row, config in enumerate(configs):
-        alone = pick(logits[row : row + 1], uniform[row : row + 1], RowSampling.of([config]))
+        alone = pick(logits[row : row + 1], noise[row : row + 1], RowSampling.of([config]))
         assert alone[0] == tokens[row]
         torch.testing.assert_close(alone[1][0], log_probs[row])
 
@@ -100,7 +112,7 @@ def test_rows_with_settings_of_their_own_get_what_they_get_alone() -> None:
 @pytest.mark.parametrize("settings", [*SETTINGS, {"temperature": 0.0}], ids=str)
 def test_the_log_probability_of_a_token_is_what_a_slow_sum_says(settings: dict[str, Any]) -> None:
     logits, rows = random_logits(60), RowSampling.of([SamplingConfig(**settings)] * 60)
-    tokens, log_probs = pick(logits, torch.rand(60), rows)
+    tokens, log_probs = pick(logits, some_noise(logits), rows)
     torch.testing.assert_close(token_log_probs(logits, tokens, rows).log_probs, log_probs, rtol=1e-5, atol=1e-6)
     chosen = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}
     for row, token, found in zip(logits.tolist(), tokens.tolist(), log_probs.tolist(), strict=True):
@@ -143,39 +155,3 @@ def test_a_schedule_lets_guidance_grow_from_none_to_its_full_scale(schedule: Any
     for at, share in zip((0.0, 0.25, 1.0), shares, strict=True):
         found = guided(GuidanceConfig(scale=5.0, schedule=schedule), full, null, null, at)
         torch.testing.assert_close(found, null + (1 + 4 * share) * (full - null), rtol=1e-5, atol=1e-5)
-
-
-def test_every_seed_has_its_own_stream_of_numbers() -> None:
-    numbers = row_uniforms([3, 4, 3], 20)
-    assert torch.equal(numbers[0], numbers[2]) and not torch.equal(numbers[0], numbers[1])
-    assert torch.equal(numbers[1], row_uniforms([4], 20)[0])
-    assert numbers.min() >= 0 and numbers.max() < 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"temperature": -0.1}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"temperature": float("inf")}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"top_p": 1.1}, "top_p"),
-        ({"top_p": float("nan")}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"top_k": 1.5}, "top_k is a whole number"),
-        ({"temperature": 1e-40}, "a temperature is 0 or at least 0.0001, got 1e-40"),
-        ({"temperature": 1e39}, "from 0 to 10000"),
-        ({"temperature": None}, "the temperature is a number"),
-        ({"top_p": 1e-46}, "top_p"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        SamplingConfig(**settings)
-
-
-def test_tokens_that_reach_top_p_exactly_leave_no_other_in() -> None:
-    logits = torch.tensor([[0.0, 0.0, -math.inf]])
-    rows = RowSampling.of([SamplingConfig(top_p=0.5)])
-    found = [float(token_log_probs(logits, torch.tensor([token]), rows).log_probs) for token in range(2)]
-    assert found == [0.0, -math.inf]

@@ -16,7 +16,7 @@ from tests.oracles.tiny import tiny_flow_pipeline, tiny_pipeline
 from unimodal.generation.batch import Batch
 from unimodal.generation.engine import Engine
 from unimodal.generation.flow_sampling import FlowSamplingConfig
-from unimodal.generation.forward import EagerForward, StaticForward
+from unimodal.generation.forward import EagerForward, Predicted, StaticForward
 from unimodal.generation.painters.due import DueImages
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Decoded, Request
@@ -196,7 +196,7 @@ class Counted:
     def __init__(self, pipeline: Pipeline) -> None:
         self.forward, self.rows = EagerForward(pipeline.model), list[int]()
 
-    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Predicted:
         self.rows.append(len(tokens))
         return self.forward(tokens, positions, slots, cache, used)
 

@@ -10,22 +10,17 @@ import torch
 from tests.oracles.passes import logits
 from tokenizers_vq.layout import Size
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.noise import exponentials
 from unimodal.generation.requests import DecodeConfig
-from unimodal.generation.sampling import row_uniforms
 from unimodal.model.model import UnifiedModel
 
 
-def sample_slowly(logits: Sequence[float], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
-    """The token that a uniform number picks: walk through the vocabulary, over what top-k and top-p keep."""
-    heights = kept_heights(logits, temperature or 1, top_k, top_p)
+def sample_slowly(logits: Sequence[float], noise: Sequence[float], temperature: float, top_k: int, top_p: float) -> int:
+    """The token that noise picks: the largest share of noise among what top-k and top-p keep."""
     if temperature == 0:
         return max(range(len(logits)), key=lambda token: logits[token])
-    passed = 0.0
-    for token, height in heights.items():
-        passed += height
-        if passed > uniform * sum(heights.values()):
-            return token
-    return max(heights)
+    heights = kept_heights(logits, temperature, top_k, top_p)
+    return max(heights, key=lambda token: heights[token] / noise[token])
 
 
 def kept_heights(logits: Sequence[float], temperature: float, top_k: int, top_p: float) -> dict[int, float]:
@@ -83,6 +78,11 @@ def _agrees(said: Sequence[int], span: Sequence[int], space: TokenSpace) -> bool
     return len(said) < len(span) and all(same(a, b) for a, b in zip(said[1:], span[1:], strict=False))
 
 
+def noise_of(seed: int, count: int, vocab_size: int) -> list[list[float]]:
+    """The noise of each of an answer's tokens, over all ids."""
+    return exponentials(torch.full((count,), seed), torch.arange(count), vocab_size).tolist()
+
+
 @torch.no_grad()
 def decode_slowly(
     model: UnifiedModel, space: TokenSpace, prompt: Sequence[int], seed: int, config: DecodeConfig
@@ -90,14 +90,14 @@ def decode_slowly(
     """The answer to one prompt, and the logarithm of each token's probability."""
     specials, settings = space.specials, config.sampling
     room = min(config.max_new_tokens, model.config.trunk.max_length - len(prompt))
-    uniforms = row_uniforms([seed], config.max_new_tokens)[0].tolist()
+    noise = noise_of(seed, config.max_new_tokens, space.vocab_size)
     answer: list[int] = []
     log_probs: list[float] = []
     while len(answer) < room:
         logits = guided_logits(model, space, prompt, answer, config)
         legal = legal_tokens(answer, space, config.mode, room - len(answer), config.image_size)
         masked = [value if token in legal else -math.inf for token, value in enumerate(logits.tolist())]
-        token = sample_slowly(masked, uniforms[len(answer)], settings.temperature, settings.top_k, settings.top_p)
+        token = sample_slowly(masked, noise[len(answer)], settings.temperature, settings.top_k, settings.top_p)
         heights = kept_heights(masked, settings.temperature or 1, settings.top_k, settings.top_p)
         log_probs.append(math.log(heights[token] / sum(heights.values())))
         answer.append(token)

@@ -23,7 +23,7 @@ from tokenizers_vq.text import TextTokenizer
 from tokenizers_vq.token_space import FixedLayout, TokenSpace
 from unimodal.bundle import Bundle
 from unimodal.generation.pipeline import Pipeline
-from unimodal.model.config import FlowConfig, ModelConfig, TransformerConfig, VisionConfig
+from unimodal.model.config import FlowConfig, ModelConfig, MultiTokenConfig, TransformerConfig, VisionConfig
 from unimodal.model.model import UnifiedModel
 
 SENTENCES = ("a red circle", "a blue square", "what color is it?", "is there a red square?", "yes", "no", "red", "blue")
@@ -38,8 +38,8 @@ def tiny_space(*, text_size: int = 16, codebook_size: int = 8, rows: int = 2, co
 
 
 def tiny_config(vocab_size: int = 24, **changes: Any) -> ModelConfig:
-    """Two layers of two query heads that share one key/value head; `flow` and `vision` are branches."""
-    branches = {name: changes.pop(name) for name in ("flow", "vision") if name in changes}
+    """Two layers of two query heads that share one key/value head; `flow`, `vision`, `multi_token` are theirs."""
+    branches = {name: changes.pop(name) for name in ("flow", "vision", "multi_token") if name in changes}
     shape = {"dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "hidden_dim": 24, "max_length": 64}
     return ModelConfig(vocab_size=vocab_size, trunk=TransformerConfig(**{**shape, **changes}), **branches)
 
@@ -138,7 +138,9 @@ def tiny_autoencoder(latent_dim: int = 3, seed: int = 0) -> ImageAutoencoder:
     return autoencoder
 
 
-def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128, vit: bool = False) -> Pipeline:
+def tiny_flow_pipeline(
+    *, mixture: bool = True, max_length: int = 128, vit: bool = False, multi_token: MultiTokenConfig | None = None
+) -> Pipeline:
     """As `tiny_pipeline`, with a flow branch that draws 2x2 latents, and with `vit` one that sees pictures."""
     text, image = tiny_text_tokenizer(), tiny_image_tokenizer()
     space = make_token_space(text, image)
@@ -159,5 +161,6 @@ def tiny_flow_pipeline(*, mixture: bool = True, max_length: int = 128, vit: bool
         mixture=mixture,
         flow=flow,
         vision=vision if vit else None,
+        multi_token=multi_token,
     )
     return Pipeline(Bundle(model, space, Tokenizers(text, image, autoencoder)))

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     check_folder(options.out)
     check_names_free(options.out, WRITTEN, [*options.image, *filter(None, [options.json_schema])])
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    model = load(options.model, dtype=dtype, device=options.device, compile=options.compile)
+    model = load(options.model, dtype=dtype, device=options.device, compile=options.compile, drafts=options.drafts)
     started = time.perf_counter()
     if options.stream:
         answers = [_show(model.generate([prompt], stream=True, seed=options.seed, **settings), options.out)]

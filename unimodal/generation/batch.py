@@ -9,21 +9,25 @@ stands still. Rows that are parked, because a painter draws for them later, take
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.context import Context, Piece, Reading, guidance_contexts, lay_out, read_prompt
+from unimodal.generation.drafts.base import PLAIN, Drafting
 from unimodal.generation.forward import EagerForward, Forward
-from unimodal.generation.guidance import RowGuidance, guided_logits
-from unimodal.generation.modality import ModalityMachine, ModalityState, keep_where
+from unimodal.generation.guidance import RowGuidance
+from unimodal.generation.modality import ModalityMachine, ModalityState
 from unimodal.generation.painters.base import Painted, Painter
 from unimodal.generation.prefill import NewAnswer, Prefill
 from unimodal.generation.recording import RecordedSteps, Steps
 from unimodal.generation.requests import Request
-from unimodal.generation.rows import BatchLimits, Row, RowStatus, close_gaps, move_last, rows_by_role, write_where
-from unimodal.generation.sampling import RowSampling, exact, pick, row_uniforms
+from unimodal.generation.rows import BatchLimits, Row, RowStatus, close_gaps, move_last, rows_by_role
+from unimodal.generation.sampling import RowSampling, exact
+from unimodal.generation.stepping import advance, may_draw, waits
 from unimodal.generation.structured import Structured
 from unimodal.model.cache import KVCache, LayerCache
 from unimodal.model.model import UnifiedModel
@@ -32,7 +36,7 @@ from unimodal.model.model import UnifiedModel
 
 PER_ANSWER = (
     *("budget", "token_limit", "step_count", "num_sampled", "position", "tokens", "has_contexts", "image_slots"),
-    *("uniforms", "out", "log_probs"),
+    *("seeds", "drafts", "out", "log_probs"),
 )
 """Tensors of a batch with one row for each answer."""
 
@@ -48,12 +52,15 @@ class Batch:
         forward: Forward | None = None,
         painter: Painter | None = None,
         reading: Reading | None = None,
+        drafting: Drafting = PLAIN,
     ) -> None:
         self.model, self.space, self.limits, self.painter = model, space, limits, painter
+        self.drafting, self.window = drafting, drafting.window
         self.forward, self.reading = forward or EagerForward(model), reading or Reading()
         self.steps = RecordedSteps() if self.forward.recordable else Steps()
         self.device, self.machine = model.device, ModalityMachine(space, model.device)
-        self.cache = KVCache(model.config.trunk, 0, limits.slots + 1, model.dtype, self.device)  # the last: padding's
+        slots, layers = limits.slots + 1, model.config.cached_layers  # the last slot is padding's
+        self.cache = KVCache(model.config.trunk, 0, slots, model.dtype, self.device, layers)
         self.prefill = Prefill(model, self.cache, space.specials.pad)
         self.rows, self.numbers = list[Row](), list[int]()
         self.parked: frozenset[int] = frozenset()
@@ -63,10 +70,12 @@ class Batch:
         self.budget, self.token_limit, self.step_count, self.num_sampled = (self.integers([]) for _ in range(4))
         self.position, self.tokens = self.integers([]), self.integers([])
         self.has_contexts, self.image_slots = self.integers([]).bool(), self.integers([])
-        self.uniforms = nothing = torch.zeros(0, limits.steps, device=self.device)
+        self.seeds, self.drafts = self.integers([]), self.integers([]).view(0, self.window)
+        nothing = torch.zeros(0, limits.steps + drafting.window + 1, device=self.device)
         self.log_probs, self.out = exact(nothing.to(model.dtype)), nothing.long()
         self._null: list[LayerCache] | None = None
-        self._reach = 0
+        self._prompts: Tensor | None = None
+        self.reach = 0
         self._arrange()
 
     def __len__(self) -> int:
@@ -97,9 +106,10 @@ class Batch:
             "tokens": self.integers([item.piece.tokens[-1] for item in new]),
             "has_contexts": no,
             "image_slots": self.integers([self.painter.slots(i.request) if self.painter else 0 for i in new]),
-            "uniforms": row_uniforms([i.request.seed for i in new], self.limits.steps).to(self.device),
-            "out": self.out.new_zeros(len(new), self.limits.steps),
-            "log_probs": self.log_probs.new_zeros(len(new), self.limits.steps),
+            "seeds": self.integers([item.request.seed for item in new]),
+            "drafts": self.drafts.new_full((len(new), self.window), self.space.specials.pad),
+            "out": self.out.new_zeros(len(new), self.out.shape[1]),
+            "log_probs": self.log_probs.new_zeros(len(new), self.out.shape[1]),
         }
         for name in PER_ANSWER:
             setattr(self, name, torch.cat([getattr(self, name), joined[name]]))
@@ -173,23 +183,31 @@ class Batch:
         self.state.done = self.state.done | (self.step_count >= self.token_limit)
         self._arrange()
 
+    def use_window(self, window: int) -> None:
+        """Check so many drafts in each pass from now on."""
+        if window != self.window:
+            missing, self.window = window - self.window, window
+            self.drafts = torch.nn.functional.pad(self.drafts, (0, missing), value=self.space.specials.pad)
+            self.steps.forget()
+            self._fit_window()
+
     def main_row(self, number: int) -> int:
         """The row of the cache that an answer itself has."""
         return next(index for index, row in enumerate(self.rows) if row.answer == number and row.role == 0)
 
     def sync(self) -> list[RowStatus]:
         """What has happened: one copy from the device."""
-        columns = (self.state.done, self.state.in_image, self._waits(), self.step_count, self.position, self.tokens)
+        columns = (self.state.done, self.state.in_image, waits(self), self.step_count, self.position, self.tokens)
         table = torch.stack([column.long() for column in columns], dim=1).tolist() if len(self) else []
         statuses = [RowStatus(*map(bool, row[:3]), *row[3:]) for row in table]
         positions = dict(zip(self.numbers, (status.position for status in statuses), strict=True))
         fed = self.rows[: len(self.answer_of)]
-        self._reach = max((positions[row.answer] + row.shift + row.offset for row in fed), default=0)
+        self.reach = max((positions[row.answer] + row.shift + row.offset for row in fed), default=0)
         return statuses
 
     def prepare_grammars(self) -> None:
         """Work out what each grammar allows next."""
-        self.structured.prepare(self.state, self.may_draw() if self.structured.active else self.state.done)
+        self.structured.prepare(self.state, may_draw(self) if self.structured.active else self.state.done)
 
     # -- the decode path: tensors only
 
@@ -199,49 +217,15 @@ class Batch:
 
     def advance(self) -> None:
         """A step, kernel by kernel."""
-        self._reach += 1
-        logits = self._logits()
-        probable = logits + self.machine.bias(self.state, self.token_limit - self.step_count, self.may_draw())
-        if (rules := self.structured.bias) is not None:
-            probable[:, : self.space.text_size] += rules
-        sampled = self.num_sampled.clamp_max(self.limits.steps - 1)[:, None]
-        tokens, log_probs = pick(probable, self.uniforms.gather(1, sampled)[:, 0], self.sampling)
-        moving = ~(self.state.done | self._waits())
-        index = self.step_count.clamp_max(self.limits.steps - 1)[:, None]
-        write_where(moving, self.out, index, tokens)
-        write_where(moving, self.log_probs, index, log_probs)
-        self.state = keep_where(moving, self.machine.advance(self.state, tokens), self.state)
-        self.tokens = torch.where(moving, tokens, self.tokens)
-        self.step_count, self.num_sampled = self.step_count + moving, self.num_sampled + moving
-        self.position = self.position + moving
-        self.state.done = self.state.done | (self.step_count >= self.token_limit)
-        self.has_contexts = self.has_contexts & self.state.in_image
+        advance(self)
 
-    def may_draw(self) -> Tensor:
-        """(P,) bool: whether an image that starts now, with its end, fits the answer and the context."""
-        may_begin = self.machine.fits(self.state, self.token_limit - self.step_count).any(-1)
-        if self.painter is None:
-            return may_begin
-        read = self.position + self._main_offset + 1
-        fits = read + self.image_slots <= self.model.config.trunk.max_length
-        fits = fits & (self.step_count + self.space.layout.span <= self.budget)
-        return torch.where(self.image_slots > 0, fits, may_begin)
-
-    def _logits(self) -> Tensor:
-        """(P, V) for the next token, guided where an answer is in an image and has its contexts."""
-        positions = self.position[self.answer_of] + self.shift
-        slots = positions if self.offset is None else positions + self.offset
-        logits = self.forward(self.tokens[self.answer_of], positions, slots, self.cache, self._reach)
-        logits = torch.nn.functional.pad(logits, (0, 0, 0, len(self.parked)))
-        if self.null is None or self.image is None:
-            return logits  # all rows are main rows, in the order of the answers
-        full = logits[self.main]
-        mixed = guided_logits(full, logits[self.image], logits[self.null], self.guidance, self.state.progress)
-        return torch.where((self.has_contexts & self.state.in_image)[:, None], mixed, full)
-
-    def _waits(self) -> Tensor:
-        open_image, lacks_contexts = self.state.in_image & ~self.state.done, self.guidance.active & ~self.has_contexts
-        return open_image & (lacks_contexts | (self.image_slots > 0))
+    def history(self) -> tuple[Tensor, Tensor]:
+        """Ids (P, L) of prompts and answers, and how many of each are there (P,); before a prompt stands -1."""
+        longest = max((len(self.requests[number].prompt) for number in self.numbers), default=0)
+        if self._prompts is None:
+            ids = [[-1] * (longest - len(r.prompt)) + list(r.prompt) for r in map(self.requests.get, self.numbers) if r]
+            self._prompts = self.integers(ids)
+        return torch.cat([self._prompts, self.out], 1), self.step_count + self._prompts.shape[1]
 
     # -- rows of the cache
 
@@ -255,13 +239,24 @@ class Batch:
         self.shift = self.integers([row.shift for row in self.rows[:fed]])
         offsets = [row.offset for row in self.rows]
         self.offset = self.integers(offsets[:fed]) if any(offsets) else None
-        self._main_offset = self.integers([offsets[row] for row in main])
+        self.main_offset = self.integers([offsets[row] for row in main])
         self.main = self.integers(main)
         self.null, self.image = (self.integers(null), self.integers(image)) if null != main else (None, None)
         configs = [self.requests[number].config for number in self.numbers]
         self.sampling = RowSampling.of([config.sampling for config in configs], self.device)
         self.guidance = RowGuidance.of([config.guidance for config in configs], self.device)
+        self._prompts = None
+        self._fit_window()
         self.sync()
+
+    def _fit_window(self) -> None:
+        """Settings for each place of a window."""
+
+        def spread(values: Tensor) -> Tensor:
+            return values.repeat_interleave(self.window + 1)
+
+        self.window_sampling = self.sampling.map(spread)
+        self.window_guidance = RowGuidance(*map(spread, self.guidance))
 
     def _follow_rows(self) -> None:
         """Bring the answers into the order of their main rows, so that without guidance logits need no sorting."""
@@ -279,22 +274,22 @@ class Batch:
     def _add_contexts(self, number: int, position: int) -> None:
         compared = guidance_contexts(self.context(number), self.space, self.requests[number].config.guidance)
         for role, context in enumerate(compared, start=1):
-            row = len(self.rows)
+            row, piece = len(self.rows), replace(context.piece(), following=self.space.specials.boi)
             self.cache.grow(row + 1)
             if role == 1:
-                self.cache.load_row(row, self._null_prefix(row, context))
+                self.cache.load_row(row, self._null_prefix(row, piece))
             else:
-                self.prefill.pieces(row, [context.piece()])
+                self.prefill.pieces(row, [piece])
             shift, offset = context.position - position, len(context) - context.position
             self.rows.append(Row(answer=number, shift=shift, offset=offset, role=role))
 
-    def _null_prefix(self, row: int, context: Context) -> list[LayerCache]:
+    def _null_prefix(self, row: int, piece: Piece) -> list[LayerCache]:
         """What every null context leaves in the cache; read into this row the first time."""
         if self._null is None:
-            self.prefill.pieces(row, [context.piece()])
-            self._null = self.cache.export_row(row, len(context))
+            self.prefill.pieces(row, [piece])
+            self._null = self.cache.export_row(row, len(piece))
         return self._null
 
-    def integers(self, values: Sequence[int]) -> Tensor:
+    def integers(self, values: Sequence[Any]) -> Tensor:
         """An int64 tensor on the batch's device."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)

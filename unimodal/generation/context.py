@@ -42,6 +42,8 @@ class Piece:
     limits: list[int]
     slot: int = 0
     media: tuple[PlacedMedia, ...] = ()
+    following: int | None = None
+    """The id that comes next, where it is known."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,9 +61,9 @@ class Piece:
         inside = tuple(
             placed._replace(start=placed.start - start) for placed in self.media if start <= placed.start < stop
         )
-        return Piece(
-            self.tokens[start:stop], self.positions[start:stop], self.limits[start:stop], self.slot + start, inside
-        )
+        parts = (self.tokens[start:stop], self.positions[start:stop], self.limits[start:stop])
+        following = self.tokens[stop] if stop < len(self) else self.following
+        return Piece(*parts, self.slot + start, inside, following)
 
     def whole_images(self, length: int) -> int:
         """The largest length up to `length` that cuts no image's media."""

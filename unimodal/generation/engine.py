@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.context import Reading, read_prompt
+from unimodal.generation.drafts.base import PLAIN, Drafting
 from unimodal.generation.forward import Forward
 from unimodal.generation.painters.base import Painter
 from unimodal.generation.requests import Decoded, Request, Update
@@ -25,7 +26,7 @@ class Engine:
     """Decodes requests with one model.
 
     `forward` makes the logits of a step (generation/forward.py). `painter` draws images that are not sampled as codes
-    (generation/painters), and `reading` says how the model reads images.
+    (generation/painters), `reading` says how the model reads images, and `drafting` how later tokens are guessed.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class Engine:
         forward: Forward | None = None,
         painter: Painter | None = None,
         reading: Reading | None = None,
+        drafting: Drafting = PLAIN,
     ) -> None:
-        self.model, self.space, self.forward = model, space, forward
+        self.model, self.space, self.forward, self.drafting = model, space, forward, drafting
         self.painter, self.reading = painter, reading or Reading()
 
     def decode(
@@ -82,6 +84,7 @@ class Engine:
             painter=self.painter,
             reading=self.reading,
             sync_every=sync_every,
+            drafting=self.drafting,
         )
 
     def _limits(self, requests: Sequence[Request]) -> BatchLimits:

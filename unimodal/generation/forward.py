@@ -1,4 +1,4 @@
-"""One token for every row of a batch: as the shapes come, or compiled.
+"""A pass over the rows of a batch, a token or a window of each: as the shapes come, or compiled.
 
 On CUDA compiled steps have fixed shapes: rows are padded to a power of two and attention runs over all slots, so that
 `torch.compile` makes one graph of a layer for each power, and whole steps can be recorded (recording.py). On a CPU a
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,18 +28,27 @@ log = logging.getLogger(__name__)
 MAX_MATVEC_ROWS = 2
 """Rows up to which reading matrices straight through is faster than a CPU's matrix kernels."""
 
-# Shapes: R rows, V vocabulary.
+# Shapes: R rows, T tokens of each, V vocabulary, D model width.
+
+
+class Predicted(NamedTuple):
+    """What a pass says of its tokens."""
+
+    logits: Tensor
+    """(R, T, V), `exact`."""
+    features: Tensor
+    """(R, T, D) before the heads."""
 
 
 class Forward(Protocol):
-    """tokens, positions, slots (R,) -> logits (R, V), `exact`, over the first R rows of the cache, which it writes too.
+    """tokens, positions, slots (R, T) -> what follows each, over the first R rows of a cache, which is written too.
 
     `recordable`: a call does the same work on the same memory as the one before, so that a CUDA graph can replay it.
     """
 
     recordable: bool
 
-    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Predicted:
         """`used` is one past the largest slot."""
         ...
 
@@ -52,11 +61,11 @@ class EagerForward:
     def __init__(self, model: UnifiedModel) -> None:
         self.model = model
 
-    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Predicted:
         """See `Forward`."""
         view = cache.beginning(len(tokens))
         view.reserve(min(used, cache.slots))
-        return _logits(self.model, tokens, positions, slots, view)
+        return _predicted(self.model, tokens, positions, slots, view)
 
 
 class StaticForward:
@@ -68,17 +77,17 @@ class StaticForward:
     def __init__(self, model: UnifiedModel, **options: Any) -> None:
         self.model, self.recordable = layer_by_layer(joined(model), **options), model.device.type == "cuda"
 
-    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Predicted:
         """See `Forward`."""
         del used
         rows = len(tokens)
-        padding = (0, (1 << (rows - 1).bit_length()) - rows)
+        padding = (0, 0, 0, (1 << (rows - 1).bit_length()) - rows)
         tokens, positions = (torch.nn.functional.pad(x, padding) for x in (tokens, positions))
         slots = torch.nn.functional.pad(slots, padding, value=cache.slots - 1)
         cache.grow(len(tokens))
         view = cache.beginning(len(tokens))
         view.reserve(cache.slots)
-        return _logits(self.model, tokens, positions, slots, view)[:rows]
+        return Predicted(*(each[:rows] for each in _predicted(self.model, tokens, positions, slots, view)))
 
 
 class MatvecForward:
@@ -92,15 +101,15 @@ class MatvecForward:
     def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
         tag_cache()
         self.few, self.many = matvec(model), EagerForward(rest)
-        self.function = torch.compile(_fresh_logits(), dynamic=True, fullgraph=True, **options)
+        self.function = torch.compile(_fresh_next(), dynamic=True, fullgraph=True, **options)
 
-    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Predicted:
         """See `Forward`."""
-        if len(tokens) > MAX_MATVEC_ROWS:
+        if len(tokens) > MAX_MATVEC_ROWS or tokens.shape[1] > 1:
             return self.many(tokens, positions, slots, cache, used)
         view = cache.beginning(len(tokens))
         view.reserve(min(used, cache.slots))
-        return self.function(self.few, tokens, positions, slots, view)
+        return Predicted(*self.function(self.few, tokens[:, 0], positions[:, 0], slots[:, 0], view))
 
 
 def compiled_forward(model: UnifiedModel, rest: UnifiedModel) -> Forward:
@@ -113,11 +122,19 @@ def compiled_forward(model: UnifiedModel, rest: UnifiedModel) -> Forward:
     return EagerForward(rest)
 
 
-def _logits(model: UnifiedModel, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache) -> Tensor:
+def _predicted(model: UnifiedModel, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache) -> Predicted:
+    features = model(tokens, positions, cache=cache, slots=slots)
+    return Predicted(exact(model.token_head(features)), features)
+
+
+def _next(
+    model: UnifiedModel, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache
+) -> tuple[Tensor, Tensor]:
+    """One token of each row (R,) -> logits (R, 1, V) and features (R, 1, D)."""
     features = model(tokens[:, None], positions[:, None], cache=cache, slots=slots[:, None])
-    return exact(model.token_head(features[:, 0]))
+    return exact(model.token_head(features[:, 0]))[:, None], features
 
 
-def _fresh_logits() -> Callable[[UnifiedModel, Tensor, Tensor, Tensor, KVCache], Tensor]:
-    """`_logits` with a code object of its own: for one, torch.compile makes so many graphs and then gives up."""
-    return FunctionType(_logits.__code__.replace(), globals(), "logits")
+def _fresh_next() -> Callable[[UnifiedModel, Tensor, Tensor, Tensor, KVCache], tuple[Tensor, Tensor]]:
+    """`_next` with a code object of its own: for one, torch.compile makes so many graphs and then gives up."""
+    return FunctionType(_next.__code__.replace(), globals(), "next")

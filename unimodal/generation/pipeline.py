@@ -18,6 +18,7 @@ from unimodal.bundle import Bundle
 from unimodal.devices import usable_device
 from unimodal.generation.checks import check_number
 from unimodal.generation.context import Reading
+from unimodal.generation.drafts.usual import Drafts, usual_drafting
 from unimodal.generation.engine import Engine
 from unimodal.generation.events import Event, Narrator
 from unimodal.generation.flow_sampling import FlowSamplingConfig
@@ -44,7 +45,16 @@ class Pipeline:
         self.text_tokenizer, self.image_tokenizer = tokenizers.text, tokenizers.image
         self.autoencoder = tokenizers.autoencoder
         self.coder = PromptCoder(self.token_space, self.text_tokenizer, self.image_tokenizer, self.autoencoder)
+        self._drafts: Drafts = 0
         self._decode_with(EagerForward(self.model), self.model)
+
+    def use_drafts(self, drafts: Drafts = "auto") -> None:
+        """Guess so many later tokens before each pass, which checks them; the answers stay the same.
+
+        `auto` measures how many pay. Raises ValueError for a number that makes no sense.
+        """
+        self._drafts = drafts
+        self.engine.drafting = usual_drafting(self.engine.model, drafts)
 
     def use_prepacked_weights(self) -> None:
         """Decode with a copy of the weights in the order that the CPU likes; elsewhere nothing changes."""
@@ -62,7 +72,8 @@ class Pipeline:
     def _decode_with(self, forward: Forward, rest: UnifiedModel) -> None:
         """`forward` makes the steps, and `rest` reads prompts where they are ids alone."""
         reads = self.model if self.model.branches else rest
-        self.engine = Engine(reads, self.token_space, forward, self._painter(), self.reading)
+        drafting = usual_drafting(reads, self._drafts)
+        self.engine = Engine(reads, self.token_space, forward, self._painter(), self.reading, drafting)
 
     @property
     def reading(self) -> Reading:
@@ -261,17 +272,21 @@ def load(
     device: torch.device | str | None = None,
     compile: bool = False,
     packed: bool = True,
+    drafts: Drafts = 0,
 ) -> Pipeline:
     """Open a model bundle. Raises ValueError that names the file and the reason where it cannot.
 
     `device` is CUDA's first one if it is None and there is one, else the CPU; all parts of the bundle go there. `dtype`
     is that of the weights while decoding, bfloat16 say; as they were saved if it is None. With `packed` the engine
     decodes with a second copy of them that is faster on CPUs; with `compile` steps go through torch.compile, for long
-    work on CUDA and for answers one at a time on a CPU.
+    work on CUDA and for answers one at a time on a CPU. `drafts` guesses later tokens, so many or as many as pay
+    (`auto`): answers are the same, and those of few rows come sooner.
     """
     pipeline = Pipeline(Bundle.open(Path(path), dtype, usable_device(device)))
     if compile:
         pipeline.use_compiled_steps(packed=packed)
     elif packed:
         pipeline.use_prepacked_weights()
+    if drafts != 0:
+        pipeline.use_drafts(drafts)
     return pipeline

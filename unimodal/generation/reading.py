@@ -29,7 +29,36 @@ def read(model: UnifiedModel, cache: KVCache, pieces: Sequence[Piece], pad: int)
     if media:
         limits = torch.maximum(_padded([piece.limits for piece in pieces], width, 0), slots)
         mask = (torch.arange(cache.used) <= limits[..., None]).unsqueeze(1).to(device)
-    return model(tokens.to(device), positions.to(device), mask, cache, media=media, slots=slots.to(device))
+    tokens, positions, slots = tokens.to(device), positions.to(device), slots.to(device)
+    features = model(tokens, positions, mask, cache, media=media, slots=slots)
+    read_ahead(model, cache, features, _next_ids(pieces, tokens), positions, slots)
+    return features
+
+
+def read_ahead(
+    model: UnifiedModel, cache: KVCache, features: Tensor, following: Tensor, positions: Tensor, slots: Tensor
+) -> None:
+    """What multi-token heads keep of tokens that were read, from the ids (R, T) that follow each.
+
+    Depth 2 and those behind it do not know what follows the last of them, which may cost a draft.
+    """
+    head = model.multi_token_head
+    if head is None or not head.has_blocks or len(cache.layers) <= model.config.trunk.num_layers:
+        return
+    context, hidden = head.cached(features, positions, slots, cache), features
+    for number, depth in enumerate(head.depths):
+        embedded = model.trunk.embedding(following)
+        hidden, _ = depth(hidden, features, embedded, head.at_depth(context, number, cache))
+        following = torch.cat([following[:, 1:], following[:, -1:]], 1)
+
+
+def _next_ids(pieces: Sequence[Piece], tokens: Tensor) -> Tensor:
+    """(R, T): the id after each token."""
+    following = torch.cat([tokens[:, 1:], tokens[:, -1:]], 1)
+    for row, piece in enumerate(pieces):
+        if piece.following is not None and len(piece):
+            following[row, len(piece) - 1] = piece.following
+    return following
 
 
 def piece_media(pieces: Sequence[Piece], width: int, model: UnifiedModel) -> MediaBatch:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unimodal.generation.modality import ModalityState
 
-MOVING = ("tokens", "step_count", "num_sampled", "position", "has_contexts")
+MOVING = ("tokens", "step_count", "num_sampled", "position", "has_contexts", "drafts")
 """Tensors of a batch that every step makes anew, beside its modality state."""
 
 WARM_UP = 8

@@ -80,6 +80,6 @@ class BatchLimits(NamedTuple):
     steps: int
 
 
-def write_where(moving: Tensor, target: Tensor, index: Tensor, values: Tensor) -> None:
-    """Write values (P,) at index (P, 1) of target (P, N), for the answers that move."""
-    target.scatter_(1, index, torch.where(moving[:, None], values[:, None], target.gather(1, index)))
+def write_where(chosen: Tensor, target: Tensor, index: Tensor, values: Tensor) -> None:
+    """Write values (P, W) at index (P, W) of target (P, N), where they are chosen (P, W)."""
+    target.scatter_(1, index, torch.where(chosen, values, target.gather(1, index)))

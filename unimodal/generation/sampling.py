@@ -1,4 +1,4 @@
-"""Sampling: logits and a uniform number become a token. Plain functions of tensors; every row has its own settings."""
+"""Sampling: logits and noise become a token. Plain functions of tensors; every row has its own settings."""
 
 from __future__ import annotations
 
@@ -87,22 +87,16 @@ def distribution(logits: Tensor, rows: RowSampling) -> Tensor:
     return torch.zeros_like(kept).scatter_(-1, order, kept)
 
 
-def pick(logits: Tensor, uniform: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor]:
-    """logits as above, uniform (B,) in [0, 1) -> tokens (B,) and the logarithms of their probabilities (B,).
+def pick(logits: Tensor, noise: Tensor, rows: RowSampling) -> tuple[Tensor, Tensor]:
+    """logits as above, noise (B, V) of `exponentials` -> tokens (B,) and the logarithms of their probabilities (B,).
 
-    The token is where the running sum of probabilities, in the order of the vocabulary, passes the uniform number, so
-    a row's token depends on its own logits, settings and number alone.
+    The token is the id whose probability divided by its noise is the largest, so it depends on a row's own logits,
+    settings and noise alone.
     """
     probabilities = distribution(logits, rows)
-    running = probabilities.cumsum(-1, dtype=torch.float64)
-    total = running[:, -1:]
-    tokens = torch.searchsorted(running, uniform.double()[:, None] * total, right=True)
+    tokens = (probabilities / noise).argmax(-1, keepdim=True)
     if rows.greedy:
         tokens = torch.where((rows.temperature > 0)[:, None], tokens, logits.argmax(-1, keepdim=True))
     drawn = probabilities.gather(-1, tokens).double()
+    total = probabilities.sum(-1, keepdim=True, dtype=torch.float64)
     return tokens[:, 0], (drawn / total).log()[:, 0].to(logits.dtype)
-
-
-def row_uniforms(seeds: Sequence[int], steps: int) -> Tensor:
-    """One stream of uniform numbers for each row: (B, steps). A shorter stream is the beginning of a longer one."""
-    return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

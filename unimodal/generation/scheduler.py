@@ -11,6 +11,7 @@ begin with in common runs through it once for all of them.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch import Batch
 from unimodal.generation.checks import check_number
 from unimodal.generation.context import Piece, Reading, read_prompt
+from unimodal.generation.drafts.base import PLAIN, Drafting
 from unimodal.generation.forward import Forward
 from unimodal.generation.painters.base import Painter
 from unimodal.generation.painters.due import PAINT_AT_ONCE, DueImages
@@ -55,6 +57,7 @@ class Scheduler:
         painter: Painter | None = None,
         reading: Reading | None = None,
         sync_every: int | None = None,
+        drafting: Drafting = PLAIN,
     ) -> None:
         """limits: cache slots and new tokens that requests may take; by default the model's context."""
         check_number("the batch size", rows, 1, 2**20, whole=True)
@@ -63,8 +66,8 @@ class Scheduler:
         self.model, self.space, self.max_rows, self.reading = model, space, rows, reading or Reading()
         limits = limits or BatchLimits(2 * context, context)
         with torch.inference_mode():
-            self.batch = Batch(model, space, limits, forward, painter, self.reading)
-        self.cache_rows = rows_that_fit(model.config.trunk, limits.slots, model.dtype, self.batch.device)
+            self.batch = Batch(model, space, limits, forward, painter, self.reading, drafting)
+        self.cache_rows = rows_that_fit(model.config, limits.slots, model.dtype, self.batch.device)
         self.images = DueImages(self.batch, min(rows, PAINT_AT_ONCE))
         self.sync_every = sync_every or SYNC_EVERY.get(self.batch.device.type, SYNC_EVERY_ELSEWHERE)
         self._submitted = self._groups = 0
@@ -106,10 +109,7 @@ class Scheduler:
         self._admit()
         if not len(self.batch):
             return []
-        for _ in range(1 if self.batch.structured.active else self.sync_every):
-            self.batch.prepare_grammars()
-            self.batch.step()
-        statuses = self.batch.sync()
+        statuses = self._passes()
         self.batch.structured.follow(statuses)
         if self.images.paint(statuses, more=bool(self._waiting) and not self._full):
             statuses = self.batch.sync()
@@ -117,6 +117,24 @@ class Scheduler:
         updates = self._news(statuses, pieces)
         self._settle(statuses)
         return updates
+
+    def _passes(self) -> list[RowStatus]:
+        """Passes until the next synchronisation, with as many drafts as pay."""
+        batch, pace = self.batch, self.batch.drafting.pace
+        before = batch.sync() if pace else []
+        moving = [status for status in before if not (status.done or status.waits)]
+        drawing = 2 * sum(status.in_image for status in moving) > len(moving)
+        if pace:
+            batch.use_window(pace.window(len(moving), drawing))
+        start, count = time.perf_counter(), 1 if batch.structured.active else self.sync_every
+        for _ in range(count):
+            batch.prepare_grammars()
+            batch.step()
+        statuses = batch.sync()
+        if pace:
+            tokens = sum(status.step for status in statuses) - sum(status.step for status in before)
+            pace.note(batch.window, len(moving), drawing, tokens, time.perf_counter() - start)
+        return statuses
 
     # -- the queue
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unimodal.model.config import TransformerConfig
+from unimodal.model.config import ModelConfig, TransformerConfig
 
 # Shapes: B rows, T new tokens, K key/value heads, S cache slots, D head width.
 
@@ -50,12 +50,19 @@ class KVCache:
     """
 
     def __init__(
-        self, config: TransformerConfig, rows: int, slots: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        config: TransformerConfig,
+        rows: int,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        layers: int | None = None,
     ) -> None:
+        """`layers` is that of the trunk by default; `ModelConfig.cached_layers` counts what decoding keeps."""
         shape = (rows, config.num_kv_heads, slots, config.head_dim)
         self.layers = [
             LayerCache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(config.num_layers)
+            for _ in range(config.num_layers if layers is None else layers)
         ]
         self.slots = slots
         self.used = 0
@@ -153,10 +160,10 @@ def _longer(part: Tensor, missing: int) -> Tensor:
     return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
 
 
-def rows_that_fit(config: TransformerConfig, slots: int, dtype: torch.dtype, device: torch.device) -> int | None:
+def rows_that_fit(config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device) -> int | None:
     """Rows of so many slots that the free memory of a GPU holds, one at least; None where there is no GPU."""
     if device.type != "cuda":
         return None
-    row = 2 * config.num_layers * config.num_kv_heads * slots * config.head_dim * dtype.itemsize
+    row = 2 * config.cached_layers * config.trunk.num_kv_heads * slots * config.trunk.head_dim * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(1, int((1 - HEADROOM) * free / row / GROWTH))

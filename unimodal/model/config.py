@@ -169,13 +169,33 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiTokenConfig:
+    """Multi-token prediction (heads/multi_token.py): tokens beyond the next one that are predicted, and by what."""
+
+    depth: int = 1
+    kind: Literal["sequential", "parallel", "medusa"] = "sequential"
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"multi-token prediction has a depth of at least 1, got {self.depth} (null is none)")
+        if self.kind not in ("sequential", "parallel", "medusa"):
+            raise ValueError(f"multi-token prediction is 'sequential', 'parallel' or 'medusa', got {self.kind!r}")
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether each depth attends to what came before."""
+        return self.kind != "medusa"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A whole model: vocabulary, trunk, and one config for each branch that it has."""
+    """A whole model: vocabulary, trunk, one config for each branch that it has, and that of multi-token prediction."""
 
     vocab_size: int
     trunk: TransformerConfig = TransformerConfig()
     flow: FlowConfig | None = None
     vision: VisionConfig | None = None
+    multi_token: MultiTokenConfig | None = None
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
@@ -186,8 +206,17 @@ class ModelConfig:
             raise ValueError(f"axial RoPE needs a head width that 4 divides, got {self.trunk.head_dim}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values, ready for JSON; without multi-token prediction it is not named, as in older bundles."""
+        values = dataclasses.asdict(self)
+        if self.multi_token is None:
+            del values["multi_token"]
+        return values
+
+    @property
+    def cached_layers(self) -> int:
+        """Layers that keep keys and values while decoding: those of the trunk, and of multi-token prediction."""
+        multi = self.multi_token
+        return self.trunk.num_layers + (multi.depth if multi and multi.has_blocks else 0)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -202,6 +231,7 @@ NESTED: dict[str, type] = {
     "trunk": TransformerConfig,
     "flow": FlowConfig,
     "vision": VisionConfig,
+    "multi_token": MultiTokenConfig,
     "rope": RopeConfig,
     "scaling": RopeScaling,
     "qk_norm": QKNormConfig,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unimodal.model.branches.base import Expert
 from unimodal.model.mixture import GENERATION, UNDERSTANDING
-from unimodal.model.model import PATCHES, TOKENS, UnifiedModel
+from unimodal.model.model import MULTI_TOKEN, PATCHES, TOKENS, UnifiedModel
 
 OTHER: dict[Expert, Expert] = {"understanding": GENERATION, "generation": UNDERSTANDING}
 
@@ -12,17 +12,20 @@ OTHER: dict[Expert, Expert] = {"understanding": GENERATION, "generation": UNDERS
 def active_parameters(model: UnifiedModel, expert: Expert = "understanding") -> int:
     """Parameters that take part in the matrix products of one token.
 
-    The embedding is a look-up. A token of understanding passes the token head; one of generation passes the flow branch
-    and the velocity head. The ViT acts on patches before they are tokens and is not counted.
+    The embedding is a look-up. A token of understanding passes the token head, once more for each depth of multi-token
+    prediction; one of generation passes the flow branch and the velocity head. The ViT acts on patches before they are
+    tokens and is not counted.
     """
     tokens, ids = f"heads.{TOKENS}.", {id(model.trunk.embedding.weight)}
-    skipped = (f"branches.{PATCHES}.", tokens) if expert == "generation" else ("branches.", "heads.velocity.")
+    ahead = f"heads.{MULTI_TOKEN}."
+    skipped = (f"branches.{PATCHES}.", tokens, ahead) if expert == "generation" else ("branches.", "heads.velocity.")
     total = 0
     for name, parameter in model.named_parameters(remove_duplicate=False):
         is_table = id(parameter) in ids and not (name.startswith(tokens) and expert == "understanding")
         if not (is_table or name.startswith(skipped) or f".{OTHER[expert]}." in name):
             total += parameter.numel()
-    return total
+    depths = model.config.multi_token.depth if model.config.multi_token and expert == "understanding" else 0
+    return total + depths * model.token_head.weight.numel()
 
 
 def flops_per_token(model: UnifiedModel, length: int, expert: Expert = "understanding") -> float:

@@ -2,7 +2,8 @@
 
     ids ───────────────────────────────────┐
     latents ─▶ branches["latents"] (flow) ─┼─▶ trunk ─▶ features ─┬─▶ heads["tokens"]    next text token or image code
-    patches ─▶ branches["patches"] (ViT) ──┘                      └─▶ heads["velocity"]  of noised latents
+    patches ─▶ branches["patches"] (ViT) ──┘                      ├─▶ heads["velocity"]  of noised latents
+                                                                  └─▶ heads["multi_token"]   tokens after the next
 
 A discrete model (Chameleon) has no branches and one head; the graph is the same.
 """
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.media import LATENTS, PATCHES
+from unimodal.model.block import PreNormBlock
 from unimodal.model.branches.base import NO_MEDIA, Branch, Inserted, MediaBatch
 from unimodal.model.branches.flow import FlowBranch
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.cache import KVCache
 from unimodal.model.config import INIT_STD, ModelConfig
 from unimodal.model.context import Route
+from unimodal.model.heads.multi_token import MultiTokenHead
 from unimodal.model.linear import BoundaryLinear, init_linear
 from unimodal.model.masks import Mask
 from unimodal.model.token_head import TokenHead
@@ -26,7 +29,7 @@ from unimodal.model.transformer import Transformer
 
 # Shapes: B batch, T tokens, D model width, V vocabulary.
 
-TOKENS, VELOCITY = "tokens", "velocity"
+TOKENS, VELOCITY, MULTI_TOKEN = "tokens", "velocity", "multi_token"
 """Heads."""
 
 
@@ -44,6 +47,8 @@ class UnifiedModel(nn.Module):
             self.heads[VELOCITY] = BoundaryLinear(config.trunk.dim, config.flow.latent_dim)
         if config.vision:
             self.branches[PATCHES] = VisionBranch(config.vision, config.trunk.dim)
+        if config.multi_token:
+            self.heads[MULTI_TOKEN] = MultiTokenHead(config.trunk, config.multi_token)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -56,6 +61,8 @@ class UnifiedModel(nn.Module):
         if VELOCITY in self.heads:
             for parameter in self.heads[VELOCITY].parameters():
                 nn.init.zeros_(parameter)
+        if (multi_token := self.multi_token_head) is not None:
+            multi_token.init_weights()
         for branch in self.branches.values():
             assert isinstance(branch, Branch)
             branch.init_weights()
@@ -105,6 +112,18 @@ class UnifiedModel(nn.Module):
     def token_head(self) -> TokenHead:
         """Features (..., D) -> logits (..., V), or with targets the scores that a loss reads."""
         return self.heads[TOKENS]  # pyright: ignore[reportReturnType]
+
+    @property
+    def multi_token_head(self) -> MultiTokenHead | None:
+        """What predicts the tokens after the next one, where the model has that."""
+        return dict(self.heads.items()).get(MULTI_TOKEN)  # pyright: ignore[reportReturnType]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All decoder layers: those of the trunk, then those of multi-token prediction."""
+        head = self.multi_token_head
+        depths = [] if head is None else [each for depth in head.depths for each in depth.children()]
+        return [*self.trunk.blocks, *(each for each in depths if isinstance(each, PreNormBlock))]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -35,6 +35,7 @@ from unimodal.training.callbacks.throughput import Throughput
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import flow_matching as _flow_matching
+from unimodal.training.objectives import multi_token as _multi_token
 from unimodal.training.objectives import next_token as _next_token
 from unimodal.training.old_names import upgrade_arguments, upgrade_run_config
 from unimodal.training.parallel.checkpoint import restore_interrupted
@@ -54,6 +55,7 @@ KNOWN_CLASSES = (
     _predicting,
     _next_token,
     _flow_matching,
+    _multi_token,
     RL_CLASSES,
 )
 """Imported so that configs may name their classes without a path."""

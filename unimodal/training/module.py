@@ -16,22 +16,18 @@ from tokenizers_vq.identity import IDENTITY, check_identity, check_weights, plai
 from tokenizers_vq.run_length import planned_steps
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.batch_media import media_tokens
-from unimodal.model.block_masks import training_mask
 from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
-from unimodal.model.config import ModelConfig, TransformerConfig
-from unimodal.model.inference.compiling import compile_blocks, sizes_vary
-from unimodal.model.kernels import has_flash
-from unimodal.model.masks import DocumentEnds
+from unimodal.model.config import ModelConfig, MultiTokenConfig, TransformerConfig
+from unimodal.model.inference.compiling import compile_blocks
 from unimodal.model.model import UnifiedModel
-from unimodal.model.transformer import compute_dtype
 from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
 from unimodal.training.checkpointing import SOUND
 from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.objectives.base import Objective, Terms, check_objectives, total
-from unimodal.training.objectives.flow_matching import FlowMatching
-from unimodal.training.objectives.next_token import NextToken
+from unimodal.training.objectives.usual import usual_objectives
 from unimodal.training.old_names import upgrade_checkpoint
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
+from unimodal.training.packed_pass import packed_features
 from unimodal.training.parallel.activations import checkpoint_activations
 from unimodal.training.parallel.admission import check_memory
 from unimodal.training.parallel.sharding import ParallelConfig, first_weights, rank_mesh, shard
@@ -63,6 +59,7 @@ class TransformerModule(L.LightningModule):
         trunk: TransformerConfig | None = None,
         flow: FlowBranchConfig | None = None,
         vision: VisionBranchConfig | None = None,
+        multi_token: MultiTokenConfig | None = None,
         objectives: list[Objective] | None = None,
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
@@ -71,8 +68,9 @@ class TransformerModule(L.LightningModule):
         parallel: ParallelConfig | None = None,
     ) -> None:
         super().__init__()
-        self.trunk, self.flow, self.vision = trunk, flow, vision
-        self.objectives: Sequence[Objective] = objectives or [NextToken(), *([FlowMatching()] if flow else [])]
+        self.trunk, self.flow, self.vision, self.multi_token = trunk, flow, vision, multi_token
+        has = {"flow": flow is not None, "multi_token": multi_token is not None}
+        self.objectives: Sequence[Objective] = objectives or usual_objectives(**has)
         self.optimizer_config, self.schedule = optimizer or MuonConfig(), schedule or ScheduleConfig()
         self.start, self.compile_model, self.parallel = start or StartConfig(), compile, parallel or ParallelConfig()
         self.model: UnifiedModel | None = None
@@ -89,7 +87,7 @@ class TransformerModule(L.LightningModule):
         spec, strategy = self.spec, self.trainer.strategy
         with torch.device("meta"):
             model = UnifiedModel(self._architecture(spec))
-        check_objectives(self.objectives, model.branches)
+        check_objectives(self.objectives, {*model.branches, *model.heads})
         check_memory(model, self.optimizer_config, self.parallel, self.start.freeze, self.trainer)
         checkpoint_activations(model, self.parallel.activation_checkpointing)
         if self.compile_model:
@@ -111,7 +109,8 @@ class TransformerModule(L.LightningModule):
         flow = self.flow.to_model_config(spec.media) if self.flow else source and source.flow
         vision = self.vision.to_model_config(spec.media, self.start.vision) if self.vision else source and source.vision
         trunk = replace(trunk, mixture=self.flow.mixture) if self.flow else trunk
-        config = ModelConfig(vocab_size=spec.space.vocab_size, trunk=trunk, flow=flow, vision=vision)
+        parts = {"flow": flow, "vision": vision, "multi_token": self.multi_token or (source and source.multi_token)}
+        config = ModelConfig(vocab_size=spec.space.vocab_size, trunk=trunk, **parts)
         check_branches(config, spec.media)
         return config
 
@@ -144,6 +143,8 @@ class TransformerModule(L.LightningModule):
 
     # -- the loss
 
+    _features = staticmethod(packed_features)
+
     def terms(self, batch: PackedBatch, number: int) -> Terms:
         """Forward pass and the terms of all objectives; noise is a function of the batch's number."""
         features, states = self._forward(batch, number)
@@ -159,16 +160,6 @@ class TransformerModule(L.LightningModule):
             media, state = objective.prepare(self.trained, batch, media, number)
             states.append(state)
         return self._features(self.trained, batch, media), states
-
-    def _features(self, model: UnifiedModel, batch: PackedBatch, media: MediaBatch) -> Tensor:
-        """Features (B, T, D) of packed rows under a model of this architecture."""
-        sizes_vary(tensor for each in media.values() for tensor in each if isinstance(tensor, Tensor))
-        facts, branches = batch.facts, batch.branches if batch.facts.has_branches else None
-        trunk, weight = model.config.trunk, model.trunk.embedding.weight
-        flash = has_flash(batch.tokens.device, compute_dtype(weight), trunk.head_dim)
-        ends = DocumentEnds(facts.ends, facts.max_length) if flash else None
-        mask = training_mask(batch.documents, branches, batch.spans, ends)
-        return model(batch.tokens, batch.positions, mask, media=media)
 
     def _media(self, batch: PackedBatch) -> MediaBatch:
         """Clean media for each branch; empty ones where a batch has none, so that every weight has a gradient."""

@@ -17,11 +17,11 @@ from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.checkpoint import opened_weights, read_config
 from unimodal.model.config import ModelConfig
 from unimodal.model.mixture import expert_names
-from unimodal.model.model import VELOCITY, UnifiedModel
+from unimodal.model.model import MULTI_TOKEN, VELOCITY, UnifiedModel
 from unimodal.model.sharded import local_parts, write_rows
 from unimodal.training.codebook_init import CodebookInitConfig, init_from_codebook, open_beside
 
-NEW_WITH_A_BRANCH = (f"branches.{LATENTS}.", f"branches.{PATCHES}.", f"heads.{VELOCITY}.")
+NEW_WITH_A_BRANCH = (f"branches.{LATENTS}.", f"branches.{PATCHES}.", f"heads.{VELOCITY}.", f"heads.{MULTI_TOKEN}.")
 MAY_DIFFER = ("mixture", "dropout", "max_length")
 """Fields that may differ from those of the bundle that a run starts from."""
 
@@ -111,7 +111,8 @@ def _check_same(found: ModelConfig, wanted: ModelConfig, folder: Path) -> None:
     """Weights may fit where the functions differ, so the configs are compared, those of branches too."""
     if found.trunk.mixture and not wanted.trunk.mixture:
         raise ValueError(f"{folder} is a mixture of transformers, and this run trains a dense model: set model.flow")
-    for theirs, ours in ((found.trunk, wanted.trunk), (found.flow, wanted.flow), (found.vision, wanted.vision)):
+    for part in ("trunk", "flow", "vision", "multi_token"):
+        theirs, ours = getattr(found, part), getattr(wanted, part)
         fields = vars(theirs) if theirs and ours else {}
         for name, value in fields.items():
             if name not in MAY_DIFFER and value != getattr(ours, name):

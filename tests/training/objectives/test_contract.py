@@ -15,6 +15,7 @@ from data_pipelines.templates import TemplateConfig
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_shards
 from unimodal.generation.batch_media import media_tokens
 from unimodal.model.branches.base import MediaBatch
+from unimodal.model.config import MultiTokenConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.training.objectives import flow_matching, next_token
@@ -28,7 +29,7 @@ assert KINDS.keys() >= {next_token.NextToken.__name__, flow_matching.FlowMatchin
 
 @pytest.fixture(scope="module")
 def model() -> UnifiedModel:
-    return tiny_flow_pipeline().model
+    return tiny_flow_pipeline(multi_token=MultiTokenConfig(depth=2)).model
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_terms_are_named_scalars_whose_loss_reaches_the_weights(
     name: str, model: UnifiedModel, batches: Sequence[PackedBatch]
 ) -> None:
     objective = KINDS[name]()
-    assert objective.branch in (None, *model.branches)
+    assert objective.branch in (None, *model.branches, *model.heads)
     terms = terms_of(objective, model, batches[0])
     assert terms and all(term.weighted.shape == term.weight.shape == () for term in terms.values())
     assert all(term.weight >= 0 and not term.weight.requires_grad for term in terms.values())

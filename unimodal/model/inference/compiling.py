@@ -45,7 +45,7 @@ def compile_blocks(model: UnifiedModel) -> None:
         return
     tag_cache()
     torch._dynamo.config.optimize_ddp = False  # it would cut blocks, which are units of overlap, at sizes of buckets
-    for block in model.trunk.blocks:
+    for block in model.blocks:
         block.compile()
         compiled = block._compiled_call_impl
         assert compiled is not None

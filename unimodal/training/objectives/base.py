@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch
+from tokenizers_vq.media import LATENTS
 from unimodal.model.branches.base import MediaBatch
-from unimodal.model.model import UnifiedModel
+from unimodal.model.model import MULTI_TOKEN, UnifiedModel
 
 # Shapes: B rows, T tokens, D model width.
 
@@ -39,7 +40,7 @@ class Objective:
 
     @property
     def branch(self) -> str | None:
-        """The branch that it trains; None where any model will do."""
+        """The branch or head that it trains; None where any model will do."""
         return None
 
     def prepare(self, model: UnifiedModel, batch: PackedBatch, media: MediaBatch, number: int) -> Prepared:
@@ -55,11 +56,16 @@ class Objective:
         raise NotImplementedError
 
 
-def check_objectives(objectives: Sequence[Objective], branches: Container[str]) -> None:
-    """Raise ValueError for an objective whose branch the model does not have."""
+SETTINGS = {LATENTS: "model.flow", MULTI_TOKEN: "model.multi_token"}
+"""What gives a model a branch or a head."""
+
+
+def check_objectives(objectives: Sequence[Objective], parts: Container[str]) -> None:
+    """Raise ValueError for an objective whose branch or head the model does not have."""
     for objective in objectives:
-        if objective.branch is not None and objective.branch not in branches:
-            raise ValueError(f"{type(objective).__name__} trains the branch of {objective.branch}: set model.flow")
+        if objective.branch is not None and objective.branch not in parts:
+            setting = SETTINGS.get(objective.branch, f"model.{objective.branch}")
+            raise ValueError(f"{type(objective).__name__} trains the branch of {objective.branch}: set {setting}")
 
 
 def total(terms: Terms) -> Tensor:

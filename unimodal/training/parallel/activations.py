@@ -30,7 +30,7 @@ def checkpoint_activations(model: UnifiedModel, kind: Checkpointing) -> None:
     settings: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    for block in model.trunk.blocks:
+    for block in model.blocks:
         block.forward = partial(_checkpointed, block.forward, block, settings)
 
 

@@ -1,0 +1,13 @@
+"""What a model is trained for where its config does not say."""
+
+from __future__ import annotations
+
+from unimodal.training.objectives.base import Objective
+from unimodal.training.objectives.flow_matching import FlowMatching
+from unimodal.training.objectives.multi_token import MultiToken
+from unimodal.training.objectives.next_token import NextToken
+
+
+def usual_objectives(*, flow: bool, multi_token: bool) -> list[Objective]:
+    """Next-token prediction, and an objective for each part that the model has beside its token head."""
+    return [NextToken(), *([FlowMatching()] if flow else []), *([MultiToken()] if multi_token else [])]
