@@ -14,11 +14,11 @@ from tests.oracles.slow_generation import noise_of
 from tests.oracles.tiny import tiny_model
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.drafts.above import CodeAbove
-from unimodal.generation.drafts.ahead import look_ahead
+from unimodal.generation.drafts.ahead import states_ahead
 from unimodal.generation.drafts.base import Drafter, Drafting, Guesses, Pass
 from unimodal.generation.drafts.jacobi import Jacobi
-from unimodal.generation.drafts.look_up import LookUp, latest
 from unimodal.generation.drafts.multi_token import MultiTokenDrafter
+from unimodal.generation.drafts.prompt_lookup import PromptLookup, latest
 from unimodal.generation.drafts.usual import usual_drafting
 from unimodal.generation.engine import Engine
 from unimodal.generation.guidance import GuidanceConfig
@@ -63,8 +63,8 @@ class Counted:
 DRAFTERS: dict[str, tuple[Drafter, ...]] = {
     "jacobi": (Jacobi(),),
     "above": (CodeAbove(),),
-    "look-up": (LookUp(),),
-    "all": (LookUp(), Jacobi(), CodeAbove()),
+    "look-up": (PromptLookup(),),
+    "all": (PromptLookup(), Jacobi(), CodeAbove()),
 }
 
 
@@ -193,7 +193,7 @@ def test_looking_ahead_is_what_the_machine_comes_to(space: TokenSpace) -> None:
         state = machine.start([Kind.MIXED], [None])
         for index, token in enumerate(answer):
             coming = (answer[index:] + [space.specials.pad] * window)[:window]
-            ahead = look_ahead(machine, state, torch.tensor([coming]))
+            ahead = states_ahead(machine, state, torch.tensor([coming]))
             walked = state
             for place in range(window):
                 if not ahead.follows[0, place]:
@@ -216,11 +216,11 @@ def test_drafts_stop_before_the_end_of_an_image_and_of_an_answer() -> None:
     machine = ModalityMachine(space)
     state = machine.advance(machine.start([Kind.MIXED], [None]), torch.tensor([space.specials.boi]))
     codes = torch.full((1, space.layout.span), space.image_offset)
-    follows = look_ahead(machine, state, codes).follows[0].tolist()
+    follows = states_ahead(machine, state, codes).follows[0].tolist()
     assert follows == [True] * (space.layout.span - 2) + [False] * 2
     text = machine.start([Kind.MIXED], [None])
     special = torch.tensor([[space.specials.eos, space.specials.boi, space.specials.pad, space.image_offset]])
-    assert not look_ahead(machine, text, special).follows.any()
+    assert not states_ahead(machine, text, special).follows.any()
 
 
 def test_look_up_finds_the_latest_place_where_the_last_two_ids_stood() -> None:
@@ -235,7 +235,7 @@ def test_requests_that_repeat_themselves_are_looked_up(monkeypatch: pytest.Monke
     asked = [
         replace(one, config=replace(one.config, sampling=replace(one.config.sampling, temperature=0))) for one in asked
     ]
-    plain, drafting = engines(space, Drafting((LookUp(),), 4))
+    plain, drafting = engines(space, Drafting((PromptLookup(),), 4))
     counted = Counted(drafting, monkeypatch)
     answer = drafting.decode(asked)[0].ids
     passes = counted.passes

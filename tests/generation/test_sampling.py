@@ -11,7 +11,7 @@ import torch
 from tests.oracles.slow_generation import kept_heights, sample_slowly
 from unimodal.generation.guidance import GuidanceConfig, RowGuidance, guided_logits
 from unimodal.generation.log_probs import token_log_probs
-from unimodal.generation.noise import LARGEST, exponentials
+from unimodal.generation.noise import LARGEST_SHARE, exponentials
 from unimodal.generation.sampling import RowSampling, SamplingConfig, pick
 
 GREEDY = SamplingConfig(temperature=0)
@@ -60,7 +60,7 @@ def test_a_token_is_the_one_a_slow_walk_finds(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_largest_and_the_least_noise_never_give_a_forbidden_token(settings: dict[str, Any]) -> None:
     logits = random_logits(200)
-    for shares in (torch.full(logits.shape, 2.0**-33), torch.full(logits.shape, LARGEST)):
+    for shares in (torch.full(logits.shape, 2.0**-33), torch.full(logits.shape, LARGEST_SHARE)):
         tokens = sample(logits, -torch.log1p(-shares), SamplingConfig(**settings))
         assert torch.isfinite(logits.gather(1, tokens[:, None])).all()
 

@@ -221,10 +221,10 @@ class Batch:
 
     def history(self) -> tuple[Tensor, Tensor]:
         """Ids (P, L) of prompts and answers, and how many of each are there (P,); before a prompt stands -1."""
-        longest = max((len(self.requests[number].prompt) for number in self.numbers), default=0)
+        max_length = max((len(self.requests[number].prompt) for number in self.numbers), default=0)
         if self._prompts is None:
-            ids = [[-1] * (longest - len(r.prompt)) + list(r.prompt) for r in map(self.requests.get, self.numbers) if r]
-            self._prompts = self.integers(ids)
+            prompts = [list(self.requests[number].prompt) for number in self.numbers]
+            self._prompts = self.integers([[-1] * (max_length - len(ids)) + ids for ids in prompts])
         return torch.cat([self._prompts, self.out], 1), self.step_count + self._prompts.shape[1]
 
     # -- rows of the cache

@@ -16,7 +16,7 @@ LOW = 0xFFFFFFFF
 """32 bits. Products of them with the multipliers, which have 31, stay within int64 on every device."""
 FIRST, SECOND = 0x21F0AAAD, 0x735A2D97
 """Multipliers of a mixer of 32 bits with little bias (Wellons, "Prospecting for hash functions", 2018)."""
-LARGEST = 1 - 2.0**-24
+LARGEST_SHARE = 1 - 2.0**-24
 """Below 1 in float32, so that all noise is finite and the only id that is allowed is the one that is drawn."""
 GOLDEN = 0x1E3779B1
 """Spreads ids over 32 bits."""
@@ -31,7 +31,7 @@ def exponentials(seeds: Tensor, numbers: Tensor, vocab_size: int) -> Tensor:
     other = mixed(mixed(numbers & LOW, seeds) ^ 2, seeds >> 32)
     ids = (torch.arange(vocab_size, device=seeds.device) * GOLDEN) & LOW
     shares = mixed(ids ^ one[:, None], other[:, None]).float().add_(0.5).mul_(2.0**-32)
-    return shares.clamp_max_(LARGEST).neg_().log1p_().neg_()
+    return shares.clamp_max_(LARGEST_SHARE).neg_().log1p_().neg_()
 
 
 def mixed(values: Tensor, key: Tensor) -> Tensor:

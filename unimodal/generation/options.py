@@ -53,3 +53,10 @@ def to_words(values: Mapping[str, Any]) -> list[str]:
 def option(name: str) -> str:
     """`--top-p` for `top_p`."""
     return f"--{name.replace('_', '-')}"
+
+
+def drafts_option(text: str) -> int | str:
+    """How many later tokens are guessed before each pass, or `auto`."""
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text)
+    raise argparse.ArgumentTypeError(f"a number or 'auto', not {text!r}")

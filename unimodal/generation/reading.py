@@ -31,11 +31,11 @@ def read(model: UnifiedModel, cache: KVCache, pieces: Sequence[Piece], pad: int)
         mask = (torch.arange(cache.used) <= limits[..., None]).unsqueeze(1).to(device)
     tokens, positions, slots = tokens.to(device), positions.to(device), slots.to(device)
     features = model(tokens, positions, mask, cache, media=media, slots=slots)
-    read_ahead(model, cache, features, _next_ids(pieces, tokens), positions, slots)
+    fill_multi_token(model, cache, features, _next_ids(pieces, tokens), positions, slots)
     return features
 
 
-def read_ahead(
+def fill_multi_token(
     model: UnifiedModel, cache: KVCache, features: Tensor, following: Tensor, positions: Tensor, slots: Tensor
 ) -> None:
     """What multi-token heads keep of tokens that were read, from the ids (R, T) that follow each.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unimodal.generation.drafts.ahead import look_ahead
+from unimodal.generation.drafts.ahead import states_ahead
 from unimodal.generation.drafts.base import Pass
 from unimodal.generation.guidance import guided_logits
 from unimodal.generation.modality import ModalityState, keep_where
@@ -15,45 +15,42 @@ from unimodal.generation.noise import exponentials
 from unimodal.generation.rows import write_where
 from unimodal.generation.sampling import pick
 
-if TYPE_CHECKING:
-    from unimodal.generation.batch import Batch
-
-# Shapes: P answers, R rows of the cache, W drafts of each answer, V vocabulary. A window is W + 1 places: the next
+# Shapes: P answers, R rows of the cache, W drafts of each answer, V vocabulary. A window is W + 1 offsets: the next
 # token and, if drafts come true, those after it; P * (W + 1) are the windows of all answers, one after the other.
 
 
-def advance(batch: Batch) -> None:
+def advance(batch: Any) -> None:
     """One token for every answer that moves, or more where its drafts are what it would have taken."""
     width = batch.window + 1
     if width == 1:
         states, drafts, follows = batch.state, batch.drafts, batch.drafts.bool()
     else:
-        states, drafts, follows = look_ahead(batch.machine, batch.state, batch.drafts)
-    places = torch.arange(width, device=batch.device)
+        states, drafts, follows = states_ahead(batch.machine, batch.state, batch.drafts)
+    offsets = torch.arange(width, device=batch.device)
     ids = torch.cat([batch.tokens[:, None], drafts], 1)[batch.answer_of]
-    positions, slots = _where(batch, places)
+    positions, slots = _where(batch, offsets)
     batch.reach += width
     logits, features = batch.forward(ids, positions, slots, batch.cache, batch.reach)
-    tokens, log_probs = _sampled(batch, guided(batch, logits, states), states, places)
+    tokens, log_probs = _sampled(batch, guided(batch, logits, states), states, offsets)
     agree = (tokens[:, :-1] == drafts) & follows
     moving = ~(batch.state.done | waits(batch))
     taken = torch.minimum(1 + agree.long().cumprod(1).sum(1), batch.token_limit - batch.step_count) * moving
-    index = batch.step_count[:, None] + places
-    write_where(places < taken[:, None], batch.out, index, tokens)
-    write_where(places < taken[:, None], batch.log_probs, index, log_probs)
+    index = batch.step_count[:, None] + offsets
+    write_where(offsets < taken[:, None], batch.out, index, tokens)
+    write_where(offsets < taken[:, None], batch.log_probs, index, log_probs)
     _follow(batch, states, tokens, taken)
     if width > 1:
         done = Pass(batch, tokens, taken, features, positions, slots)
         batch.drafts = batch.drafting(done, batch.window)
 
 
-def may_draw(batch: Batch, state: ModalityState | None = None, places: Tensor | None = None) -> Tensor:
+def may_draw(batch: Any, state: ModalityState | None = None, offsets: Tensor | None = None) -> Tensor:
     """bool: whether an image that starts next, with its end, fits an answer and its context.
 
-    (P,) for the batch as it is; (P * (W + 1),) for the states of windows at places (W + 1,).
+    (P,) for the batch as it is; (P * (W + 1),) for the states of windows at offsets (W + 1,).
     """
-    width = 1 if places is None else len(places)
-    ahead = 0 if places is None else places.repeat(len(batch))
+    width = 1 if offsets is None else len(offsets)
+    ahead = 0 if offsets is None else offsets.repeat(len(batch))
 
     def spread(values: Tensor) -> Tensor:
         return values if width == 1 else values.repeat_interleave(width)
@@ -69,14 +66,14 @@ def may_draw(batch: Batch, state: ModalityState | None = None, places: Tensor | 
     return torch.where(slots > 0, fits, may_begin)
 
 
-def waits(batch: Batch) -> Tensor:
+def waits(batch: Any) -> Tensor:
     """bool (P,): whether an answer waits for the contexts of its image, or for a painter."""
     open_image = batch.state.in_image & ~batch.state.done
     lacks_contexts = batch.guidance.active & ~batch.has_contexts
     return open_image & (lacks_contexts | (batch.image_slots > 0))
 
 
-def guided(batch: Batch, logits: Tensor, states: ModalityState) -> Tensor:
+def guided(batch: Any, logits: Tensor, states: ModalityState) -> Tensor:
     """Logits (R, T, V) of the rows that were fed -> (P * T, V), guided where an answer draws and has its contexts.
 
     T is 1 or W + 1, and `states` (P * T) are the answers' there.
@@ -92,27 +89,27 @@ def guided(batch: Batch, logits: Tensor, states: ModalityState) -> Tensor:
     return torch.where((has_contexts & states.in_image)[:, None], mixed, full)
 
 
-def _where(batch: Batch, places: Tensor) -> tuple[Tensor, Tensor]:
+def _where(batch: Any, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Positions and slots (R, W + 1) of a pass. What lies beyond the cache goes to the slot of padding."""
-    positions = (batch.position[batch.answer_of] + batch.shift)[:, None] + places
+    positions = (batch.position[batch.answer_of] + batch.shift)[:, None] + offsets
     slots = positions if batch.offset is None else positions + batch.offset[:, None]
-    return positions, slots if len(places) == 1 else slots.clamp_max(batch.cache.slots - 1)
+    return positions, slots if len(offsets) == 1 else slots.clamp_max(batch.cache.slots - 1)
 
 
-def _sampled(batch: Batch, logits: Tensor, states: ModalityState, places: Tensor) -> tuple[Tensor, Tensor]:
+def _sampled(batch: Any, logits: Tensor, states: ModalityState, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """What is sampled at each place of the windows, and the logarithms of its probability: (P, W + 1) each."""
-    width = len(places)
-    left = (batch.token_limit - batch.step_count)[:, None] - places
-    probable = logits + batch.machine.bias(states, left.flatten(), may_draw(batch, states, places))
+    width = len(offsets)
+    left = (batch.token_limit - batch.step_count)[:, None] - offsets
+    probable = logits + batch.machine.bias(states, left.flatten(), may_draw(batch, states, offsets))
     if (rules := batch.structured.bias) is not None:
         probable[:, : batch.space.text_size] += rules.repeat_interleave(width, 0)
-    numbers = (batch.num_sampled[:, None] + places).flatten()
+    numbers = (batch.num_sampled[:, None] + offsets).flatten()
     noise = exponentials(batch.seeds.repeat_interleave(width), numbers, probable.shape[1])
     tokens, log_probs = pick(probable, noise, batch.window_sampling)
     return tokens.view(-1, width), log_probs.view(-1, width)
 
 
-def _follow(batch: Batch, states: ModalityState, tokens: Tensor, taken: Tensor) -> None:
+def _follow(batch: Any, states: ModalityState, tokens: Tensor, taken: Tensor) -> None:
     """Bring what the batch knows of its answers to after the tokens (P, W + 1) that each has taken (P,)."""
     width, last = tokens.shape[1], (taken - 1).clamp_min(0)
     token, moving = tokens.gather(1, last[:, None])[:, 0], taken > 0

@@ -31,13 +31,13 @@ class Ahead(NamedTuple):
     """bool (B, W): whether `states` after this draft is what the machine would be in."""
 
 
-def look_ahead(machine: ModalityMachine, state: ModalityState, drafts: Tensor) -> Ahead:
+def states_ahead(machine: ModalityMachine, state: ModalityState, drafts: Tensor) -> Ahead:
     """A state (B) and drafts (B, W) -> what follows."""
     window = drafts.shape[1]
     spread = ModalityState(**{item.name: getattr(state, item.name)[:, None] for item in fields(state)})
     drawing = spread.in_image & ((spread.kind == Kind.CODE) | (spread.kind == Kind.EOL))
     steps = torch.arange(window + 1, device=drafts.device)
-    kind, drawn, inside = _image_places(machine, spread, steps)
+    kind, drawn, inside = _image_states(machine, spread, steps)
     kind, drawn = torch.where(drawing, kind, spread.kind), torch.where(drawing, drawn, spread.drawn)
     if machine.is_grid:
         drafts = torch.where(kind[:, :-1] == Kind.EOL, machine.space.eol, drafts)
@@ -48,7 +48,7 @@ def look_ahead(machine: ModalityMachine, state: ModalityState, drafts: Tensor) -
     return Ahead(ModalityState(**flat), drafts, follows)
 
 
-def _image_places(machine: ModalityMachine, spread: ModalityState, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _image_states(machine: ModalityMachine, spread: ModalityState, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """State (B, 1) in an image, steps (W + 1,) -> (B, W + 1): kinds, codes drawn, and whether that is in the span.
 
     A grid's row is its codes and an end of line, but for the last; a fixed layout is one such row.

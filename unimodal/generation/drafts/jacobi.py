@@ -13,6 +13,6 @@ class Jacobi:
     def __call__(self, done: Pass, window: int) -> Guesses:
         """See `Drafter`."""
         width = done.tokens.shape[1]
-        places = done.taken[:, None] + torch.arange(window, device=done.tokens.device)
-        ids = done.tokens.gather(1, places.clamp_max(width - 1))
-        return Guesses(ids, (places < width) & (done.taken[:, None] > 0))
+        offsets = done.taken[:, None] + torch.arange(window, device=done.tokens.device)
+        ids = done.tokens.gather(1, offsets.clamp_max(width - 1))
+        return Guesses(ids, (offsets < width) & (done.taken[:, None] > 0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimodal.generation.drafts.ahead import look_ahead
+from unimodal.generation.drafts.ahead import states_ahead
 from unimodal.generation.drafts.base import Guesses, Pass
 from unimodal.generation.modality import ModalityState
 from unimodal.generation.noise import exponentials
@@ -30,7 +30,7 @@ class MultiTokenDrafter:
         """See `Drafter`."""
         batch, count = done.batch, min(window, len(self.head.depths))
         drafts = done.tokens.new_zeros(len(done.tokens), window)
-        states = look_ahead(batch.machine, batch.state, drafts).states
+        states = states_ahead(batch.machine, batch.state, drafts).states
         cache = batch.cache.beginning(len(done.features))
         cache.reserve(min(batch.reach, cache.slots))
         context = self.head.cached(done.features, done.positions, done.slots, cache)

@@ -79,14 +79,14 @@ def shifted(batch: PackedBatch, depths: int) -> Shifted:
     follows = (batch.documents[:, 1:] == batch.documents[:, :-1]) & (batch.branches[:, 1:] == batch.branches[:, :-1])
     follows = F.pad(follows & plain[:, 1:] & plain[:, :-1], (0, 1))
     there, ids, weights = follows, list[Tensor](), list[Tensor]()
-    for places in range(1, depths + 2):
-        ids.append(torch.where(there, _later(batch.tokens, places), 0))
-        if places > 1:
-            weights.append(torch.where(there, _later(batch.loss_weights, places - 1), 0))
-        there = there & _later(follows, places)
+    for distance in range(1, depths + 2):
+        ids.append(torch.where(there, _later(batch.tokens, distance), 0))
+        if distance > 1:
+            weights.append(torch.where(there, _later(batch.loss_weights, distance - 1), 0))
+        there = there & _later(follows, distance)
     return Shifted(ids, weights)
 
 
-def _later(values: Tensor, places: int) -> Tensor:
+def _later(values: Tensor, distance: int) -> Tensor:
     """(B, T) moved towards the beginning; what is unknown is 0."""
-    return F.pad(values[:, places:], (0, min(places, values.shape[1])))
+    return F.pad(values[:, distance:], (0, min(distance, values.shape[1])))
