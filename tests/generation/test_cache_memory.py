@@ -65,14 +65,15 @@ def test_answers_wait_for_memory_and_stay_the_same(
 
 
 def test_rows_of_a_gpus_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tiny_model().config
-    config = whole.trunk
-    assert rows_that_fit(whole, 100, torch.bfloat16, torch.device("cpu")) is None
+    config = tiny_model().config.trunk
+    assert rows_that_fit(config, 100, torch.bfloat16, torch.device("cpu")) is None
     row = 2 * config.num_layers * config.num_kv_heads * 100 * config.head_dim * 2
     for name, value in (("memory_reserved", 30 * row), ("memory_allocated", 10 * row)):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * row, 1000 * row))
-    assert rows_that_fit(whole, 100, torch.bfloat16, torch.device("cuda")) == int(0.8 * 120 / 1.5)
+    assert rows_that_fit(config, 100, torch.bfloat16, torch.device("cuda")) == int(0.8 * 120 / 1.5)
+    twice = rows_that_fit(config, 100, torch.bfloat16, torch.device("cuda"), 2 * config.num_layers)
+    assert twice == int(0.8 * 60 / 1.5)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * row)
-    assert rows_that_fit(whole, 100, torch.bfloat16, torch.device("cuda")) == 1
+    assert rows_that_fit(config, 100, torch.bfloat16, torch.device("cuda")) == 1

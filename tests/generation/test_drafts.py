@@ -240,5 +240,5 @@ def test_requests_that_repeat_themselves_are_looked_up(monkeypatch: pytest.Monke
     answer = drafting.decode(asked)[0].ids
     passes = counted.passes
     assert answer == plain.decode(asked)[0].ids
-    repeats = len(answer) > 20 and len(set(answer[10:])) < 8
-    assert passes < len(answer) - 5 if repeats else passes <= len(answer) + 2
+    assert len(answer) > 30 and len(set(answer[10:])) < 8, "the model goes round in circles"
+    assert passes < len(answer) - 5

@@ -15,6 +15,7 @@ from tests.oracles.slow_generation import decode_slowly
 from tests.oracles.tiny import tiny_config, tiny_model, tiny_space
 from tokenizers_vq.layout import GridLayout
 from tokenizers_vq.token_space import TokenSpace
+from unimodal.generation.drafts.usual import usual_drafting
 from unimodal.generation.engine import Engine
 from unimodal.generation.forward import EagerForward, MatvecForward, StaticForward
 from unimodal.generation.guidance import GuidanceConfig
@@ -22,6 +23,7 @@ from unimodal.generation.modality import check_spans
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.cache import KVCache
+from unimodal.model.config import MultiTokenConfig
 from unimodal.model.inference.compiling import can_build_for_cpu
 from unimodal.model.model import UnifiedModel
 
@@ -413,7 +415,8 @@ def test_streamed_steps_when_compiled_are_the_same_function() -> None:
 
 
 @pytest.mark.slow
-def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_the_decode_path_never_asks_what_is_in_a_tensor(drafts: int) -> None:
     """Under fake tensors, which hold no values, any look at one from the host is an error."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -423,8 +426,8 @@ def test_the_decode_path_never_asks_what_is_in_a_tensor() -> None:
 
     config = DecodeConfig(guidance=GuidanceConfig(scale=2.0), sampling=SamplingConfig(top_p=0.9, top_k=3))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        model = UnifiedModel(tiny_config(GRID.vocab_size, max_length=CONTEXT)).eval()
-        batch = Batch(model, GRID, BatchLimits(CONTEXT, 20))
+        model = UnifiedModel(tiny_config(GRID.vocab_size, max_length=CONTEXT, multi_token=MultiTokenConfig())).eval()
+        batch = Batch(model, GRID, BatchLimits(CONTEXT, 20), drafting=usual_drafting(model, drafts))
         batch.sync = list  # the host's sync is what is left out here
         pieces = []
         for number in range(3):

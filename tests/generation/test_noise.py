@@ -67,12 +67,12 @@ def test_noise_is_exponential_and_independent_of_its_neighbours() -> None:
 
 
 def test_pairs_of_tokens_fall_evenly_over_a_square() -> None:
-    """The joint distribution of the first two tokens of many seeds: 64 cells."""
+    """The joint distribution of the first two tokens of many seeds: an 8 by 8 histogram."""
     seeds = torch.arange(200_000)
-    cells = []
+    binned = []
     for number in (0, 1):
         shares = 1 - torch.exp(-exponentials(seeds, torch.full_like(seeds, number), 3)[:, 2])
-        cells.append((shares * 8).long().clamp_max(7))
-    counts = torch.bincount(cells[0] * 8 + cells[1], minlength=64)
+        binned.append((shares * 8).long().clamp_max(7))
+    counts = torch.bincount(binned[0] * 8 + binned[1], minlength=64)
     expected = len(seeds) / 64
     assert ((counts - expected) ** 2 / expected).sum() < 103.4  # 63 degrees of freedom, p = 0.001

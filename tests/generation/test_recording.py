@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from tests.oracles.tiny import tiny_pipeline
 from unimodal.generation.batch import Batch
+from unimodal.generation.drafts.usual import usual_drafting
 from unimodal.generation.forward import EagerForward, StaticForward
 from unimodal.generation.recording import RecordedSteps, Steps
 from unimodal.generation.requests import Decoded
+from unimodal.model.config import MultiTokenConfig
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"mode": "text", "max_new_tokens": 40},
@@ -45,8 +48,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     Replayed.made = Replayed.replays = 0
 
 
-def answers(settings: dict[str, Any], rows: int) -> list[Decoded]:
-    pipeline = tiny_pipeline()
+def answers(settings: dict[str, Any], rows: int, drafts: int = 0) -> list[Decoded]:
+    pipeline = tiny_pipeline(multi_token=MultiTokenConfig(depth=2)) if drafts else tiny_pipeline()
+    pipeline.engine.drafting = usual_drafting(pipeline.model, drafts)
     requests = [
         pipeline.requests([text], pipeline.decode_config(**settings), seed)[0] for seed, text in enumerate("abcde")
     ]
@@ -62,6 +66,37 @@ def test_answers_are_those_of_steps_one_by_one(
     request.getfixturevalue("recorded")
     assert answers(settings, rows) == expected
     assert (Replayed.made > 0) == ("grammar" not in settings) and Replayed.replays >= Replayed.made
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:3], ids=["text", "image", "mixed"])
+def test_steps_that_check_drafts_are_recorded_too(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    expected = answers(settings, 3, drafts=3)
+    request.getfixturevalue("recorded")
+    uploads = HostCopies(monkeypatch)
+    assert [answer.ids for answer in answers(settings, 3, drafts=3)] == [answer.ids for answer in expected]
+    assert Replayed.replays >= Replayed.made > 0 and not uploads.while_stepping
+
+
+class HostCopies:
+    """Tensors that a batch makes from numbers of the host while it steps: none may be part of a recorded step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.while_stepping, self.stepping = 0, False
+        integers, advance = Batch.integers, Batch.advance
+
+        def counted(batch: Batch, values: Sequence[Any]) -> Tensor:
+            self.while_stepping += self.stepping
+            return integers(batch, values)
+
+        def stepping(batch: Batch) -> None:
+            self.stepping = True
+            advance(batch)
+            self.stepping = False
+
+        monkeypatch.setattr(Batch, "integers", counted)
+        monkeypatch.setattr(Batch, "advance", stepping)
 
 
 def test_one_arrangement_of_rows_is_recorded_once_after_a_few_steps(recorded: None) -> None:

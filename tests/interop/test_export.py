@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ChameleonForCondit
 from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_bundle, tiny_image_tokenizer, tiny_model, tiny_pipeline
 from tokenizers_vq.bundle_files import IMAGE_TOKENIZER
+from unimodal.cli import main
 from unimodal.generation.pipeline import Pipeline
 from unimodal.interop.export import export_hf, to_transformers
-from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig
+from unimodal.model.config import FlowConfig, MultiTokenConfig, QKNormConfig, RopeConfig
 
 LLAMA = {"qk_norm": None, "dim": 32, "num_heads": 4, "num_kv_heads": 2, "rope": RopeConfig(theta=500.0)}
 CHAMELEONS: dict[str, dict[str, Any]] = {
@@ -48,6 +49,18 @@ def test_an_export_opens_with_every_key_and_gives_our_logits_for_all_ids(
     theirs, keys = CLASSES[kind].from_pretrained(folder, output_loading_info=True)
     assert not any(keys.values()), keys
     assert theirs.dtype == dtype
+    ids = torch.randint(ours.token_space.vocab_size, (2, 40))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, logits(ours.model, ids), rtol=0, atol=TOLERANCE)
+
+
+def test_multi_token_heads_are_left_out_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = tiny_pipeline(**CHAMELEONS["pre"], multi_token=MultiTokenConfig(depth=2))
+    ours.save(tmp_path / "model")
+    assert main(["export-hf", str(tmp_path / "model"), "--out", str(tmp_path / "theirs")]) == 0
+    assert "multi-token heads are left out" in capsys.readouterr().out
+    theirs, keys = CLASSES["pre"].from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not any(keys.values()), keys
     ids = torch.randint(ours.token_space.vocab_size, (2, 40))
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, logits(ours.model, ids), rtol=0, atol=TOLERANCE)

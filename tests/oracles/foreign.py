@@ -79,6 +79,9 @@ def _shaken(model: Any, noise: float = 0.2) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(noise * torch.randn_like(buffer))
     return model.eval()
 
 
@@ -106,6 +109,24 @@ LLAMA3_ROPE: dict[str, Any] = {
 }
 NEEDED: dict[str, dict[str, Any]] = {
     "chameleon": {"head_dim": 8, "vq_config": SMALL_ENCODER.to_dict(), "vocabulary_map": {}},
+    "dots1": {
+        "n_routed_experts": 5,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.7,
+        "sliding_window": None,
+    },
+    "qwen3_moe": {
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "mlp_only_layers": [0],
+        "norm_topk_prob": True,
+    },
+    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
 }
 """What a model type must have beyond ODD_SHAPE, or instead."""
 

@@ -59,7 +59,8 @@ class Batch:
         self.forward, self.reading = forward or EagerForward(model), reading or Reading()
         self.steps = RecordedSteps() if self.forward.recordable else Steps()
         self.device, self.machine = model.device, ModalityMachine(space, model.device)
-        slots, layers = limits.slots + 1, model.config.cached_layers  # the last slot is padding's
+        slots = limits.slots + 1  # the last slot is padding's
+        layers = model.config.cached_layers if drafting.window else None
         self.cache = KVCache(model.config.trunk, 0, slots, model.dtype, self.device, layers)
         self.prefill = Prefill(model, self.cache, space.specials.pad)
         self.rows, self.numbers = list[Row](), list[int]()
@@ -74,7 +75,6 @@ class Batch:
         nothing = torch.zeros(0, limits.steps + drafting.window + 1, device=self.device)
         self.log_probs, self.out = exact(nothing.to(model.dtype)), nothing.long()
         self._null: list[LayerCache] | None = None
-        self._prompts: Tensor | None = None
         self.reach = 0
         self._arrange()
 
@@ -221,10 +221,6 @@ class Batch:
 
     def history(self) -> tuple[Tensor, Tensor]:
         """Ids (P, L) of prompts and answers, and how many of each are there (P,); before a prompt stands -1."""
-        max_length = max((len(self.requests[number].prompt) for number in self.numbers), default=0)
-        if self._prompts is None:
-            prompts = [list(self.requests[number].prompt) for number in self.numbers]
-            self._prompts = self.integers([[-1] * (max_length - len(ids)) + ids for ids in prompts])
         return torch.cat([self._prompts, self.out], 1), self.step_count + self._prompts.shape[1]
 
     # -- rows of the cache
@@ -245,9 +241,15 @@ class Batch:
         configs = [self.requests[number].config for number in self.numbers]
         self.sampling = RowSampling.of([config.sampling for config in configs], self.device)
         self.guidance = RowGuidance.of([config.guidance for config in configs], self.device)
-        self._prompts = None
+        self._prompts = self._all_prompts() if self.drafting.window else self.drafts
         self._fit_window()
         self.sync()
+
+    def _all_prompts(self) -> Tensor:
+        """(P, L): what `history` begins with."""
+        prompts = [list(self.requests[number].prompt) for number in self.numbers]
+        max_length = max(map(len, prompts), default=0)
+        return self.integers([[-1] * (max_length - len(ids)) + ids for ids in prompts]).view(len(prompts), max_length)
 
     def _fit_window(self) -> None:
         """Settings for each place of a window."""

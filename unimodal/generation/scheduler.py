@@ -67,7 +67,9 @@ class Scheduler:
         limits = limits or BatchLimits(2 * context, context)
         with torch.inference_mode():
             self.batch = Batch(model, space, limits, forward, painter, self.reading, drafting)
-        self.cache_rows = rows_that_fit(model.config, limits.slots, model.dtype, self.batch.device)
+        self.cache_rows = rows_that_fit(
+            model.config.trunk, limits.slots, model.dtype, self.batch.device, len(self.batch.cache.layers)
+        )
         self.images = DueImages(self.batch, min(rows, PAINT_AT_ONCE))
         self.sync_every = sync_every or SYNC_EVERY.get(self.batch.device.type, SYNC_EVERY_ELSEWHERE)
         self._submitted = self._groups = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unimodal.interop.architectures.base import Architecture, TheirConfig
 from unimodal.interop.architectures.chameleon import Chameleon
+from unimodal.interop.architectures.experts import Dots1, Mixtral, Qwen3Moe
 from unimodal.interop.architectures.llama import Llama
 from unimodal.interop.architectures.qwen2 import Qwen2
 from unimodal.interop.architectures.qwen3 import Qwen3
@@ -13,7 +14,7 @@ from unimodal.interop.their_config import BAGEL_CONFIG_FILE, completed, read_fie
 from unimodal.model.checkpoint import CONFIG_FILE
 from unimodal.model.config import ModelConfig
 
-REGISTERED: tuple[Architecture, ...] = (Llama(), Qwen2(), Qwen3(), Chameleon())
+REGISTERED: tuple[Architecture, ...] = (Llama(), Qwen2(), Qwen3(), Chameleon(), Dots1(), Qwen3Moe(), Mixtral())
 """What is listed here is imported, exported and tested."""
 ARCHITECTURES = {architecture.model_type: architecture for architecture in REGISTERED}
 

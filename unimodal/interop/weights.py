@@ -14,7 +14,7 @@ from torch import Tensor
 from unimodal.interop.architectures.base import Architecture
 from unimodal.model.checkpoint import EMBEDDING, HEAD, WEIGHTS_FILE
 from unimodal.model.config import ModelConfig
-from unimodal.model.model import UnifiedModel
+from unimodal.model.model import MULTI_TOKEN_WEIGHTS, UnifiedModel
 
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -81,6 +81,7 @@ def to_our_names(tensors: dict[str, Tensor], architecture: Architecture, config:
     theirs = {name: x for name, x in theirs.items() if not name.endswith(COMPUTED)}
     if config.trunk.tied_head:
         _drop_tied_head(theirs, names.pop(HEAD), names[EMBEDDING])
+    theirs = architecture.collected(theirs, config)
     check_names(set(theirs), set(names.values()), architecture.model_type)
     with torch.device("meta"):
         expected = UnifiedModel(config).state_dict()
@@ -92,12 +93,14 @@ def to_our_names(tensors: dict[str, Tensor], architecture: Architecture, config:
 
 
 def to_their_names(model: UnifiedModel, architecture: Architecture) -> dict[str, Tensor]:
-    """Copies on the CPU under their names, a tied head among them."""
+    """Copies on the CPU under their names, a tied head among them; theirs has no multi-token heads."""
     names = architecture.names(model.config)
-    return {
+    found = {
         names[ours]: architecture.restore(ours, tensor, model.config).detach().cpu().clone()
         for ours, tensor in model.state_dict().items()
+        if not ours.startswith(MULTI_TOKEN_WEIGHTS)
     }
+    return architecture.in_memory(found)
 
 
 def _drop_tied_head(theirs: dict[str, Tensor], head: str, embedding: str) -> None:

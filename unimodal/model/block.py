@@ -8,6 +8,7 @@ from unimodal.model.attention import Attention
 from unimodal.model.config import TransformerConfig
 from unimodal.model.context import LayerContext, Route
 from unimodal.model.feedforward.dense import FeedForward
+from unimodal.model.feedforward.moe import MixtureOfExperts
 
 # Shapes: B batch, T tokens, D model width.
 
@@ -18,7 +19,7 @@ class PreNormBlock(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = MixtureOfExperts(config) if config.moe else FeedForward(config)
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -33,7 +34,7 @@ class PreNormBlock(nn.Module):
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), context))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x), context.kinds))
 
 
 class SwinNormBlock(PreNormBlock):
@@ -42,7 +43,7 @@ class SwinNormBlock(PreNormBlock):
     def forward(self, x: Tensor, context: LayerContext) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.attention_norm(self.attention(x, context)))
-        return x + self.dropout(self.feed_forward_norm(self.feed_forward(x)))
+        return x + self.dropout(self.feed_forward_norm(self.feed_forward(x, context.kinds)))
 
 
 class FinalNorm(nn.RMSNorm):

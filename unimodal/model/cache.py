@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.config import TransformerConfig
 
 # Shapes: B rows, T new tokens, K key/value heads, S cache slots, D head width.
 
@@ -160,10 +160,13 @@ def _longer(part: Tensor, missing: int) -> Tensor:
     return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
 
 
-def rows_that_fit(config: ModelConfig, slots: int, dtype: torch.dtype, device: torch.device) -> int | None:
-    """Rows of so many slots that the free memory of a GPU holds, one at least; None where there is no GPU."""
+def rows_that_fit(
+    config: TransformerConfig, slots: int, dtype: torch.dtype, device: torch.device, layers: int | None = None
+) -> int | None:
+    """Rows of such a `KVCache` that the free memory of a GPU holds, one at least; None where there is no GPU."""
     if device.type != "cuda":
         return None
-    row = 2 * config.cached_layers * config.trunk.num_kv_heads * slots * config.trunk.head_dim * dtype.itemsize
+    layers = config.num_layers if layers is None else layers
+    row = 2 * layers * config.num_kv_heads * slots * config.head_dim * dtype.itemsize
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(1, int((1 - HEADROOM) * free / row / GROWTH))

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.media import PatchSpec
+from unimodal.model.feedforward.config import MoEConfig
 
 NormPlacement = Literal["pre", "swin"]
 INIT_STD = 0.02
@@ -69,8 +70,8 @@ class TransformerConfig:
     `head_dim` is the width of one head, and 0 stands for dim / num_heads. `norm_placement` is `pre` (Llama and
     Chameleon 7B: x + f(norm(x))) or `swin` (Chameleon 34B: x + norm(f(x))). `tied_head` makes the token head share the
     weight of the embedding. `mixture` gives every layer a second set of weights for tokens that are generated as
-    latents (mixture-of-transformers). `dropout` acts after attention and after the feed-forward part (0.1 in Chameleon
-    7B, 0 in 34B).
+    latents (mixture-of-transformers), `moe` makes the feed-forward parts mixtures of experts. `dropout` acts after
+    attention and after the feed-forward part (0.1 in Chameleon 7B, 0 in 34B).
     """
 
     dim: int = 256
@@ -88,6 +89,7 @@ class TransformerConfig:
     tied_head: bool = False
     dropout: float = 0.0
     mixture: bool = False
+    moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.num_heads, self.num_kv_heads) < 1 or self.num_heads % self.num_kv_heads:
@@ -106,11 +108,17 @@ class TransformerConfig:
             raise ValueError(f"norm_placement is 'pre' or 'swin', got {self.norm_placement!r}")
         if self.mixture and self.norm_placement != "pre":
             raise ValueError("a mixture of transformers has its norms before each part: norm_placement 'pre'")
+        if self.mixture and self.moe:
+            raise ValueError("a mixture of transformers has dense parts: take trunk.moe or a flow's mixture, not both")
 
     @property
     def residual_std(self) -> float:
         """Standard deviation of new projections into the residual stream: 0.02 / sqrt(2 x layers) (GPT-2)."""
         return INIT_STD / (2 * self.num_layers) ** 0.5
+
+    def of_layer(self, layer: int) -> TransformerConfig:
+        """With experts only where this layer has some."""
+        return dataclasses.replace(self, moe=None) if self.moe and layer < self.moe.first_dense else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +214,12 @@ class ModelConfig:
             raise ValueError(f"axial RoPE needs a head width that 4 divides, got {self.trunk.head_dim}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; without multi-token prediction it is not named, as in older bundles."""
+        """Plain values, ready for JSON; what older bundles do not know is named only where it is there."""
         values = dataclasses.asdict(self)
         if self.multi_token is None:
             del values["multi_token"]
+        if self.trunk.moe is None:
+            del values["trunk"]["moe"]
         return values
 
     @property
@@ -232,6 +242,7 @@ NESTED: dict[str, type] = {
     "flow": FlowConfig,
     "vision": VisionConfig,
     "multi_token": MultiTokenConfig,
+    "moe": MoEConfig,
     "rope": RopeConfig,
     "scaling": RopeScaling,
     "qk_norm": QKNormConfig,

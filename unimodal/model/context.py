@@ -44,6 +44,7 @@ class LayerContext(NamedTuple):
 
     `bias` is added to attention scores, or allows them in blocks. `cache`, each layer's part of it, and the `slots`
     (B, T) of its tokens are for decoding. Without a `route` all tokens take the understanding expert of a mixture.
+    `kinds` (B, T) int64 are the modalities by which a mixture of experts is balanced.
     """
 
     rotation: Rotation
@@ -51,3 +52,4 @@ class LayerContext(NamedTuple):
     cache: LayerSlots | None
     slots: Tensor
     route: Route | None = None
+    kinds: Tensor | None = None

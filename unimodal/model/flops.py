@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unimodal.model.branches.base import Expert
 from unimodal.model.mixture import GENERATION, UNDERSTANDING
-from unimodal.model.model import MULTI_TOKEN, PATCHES, TOKENS, UnifiedModel
+from unimodal.model.model import MULTI_TOKEN_WEIGHTS, PATCHES, TOKENS, UnifiedModel
 
 OTHER: dict[Expert, Expert] = {"understanding": GENERATION, "generation": UNDERSTANDING}
 
@@ -13,17 +13,22 @@ def active_parameters(model: UnifiedModel, expert: Expert = "understanding") -> 
     """Parameters that take part in the matrix products of one token.
 
     The embedding is a look-up. A token of understanding passes the token head, once more for each depth of multi-token
-    prediction; one of generation passes the flow branch and the velocity head. The ViT acts on patches before they are
+    prediction, and of routed experts those that it takes; one of generation passes the flow branch and the velocity
+    head. The ViT acts on patches before they are
     tokens and is not counted.
     """
     tokens, ids = f"heads.{TOKENS}.", {id(model.trunk.embedding.weight)}
-    ahead = f"heads.{MULTI_TOKEN}."
-    skipped = (f"branches.{PATCHES}.", tokens, ahead) if expert == "generation" else ("branches.", "heads.velocity.")
-    total = 0
+    skipped = (
+        (f"branches.{PATCHES}.", tokens, MULTI_TOKEN_WEIGHTS)
+        if expert == "generation"
+        else ("branches.", "heads.velocity.")
+    )
+    moe, total = model.config.trunk.moe, 0
+    chosen = moe.top_k / moe.experts if moe else 1.0
     for name, parameter in model.named_parameters(remove_duplicate=False):
         is_table = id(parameter) in ids and not (name.startswith(tokens) and expert == "understanding")
         if not (is_table or name.startswith(skipped) or f".{OTHER[expert]}." in name):
-            total += parameter.numel()
+            total += parameter.numel() if ".experts." not in name else round(parameter.numel() * chosen)
     depths = model.config.multi_token.depth if model.config.multi_token and expert == "understanding" else 0
     return total + depths * model.token_head.weight.numel()
 
@@ -35,5 +40,6 @@ def flops_per_token(model: UnifiedModel, length: int, expert: Expert = "understa
     (PaLM, arXiv 2204.02311, appendix B).
     """
     trunk = model.config.trunk
-    attention = 12 * trunk.num_layers * trunk.num_heads * trunk.head_dim * length
+    layers = trunk.num_layers if expert == "generation" else model.config.cached_layers
+    attention = 12 * layers * trunk.num_heads * trunk.head_dim * length
     return 6 * active_parameters(model, expert) + attention

@@ -8,7 +8,6 @@ same function, whichever tokens are latents.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from unimodal.model.attention import attend_cached
 from unimodal.model.block import PreNormBlock
 from unimodal.model.config import TransformerConfig
 from unimodal.model.context import LayerContext, Route
+from unimodal.model.permuted import Permuted
 from unimodal.model.rope import rotate
 
 # Shapes: B batch, T tokens, D model width, M tokens of generation, N = B * T - M others, H and K heads, W head width.
@@ -25,24 +25,6 @@ UNDERSTANDING, GENERATION = "understanding", "generation"
 
 Parts = tuple[Tensor, Tensor]
 """(N, ...) of the understanding expert and (M, ...) of the generation expert."""
-
-
-class Permuted(torch.autograd.Function):
-    """x[order], whose gradient is gathered by the inverse.
-
-    Plain indexing scatters its gradient and adds, which for bfloat16 on CPUs is slow and does not share the work among
-    threads; a permutation has nothing to add.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x[order]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grads[0][inverse], None, None
 
 
 def split_by_expert(x: Tensor, route: Route) -> Parts:

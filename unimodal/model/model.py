@@ -31,6 +31,8 @@ from unimodal.model.transformer import Transformer
 
 TOKENS, VELOCITY, MULTI_TOKEN = "tokens", "velocity", "multi_token"
 """Heads."""
+MULTI_TOKEN_WEIGHTS = f"heads.{MULTI_TOKEN}."
+"""What the names of their weights begin with, which no class of transformers has."""
 
 
 class UnifiedModel(nn.Module):

@@ -20,6 +20,7 @@ from unimodal.model.branches.base import Inserted
 from unimodal.model.cache import KVCache
 from unimodal.model.config import INIT_STD, TransformerConfig
 from unimodal.model.context import LayerContext, Route
+from unimodal.model.feedforward.config import MoEConfig
 from unimodal.model.masks import Mask, as_bias, cached_mask, causal_mask
 from unimodal.model.mixture import MixtureBlock, MixtureNorm
 from unimodal.model.rope import RotaryEmbedding
@@ -36,7 +37,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.rotary = RotaryEmbedding(config.head_dim, config.rope)
         block = MixtureBlock if config.mixture else BLOCKS[config.norm_placement]
-        self.blocks = nn.ModuleList(block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(block(config.of_layer(layer)) for layer in range(config.num_layers))
         self.norm = (MixtureNorm if config.mixture else FinalNorm)(config.dim, eps=config.norm_eps)
 
     def init_weights(self) -> None:
@@ -71,10 +72,19 @@ class Transformer(nn.Module):
             x = x.flatten(0, 1).index_copy(0, each.index, each.embeddings.to(x.dtype)).view(x.shape)
         dtype = compute_dtype(x)
         rotation = self.rotary(positions, dtype, _angles(inserted, tokens.shape))
-        context = LayerContext(rotation, as_bias(mask, dtype), None, slots, route)
+        kinds = token_kinds(tokens, inserted, self.config.moe) if self.config.moe else None
+        context = LayerContext(rotation, as_bias(mask, dtype), None, slots, route, kinds)
         for layer, block in enumerate(self.blocks):
             x = block(x, context if cache is None else context._replace(cache=cache.of_layer(layer)))
         return self.norm(x, route)
+
+
+def token_kinds(tokens: Tensor, inserted: Sequence[Inserted], config: MoEConfig) -> Tensor:
+    """Ids (B, T) -> their modalities (B, T), numbers of KINDS: image codes and inserted embeddings are images."""
+    is_image = (tokens >= config.image_ids_from).flatten() if config.image_ids_from else tokens.flatten() < 0
+    for each in inserted:
+        is_image = is_image.index_fill(0, each.index, True)
+    return is_image.long().view(tokens.shape)
 
 
 def _angles(inserted: Sequence[Inserted], shape: torch.Size) -> Tensor | None:

@@ -34,6 +34,7 @@ from unimodal.training.callbacks.stopping import CheckpointOnSigterm
 from unimodal.training.callbacks.throughput import Throughput
 from unimodal.training.checkpointing import AtomicCheckpointIO
 from unimodal.training.heap import keep_freed_memory
+from unimodal.training.objectives import balance as _balance
 from unimodal.training.objectives import flow_matching as _flow_matching
 from unimodal.training.objectives import multi_token as _multi_token
 from unimodal.training.objectives import next_token as _next_token
@@ -56,6 +57,7 @@ KNOWN_CLASSES = (
     _next_token,
     _flow_matching,
     _multi_token,
+    _balance,
     RL_CLASSES,
 )
 """Imported so that configs may name their classes without a path."""

@@ -23,7 +23,7 @@ from unimodal.model.model import UnifiedModel
 from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
 from unimodal.training.checkpointing import SOUND
 from unimodal.training.gradients import clip, gradients_of, to_means
-from unimodal.training.objectives.base import Objective, Terms, check_objectives, total
+from unimodal.training.objectives.base import EXPERTS, Objective, Terms, check_objectives, total
 from unimodal.training.objectives.usual import usual_objectives
 from unimodal.training.old_names import upgrade_checkpoint
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
@@ -69,8 +69,7 @@ class TransformerModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.trunk, self.flow, self.vision, self.multi_token = trunk, flow, vision, multi_token
-        has = {"flow": flow is not None, "multi_token": multi_token is not None}
-        self.objectives: Sequence[Objective] = objectives or usual_objectives(**has)
+        self.objectives: Sequence[Objective] = objectives or ()
         self.optimizer_config, self.schedule = optimizer or MuonConfig(), schedule or ScheduleConfig()
         self.start, self.compile_model, self.parallel = start or StartConfig(), compile, parallel or ParallelConfig()
         self.model: UnifiedModel | None = None
@@ -87,7 +86,10 @@ class TransformerModule(L.LightningModule):
         spec, strategy = self.spec, self.trainer.strategy
         with torch.device("meta"):
             model = UnifiedModel(self._architecture(spec))
-        check_objectives(self.objectives, {*model.branches, *model.heads})
+        experts = {EXPERTS} if model.config.trunk.moe else set()
+        has = {"flow": self.flow is not None, "multi_token": self.multi_token is not None, "experts": bool(experts)}
+        self.objectives = self.objectives or usual_objectives(**has)
+        check_objectives(self.objectives, {*model.branches, *model.heads, *experts})
         check_memory(model, self.optimizer_config, self.parallel, self.start.freeze, self.trainer)
         checkpoint_activations(model, self.parallel.activation_checkpointing)
         if self.compile_model:
@@ -109,6 +111,7 @@ class TransformerModule(L.LightningModule):
         flow = self.flow.to_model_config(spec.media) if self.flow else source and source.flow
         vision = self.vision.to_model_config(spec.media, self.start.vision) if self.vision else source and source.vision
         trunk = replace(trunk, mixture=self.flow.mixture) if self.flow else trunk
+        trunk = replace(trunk, moe=trunk.moe and replace(trunk.moe, image_ids_from=spec.space.image_offset))
         parts = {"flow": flow, "vision": vision, "multi_token": self.multi_token or (source and source.multi_token)}
         config = ModelConfig(vocab_size=spec.space.vocab_size, trunk=trunk, **parts)
         check_branches(config, spec.media)
@@ -143,8 +146,6 @@ class TransformerModule(L.LightningModule):
 
     # -- the loss
 
-    _features = staticmethod(packed_features)
-
     def terms(self, batch: PackedBatch, number: int) -> Terms:
         """Forward pass and the terms of all objectives; noise is a function of the batch's number."""
         features, states = self._forward(batch, number)
@@ -159,7 +160,7 @@ class TransformerModule(L.LightningModule):
         for objective in self.objectives:
             media, state = objective.prepare(self.trained, batch, media, number)
             states.append(state)
-        return self._features(self.trained, batch, media), states
+        return packed_features(self.trained, batch, media), states
 
     def _media(self, batch: PackedBatch) -> MediaBatch:
         """Clean media for each branch; empty ones where a batch has none, so that every weight has a gradient."""
@@ -205,7 +206,11 @@ class TransformerModule(L.LightningModule):
         for name, value in losses.terms.items():
             self._log_term("train", name, value)
         self.log("train/grad_norm", self._norm)
-        if self.skipped.skips(self._norm, losses.loss):
+        skips = self.skipped.skips(self._norm, losses.loss)
+        for objective in self.objectives:
+            for name, value in objective.end_step(self.trained, self.trainer.global_step, sound=not skips).items():
+                self.log(f"train/{name}", value.float())
+        if skips:
             optimizer.zero_grad(set_to_none=True)
             self.skipped.report(self.trainer, self.trained, self._norm, losses.loss)
         self.log("train/skipped_steps", float(self.skipped.total))

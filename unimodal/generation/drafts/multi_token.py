@@ -32,7 +32,7 @@ class MultiTokenDrafter:
         drafts = done.tokens.new_zeros(len(done.tokens), window)
         states = states_ahead(batch.machine, batch.state, drafts).states
         cache = batch.cache.beginning(len(done.features))
-        cache.reserve(min(batch.reach, cache.slots))
+        cache.reserve(cache.slots if batch.forward.recordable else min(batch.reach, cache.slots))
         context = self.head.cached(done.features, done.positions, done.slots, cache)
         hidden, ids = done.features, done.tokens
         last = (done.taken - 1).clamp_min(0)

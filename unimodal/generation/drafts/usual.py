@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from unimodal.generation.checks import check_number
 from unimodal.generation.drafts.above import CodeAbove
 from unimodal.generation.drafts.base import PLAIN, Drafter, Drafting
 from unimodal.generation.drafts.jacobi import Jacobi
@@ -13,7 +14,7 @@ from unimodal.generation.drafts.prompt_lookup import PromptLookup
 from unimodal.model.model import UnifiedModel
 
 Drafts = int | Literal["auto"]
-"""How many drafts a pass checks; `auto` measures it."""
+"""How many drafts a pass checks; `auto` measures it on a CPU and is 0 elsewhere, where steps are recorded."""
 MAX_DRAFTS = 64
 WINDOWS = (0, 3, 7, 15)
 """Among which `auto` chooses: passes over 1, 4, 8 and 16 tokens of each row."""
@@ -24,9 +25,9 @@ def usual_drafting(model: UnifiedModel, drafts: Drafts) -> Drafting:
 
     Raises ValueError for a number of drafts that makes no sense.
     """
-    if drafts != "auto" and not (isinstance(drafts, int) and 0 <= drafts <= MAX_DRAFTS):
-        raise ValueError(f"drafts are 'auto' or a number from 0 to {MAX_DRAFTS}, got {drafts!r}")
-    if drafts == 0:
+    if drafts != "auto":
+        check_number("the number of drafts, where it is not 'auto',", drafts, 0, MAX_DRAFTS, whole=True)
+    if drafts == 0 or (drafts == "auto" and model.device.type != "cpu"):
         return PLAIN
     head = model.multi_token_head
     drafters: tuple[Drafter, ...] = (PromptLookup(), Jacobi(), CodeAbove())

@@ -32,7 +32,7 @@ from unimodal.interop.their_config import BAGEL_CONFIG_FILE, completed, read_fie
 from unimodal.interop.weights import check_names, fitted
 from unimodal.model.branches.flow import FlowBranch
 from unimodal.model.config import FlowConfig, ModelConfig, QKNormConfig
-from unimodal.model.model import LATENTS, UnifiedModel
+from unimodal.model.model import LATENTS, MULTI_TOKEN_WEIGHTS, UnifiedModel
 from unimodal.model.sinusoids import MAX_PERIOD
 
 # Shapes: S side of the table of positions, D model width.
@@ -185,8 +185,8 @@ def _flow_branch(model: UnifiedModel) -> FlowBranch:
 def write_bagel(model: UnifiedModel, folder: Path) -> None:
     """The inverse of `open_bagel`: `ema.safetensors`, positions among them, and `llm_config.json`; dropout is dropped.
 
-    What sees pixels is not written: their class opens this without visual understanding. Raises ValueError for a model
-    that BAGEL's layout cannot hold, and where the folder is not empty.
+    What sees pixels is not written: their class opens this without visual understanding; nor are multi-token heads.
+    Raises ValueError for a model that BAGEL's layout cannot hold, and where the folder is not empty.
     """
     config, trunk, flow = model.config, model.config.trunk, model.config.flow
     same_norm = trunk.qk_norm == QKNormConfig(kind="rms", eps=trunk.norm_eps)
@@ -201,7 +201,8 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
             f"positions, heads of dim / num_heads channels and an untied head; this is {config}"
         )
     table, branch = bagel_names(trunk), _flow_branch(model)
-    tensors = {table[name]: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
+    kept = {name: x for name, x in model.state_dict().items() if not name.startswith(MULTI_TOKEN_WEIGHTS)}
+    tensors = {table[name]: x.detach().cpu().contiguous() for name, x in kept.items()}
     tensors[BAGEL_POSITIONS] = branch.positions.to("cpu", branch.latent_in.weight.dtype)
     with fresh_folder(folder) as unfinished:
         save_file(tensors, unfinished / BAGEL_WEIGHTS_FILE, metadata={"format": "pt"})

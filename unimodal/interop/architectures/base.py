@@ -56,7 +56,18 @@ class Architecture(Protocol):
         ...
 
     def names(self, config: ModelConfig) -> dict[str, str]:
-        """Our name of every weight -> theirs. A tied head is among them."""
+        """Our name of every weight -> theirs, as `collected` gives it. A tied head is among them."""
+        ...
+
+    def collected(self, tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """Tensors as their files name them; what stands in several tensors there, and in one here, joined."""
+        ...
+
+    def in_memory(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of `names` as their class of the model holds them.
+
+        Raises ValueError for a weight that it cannot hold.
+        """
         ...
 
     def convert(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -109,6 +110,8 @@ class DecoderArchitecture:
     opened_by: str = "AutoModelForCausalLM"
     skipped: tuple[str, ...] = ()
     note: str = ""
+    has_experts: bool = False
+    """Whether its feed-forward parts may be mixtures of experts."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases."""
     norm_placements: tuple[NormPlacement, ...] = ("pre",)
@@ -132,6 +135,7 @@ class DecoderArchitecture:
         misplaced = trunk.norm_placement not in self.norm_placements
         return {
             **_norm_differences(expected, found),
+            "has no experts": trunk.moe is not None and not self.has_experts,
             "has no biases of queries, keys and values": trunk.qkv_bias and not self.qkv_bias,
             "has biases of queries, keys and values": self.qkv_bias and not trunk.qkv_bias,
             f"has norm_placement {' or '.join(map(repr, self.norm_placements))}": misplaced,
@@ -155,6 +159,13 @@ class DecoderArchitecture:
 
     def names(self, config: ModelConfig) -> dict[str, str]:
         return decoder_names(config.trunk)
+
+    def collected(self, tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        del config
+        return tensors
+
+    def in_memory(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
 
     def convert(self, name: str, tensor: Tensor, config: ModelConfig) -> Tensor:
         del name, config

@@ -10,6 +10,7 @@ All depths share the model's embedding and token head. Depth 1 predicts the seco
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from unimodal.model.context import LayerContext
 from unimodal.model.linear import init_linear
 from unimodal.model.masks import Mask, as_bias, cached_mask, causal_mask
 from unimodal.model.rope import RotaryEmbedding
+from unimodal.model.transformer import compute_dtype
 
 # Shapes: B batch, T tokens, D model width, K depths.
 
@@ -106,6 +108,7 @@ class MultiTokenHead(nn.Module):
 
     def __init__(self, trunk: TransformerConfig, config: MultiTokenConfig) -> None:
         super().__init__()
+        trunk = replace(trunk, moe=None)  # its blocks are dense
         self.depths = nn.ModuleList(DEPTHS[config.kind](trunk) for _ in range(config.depth))
         self.rotary = RotaryEmbedding(trunk.head_dim, trunk.rope)
         self.first_layer, self.has_blocks = trunk.num_layers, config.has_blocks
@@ -130,8 +133,8 @@ class MultiTokenHead(nn.Module):
         if positions is None:
             positions = torch.arange(length, device=features.device).expand(batch, length)
         mask = causal_mask(length, features.device) if mask is None else mask
-        rotation = self.rotary(positions, _compute_dtype(features))
-        context = LayerContext(rotation, as_bias(mask, _compute_dtype(features)), None, positions)
+        rotation = self.rotary(positions, compute_dtype(features))
+        context = LayerContext(rotation, as_bias(mask, compute_dtype(features)), None, positions)
         hidden, found = features, list[Tensor]()
         for number, depth in enumerate(self.depths):
             known = embedded[number] if number < len(embedded) else torch.zeros_like(features)
@@ -141,15 +144,10 @@ class MultiTokenHead(nn.Module):
 
     def cached(self, features: Tensor, positions: Tensor, slots: Tensor, cache: KVCache) -> LayerContext:
         """What the depths are given while decoding; depth k keeps its keys behind the trunk's layers: `at_depth`."""
-        dtype = _compute_dtype(features)
+        dtype = compute_dtype(features)
         bias = as_bias(cached_mask(slots, cache.used), dtype)
         return LayerContext(self.rotary(positions, dtype), bias, None, slots)
 
     def at_depth(self, context: LayerContext, depth: int, cache: KVCache) -> LayerContext:
         """The context of one depth."""
         return context._replace(cache=cache.of_layer(self.first_layer + depth))
-
-
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

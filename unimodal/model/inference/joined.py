@@ -101,8 +101,9 @@ class JoinedFeedForward(nn.Module):
         self.gate_up_proj = join([feed_forward.gate_proj, feed_forward.up_proj])
         self.down_proj = join([feed_forward.down_proj])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kinds: Tensor | None = None) -> Tensor:
         """(..., dim) -> (..., dim)."""
+        del kinds
         return self.down_proj(self.gate_up_proj.gated(x))
 
 
@@ -145,6 +146,7 @@ def joined(model: UnifiedModel) -> UnifiedModel:
         assert isinstance(block, PreNormBlock)
         block.set_submodule("attention.qkv", JoinedQKV(block.attention.qkv, JoinedLinear))
         block.set_submodule("attention.o_proj", JoinedLinear([block.attention.o_proj]))
-        block.set_submodule("feed_forward", JoinedFeedForward(block.feed_forward, JoinedLinear))
+        if isinstance(block.feed_forward, FeedForward):
+            block.set_submodule("feed_forward", JoinedFeedForward(block.feed_forward, JoinedLinear))
     copied.heads[TOKENS] = JoinedLinear([copied.token_head])
     return copied

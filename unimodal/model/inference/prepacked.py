@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unimodal.model.block import PreNormBlock
 from unimodal.model.context import Route
+from unimodal.model.feedforward.dense import FeedForward
 from unimodal.model.inference.joined import JoinedFeedForward, JoinedQKV, LinearsAsOne
 from unimodal.model.mixture import MixtureBlock, MixtureNorm
 from unimodal.model.model import TOKENS, UnifiedModel
@@ -105,10 +106,13 @@ def _prepack_block(block: nn.Module) -> None:
     replaced: dict[str, nn.Module] = {
         "attention.qkv": JoinedQKV(block.attention.qkv, PrepackedLinear),
         "attention.o_proj": PrepackedLinear([block.attention.o_proj]),
-        "feed_forward": JoinedFeedForward(block.feed_forward, PrepackedLinear),
         "attention_norm": PrepackedRMSNorm(block.attention_norm),
         "feed_forward_norm": PrepackedRMSNorm(block.feed_forward_norm),
         "dropout": nn.Identity(),
     }
+    if isinstance(block.feed_forward, FeedForward):
+        replaced["feed_forward"] = JoinedFeedForward(block.feed_forward, PrepackedLinear)
+    elif (shared := block.feed_forward.shared) is not None:
+        replaced["feed_forward.shared"] = JoinedFeedForward(shared, PrepackedLinear)
     for name, module in replaced.items():
         block.set_submodule(name, module)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -55,8 +55,18 @@ class Objective:
         """Features (B, T, D) of the batch and what `prepare` left -> named terms."""
         raise NotImplementedError
 
+    def end_step(self, model: UnifiedModel, step: int, *, sound: bool) -> Mapping[str, Tensor]:
+        """After the gradients of optimizer step `step` and before its update; what is to be logged.
 
-SETTINGS = {LATENTS: "model.flow", MULTI_TOKEN: "model.multi_token"}
+        All ranks call it. `sound` says whether the step is taken.
+        """
+        del model, step, sound
+        return {}
+
+
+EXPERTS = "experts"
+"""What an objective of a mixture of experts names as its part of the model."""
+SETTINGS = {LATENTS: "model.flow", MULTI_TOKEN: "model.multi_token", EXPERTS: "model.trunk.moe"}
 """What gives a model a branch or a head."""
 
 

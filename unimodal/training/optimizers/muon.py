@@ -76,7 +76,7 @@ class MuonAdamW(torch.optim.Optimizer):
         for numbers, updates in owned_updates(parameters, nesterov, lambda x: orthogonalise(x, group["steps"])):
             updated = [parts[number] for number in numbers]
             updates = [update.to(part.dtype) for update, part in zip(updates, updated, strict=True)]
-            scale = 0.2 * max(parameters[numbers[0]].shape) ** 0.5 * group["lr"]
+            scale = 0.2 * max(parameters[numbers[0]].shape[-2:]) ** 0.5 * group["lr"]
             torch._foreach_mul_(updated, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_add_(updated, updates, alpha=-scale)  # pyright: ignore[reportPrivateImportUsage]
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from unimodal.model.sharded import local_parts, shard_group
 
-# Shapes: N matrices of an owner, A rows, B columns, R ranks.
+# Shapes: N matrices of an owner, A rows, B columns, R ranks. A parameter may be a stack (E, A, B) of matrices, of which
+# each is worked on by itself; ranks then share the E.
 
 STACK_NUMBERS = 2**27
 """Numbers that are worked on together: half a GiB in float32, and as much for each product in between."""
@@ -70,7 +71,7 @@ def rounds(shapes: Sequence[torch.Size], ranks: int) -> Iterator[Share]:
 
 def _cost(shape: torch.Size) -> float:
     """Of Newton-Schulz, up to a factor."""
-    return min(shape) ** 2 * max(shape)
+    return shape[:-2].numel() * min(shape[-2:]) ** 2 * max(shape[-2:])
 
 
 def _replicated(
@@ -91,7 +92,12 @@ def _sharded(
     share: Share, matrices: list[Tensor], function: OnMatrices, shape: torch.Size, group: dist.ProcessGroup
 ) -> list[Tensor]:
     """Every rank has some rows of all matrices: rows go to the owner, and rows of its update come back."""
-    counts, ranks, rank, columns = [len(numbers) for numbers in share], len(share), dist.get_rank(group), shape[1]
+    counts, ranks, rank, columns = (
+        [len(numbers) for numbers in share],
+        len(share),
+        dist.get_rank(group),
+        shape[1:].numel(),
+    )
     a_rank = -(-shape[0] // ranks)
     rows = [max(min(a_rank, shape[0] - r * a_rank), 0) for r in range(ranks)]
     given = [count * rows[rank] * columns for count in counts]
@@ -100,13 +106,14 @@ def _sharded(
     dist.all_to_all_single(received, torch.cat([part.flatten() for part in matrices]), taken, given, group=group)
     pieces = zip(received.split(taken), rows, strict=True)
     stack = torch.cat([piece.view(counts[rank], count, columns) for piece, count in pieces], dim=1)
+    stack = stack.view(-1, *shape)
     made = function(stack if counts[rank] else stack.new_zeros(1, *shape))[: counts[rank]]
     back = made.new_empty(sum(given))
     sent = torch.cat([part.flatten() for part in made.split(rows, dim=1)])
     dist.all_to_all_single(back, sent, given, taken, group=group)
     if not rows[rank]:
-        return [part.new_empty(0, columns) for part in matrices]
-    return [part.view(-1, columns) for part in back.split(rows[rank] * columns)]
+        return [part.new_empty(0, *shape[1:]) for part in matrices]
+    return [part.view(-1, *shape[1:]) for part in back.split(rows[rank] * columns)]
 
 
 def parts_with_gradients(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from unimodal.model.attention import HeadLayerNorm
 from unimodal.model.branches.vision.siglip import SiglipEncoder
+from unimodal.model.feedforward.experts import Experts
 from unimodal.model.linear import BoundaryLinear
 
 Role = Literal["matrix", "table", "vector"]
@@ -23,7 +24,7 @@ def parameter_role(module: nn.Module, name: str) -> Role:
         return "vector"
     if isinstance(module, TABLES):
         return "table"
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, Experts)):
         return "matrix"
     raise TypeError(f"no optimizer role is known for {name} of a {type(module).__name__}")
 

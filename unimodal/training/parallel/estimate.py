@@ -24,8 +24,8 @@ from unimodal.model.block_masks import training_mask
 from unimodal.model.config import ModelConfig
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
-from unimodal.training.objectives.base import total
-from unimodal.training.objectives.next_token import counted_terms
+from unimodal.training.objectives.base import Terms, total
+from unimodal.training.objectives.usual import usual_objectives
 from unimodal.training.optimizers.build import OptimizerConfig, build_optimizer
 from unimodal.training.parallel.activations import checkpoint_activations
 from unimodal.training.parallel.sharding import Checkpointing, ParallelConfig, rank_mesh, shard
@@ -140,15 +140,18 @@ def estimate_memory(
 def take_step(
     model: UnifiedModel, optimizer: torch.optim.Optimizer, batch: PackedBatch, setting: PlannedSetting
 ) -> None:
-    """An optimizer step as TransformerModule takes it, with next-token prediction."""
+    """An optimizer step as TransformerModule takes it, with the usual objectives of text and codes."""
     with torch.autocast("cpu", setting.dtype or torch.bfloat16, enabled=setting.dtype is not None):
         mask = training_mask(batch.documents, batch.branches if batch.facts.has_branches else None)
         features = model(batch.tokens, batch.positions, mask)
-        counted = batch.facts.counted
-        terms = counted_terms(features, model.token_head, batch.targets, counted, batch.modality, 1e-5)
+        terms: Terms = {}
+        for objective in usual_objectives(
+            flow=False, multi_token=model.multi_token_head is not None, experts=bool(model.config.trunk.moe)
+        ):
+            terms |= objective.terms(model, features, batch, objective.prepare(model, batch, {}, 0).state)
         loss = total(terms)
     loss.backward()
-    norm = to_means(gradients_of(optimizer), counted.weights.sum())
+    norm = to_means(gradients_of(optimizer), batch.facts.counted.weights.sum())
     clip(gradients_of(optimizer), 1.0, norm)
     optimizer.step()
     optimizer.zero_grad()

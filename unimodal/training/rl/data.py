@@ -31,6 +31,10 @@ class DrawnPrompt(NamedTuple):
     prompt: RLPrompt
 
 
+HELD_OUT_ROUND = -1
+"""The number of the round of held-out prompts: their answers have the same seeds at every validation."""
+
+
 @dataclass
 class PromptStream:
     """Prompts of several kinds without end: each kind in its share, each of its prompts once before any comes again."""

@@ -19,12 +19,13 @@ from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.module import TransformerModule
 from unimodal.training.optimizers.build import AdamWConfig, OptimizerConfig
+from unimodal.training.packed_pass import packed_features
 from unimodal.training.parallel.sharding import ParallelConfig
 from unimodal.training.rl.advantages.base import Advantage
 from unimodal.training.rl.advantages.generalized import ValueConfig
 from unimodal.training.rl.advantages.group_relative import GroupRelative
 from unimodal.training.rl.alarms import Alarms
-from unimodal.training.rl.data import DrawnPrompt, PromptDataModule, PromptStream, Round
+from unimodal.training.rl.data import HELD_OUT_ROUND, DrawnPrompt, PromptDataModule, PromptStream, Round
 from unimodal.training.rl.decoding import PolicyDecoder, as_saved
 from unimodal.training.rl.losses.aggregation import Aggregation
 from unimodal.training.rl.losses.base import PolicyLoss
@@ -39,9 +40,6 @@ from unimodal.training.rl.updates.flow import FlowPacker, FlowUpdate, draws_by_f
 from unimodal.training.rl.updates.tokens import TokenUpdate, new_value_head
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.start import StartConfig
-
-HELD_OUT_ROUND = -1
-"""The number of the round of held-out prompts: their answers have the same seeds at every validation."""
 
 POLICY_STATE = "policy"
 """Where a checkpoint keeps the position among the prompts and what alarms remember."""
@@ -205,11 +203,11 @@ class PolicyModule(TransformerModule):
         }
         if self._by_flow:
             packer = FlowPacker(space, reading, self.decoder.grid, **sizes)
-            return FlowUpdate(packer=packer, velocities=flow_velocities(self._media, self._features), **shared)
+            return FlowUpdate(packer=packer, velocities=flow_velocities(self._media, packed_features), **shared)
         return TokenUpdate(
             packer=AnswerPacker(space, reading, context=self.trained.config.trunk.max_length, **sizes),
             machine=ModalityMachine(space, self.device),
-            forward=lambda model, batch: self._features(model, batch.packed, self._media(batch.packed)),
+            forward=lambda model, batch: packed_features(model, batch.packed, self._media(batch.packed)),
             head=self.trained.token_head,
             value_head=self.value_head,
             **shared,

@@ -1,0 +1,117 @@
+"""The matrices of all experts, and the products of tokens with those of their experts, in three forms.
+
+by_segments   tokens sorted by expert, one product for each     CPUs; the host learns the counts
+by_groups     the same as one grouped product                   CUDA in bfloat16
+by_all        every token through every expert, then weighed    elsewhere, where the host must not wait
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.model.config import INIT_STD
+from unimodal.model.permuted import Permuted
+
+# Shapes: N tokens, K experts of each, E experts, D model width, H width of an expert.
+
+
+class Experts(nn.Module):
+    """E times down(silu(gate(x)) * up(x)), stacked: gate and up (E, H, D), down (E, D, H)."""
+
+    def __init__(self, count: int, dim: int, hidden_dim: int, residual_std: float) -> None:
+        super().__init__()
+        self.residual_std = residual_std
+        self.gate_proj = nn.Parameter(torch.empty(count, hidden_dim, dim))
+        self.up_proj = nn.Parameter(torch.empty(count, hidden_dim, dim))
+        self.down_proj = nn.Parameter(torch.empty(count, dim, hidden_dim))
+        self.products: Products | None = None
+
+    def init_weights(self) -> None:
+        """As dense feed-forward parts start."""
+        nn.init.normal_(self.gate_proj, std=INIT_STD)
+        nn.init.normal_(self.up_proj, std=INIT_STD)
+        nn.init.normal_(self.down_proj, std=self.residual_std)
+
+    def forward(self, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+        """x (N, D), experts (N, K) and their weights (N, K) -> (N, D)."""
+        products = self.products or usual_products(x)
+        return products(self, x, selected, gates)
+
+
+Products = Callable[[Experts, Tensor, Tensor, Tensor], Tensor]
+"""Experts, x (N, D), selected (N, K), gates (N, K) -> (N, D)."""
+
+
+def usual_products(x: Tensor) -> Products:
+    """The form for the device and the type of x."""
+    if x.device.type == "cpu":
+        return _segments
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    return by_groups if dtype == torch.bfloat16 else by_all
+
+
+def by_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    """See above; the counts are asked for, which on a CPU costs nothing."""
+    counts = torch.bincount(selected.flatten(), minlength=len(experts.gate_proj))
+    return in_segments(experts, x, selected, gates, counts.tolist())
+
+
+_segments: Products = torch.compiler.disable(by_segments)  # pyright: ignore[reportAssignmentType]
+
+
+def in_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:
+    """With so many tokens for each expert."""
+    sorted_tokens, inverse = _sorted(x, selected)
+    made = [
+        _swiglu(part, *matrices)
+        for part, *matrices in zip(
+            sorted_tokens.split(list(counts)),
+            experts.gate_proj.unbind(),
+            experts.up_proj.unbind(),
+            experts.down_proj.unbind(),
+            strict=True,
+        )
+        if len(part) or torch.is_grad_enabled()  # without tokens an expert's gradient is 0, not missing
+    ]
+    return _weighed(torch.cat(made), inverse, gates)
+
+
+def by_groups(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    """See above; no device is waited for."""
+    ordered, inverse = _sorted(x.bfloat16(), selected)
+    ones = torch.ones_like(selected, dtype=torch.int32).flatten()
+    counts = ones.new_zeros(len(experts.gate_proj)).index_add_(0, selected.flatten(), ones)
+    ends = counts.cumsum(0, dtype=torch.int32)
+    gate, up, down = (weight.bfloat16().mT for weight in (experts.gate_proj, experts.up_proj, experts.down_proj))
+    hidden = F.silu(F.grouped_mm(ordered, gate, offs=ends)) * F.grouped_mm(ordered, up, offs=ends)
+    return _weighed(F.grouped_mm(hidden, down, offs=ends), inverse, gates)
+
+
+def by_all(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    """See above; costs as many experts as there are."""
+    weights = gates.new_zeros(len(x), len(experts.gate_proj)).scatter(1, selected, gates)
+    hidden = F.silu(torch.einsum("nd,ehd->neh", x, experts.gate_proj)) * torch.einsum("nd,ehd->neh", x, experts.up_proj)
+    return torch.einsum("neh,edh,ne->nd", hidden, experts.down_proj, weights.to(hidden.dtype))
+
+
+def _swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+
+def _sorted(x: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D), (N, K) -> tokens (N * K, D) sorted by expert, each K times, and where each came to stand (N * K,)."""
+    order = selected.flatten().argsort(stable=True)
+    inverse = order.argsort()
+    each = x[:, None].expand(-1, selected.shape[1], -1).flatten(0, 1)
+    return Permuted.apply(each, order, inverse), inverse  # pyright: ignore[reportReturnType]
+
+
+def _weighed(made: Tensor, inverse: Tensor, gates: Tensor) -> Tensor:
+    """Outputs (N * K, D) in sorted order, weighed by gates (N, K) -> (N, D)."""
+    back: Tensor = Permuted.apply(made, inverse, inverse.argsort())  # pyright: ignore[reportAssignmentType]
+    return (back.unflatten(0, gates.shape) * gates[..., None].to(made.dtype)).sum(1)
