@@ -116,6 +116,8 @@ def compiled_forward(model: UnifiedModel, rest: UnifiedModel) -> Forward:
     """The compiled steps of the device that the weights are on; uncompiled ones where nothing can be compiled."""
     if model.device.type != "cpu":
         return StaticForward(model)
+    if model.config.trunk.moe:
+        return EagerForward(rest)  # which experts a token takes is another graph for each token
     if can_build_for_cpu():
         return MatvecForward(model, rest)
     log.warning("no working C++ compiler with Python headers: decoding runs uncompiled")

@@ -20,6 +20,7 @@ from unimodal.model.mixture import expert_names
 from unimodal.model.model import MULTI_TOKEN, VELOCITY, UnifiedModel
 from unimodal.model.sharded import local_parts, write_rows
 from unimodal.training.codebook_init import CodebookInitConfig, init_from_codebook, open_beside
+from unimodal.training.upcycling import UpcyclingConfig, expert_layers, upcycle
 
 NEW_WITH_A_BRANCH = (f"branches.{LATENTS}.", f"branches.{PATCHES}.", f"heads.{VELOCITY}.", f"heads.{MULTI_TOKEN}.")
 MAY_DIFFER = ("mixture", "dropout", "max_length")
@@ -31,18 +32,21 @@ class StartConfig:
     """`bundle` is a model whose weights a run starts from; a mixture takes a dense model's for both experts.
 
     `vision` is a local folder of transformers' SigLIP for the ViT. `codebook` initialises the image rows of embedding
-    and head from the image tokenizer. `freeze` are patterns of parameter names that are not trained, such as
-    `*.understanding.*` or `branches.patches.encoder.*`.
+    and head from the image tokenizer. `upcycling` makes experts of the feed-forward parts of a dense bundle. `freeze`
+    are patterns of parameter names that are not trained, such as `*.understanding.*` or `branches.patches.encoder.*`.
     """
 
     bundle: Path | None = None
     vision: Path | None = None
     codebook: CodebookInitConfig | None = None
+    upcycling: UpcyclingConfig | None = None
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.freeze and not (self.bundle or self.vision):
             raise ValueError("start.freeze would keep random weights: name a bundle or a SigLIP folder to start from")
+        if self.upcycling and not self.bundle:
+            raise ValueError("start.upcycling makes experts of a dense model: name it in start.bundle")
         if self.bundle and self.codebook:
             raise ValueError("start.codebook would overwrite the bundle's embedding: leave out one of them")
 
@@ -57,7 +61,7 @@ def start(model: UnifiedModel, config: StartConfig, space: TokenSpace, tokenizer
     if config.codebook is not None:
         init_from_codebook(model, space, open_beside(tokenizers), config.codebook)
     if config.bundle is not None:
-        loaded |= load_bundle(model, config.bundle, space)
+        loaded |= load_bundle(model, config.bundle, space, config.upcycling)
     if config.vision is not None:
         loaded |= _load_vision(model, config.vision)
     freeze(model, config.freeze, loaded)
@@ -78,27 +82,35 @@ def bundle_config(config: StartConfig) -> ModelConfig | None:
     return None if config.bundle is None else read_config(config.bundle)
 
 
-def load_bundle(model: UnifiedModel, folder: Path, space: TokenSpace) -> set[str]:
+def load_bundle(
+    model: UnifiedModel, folder: Path, space: TokenSpace, upcycling: UpcyclingConfig | None = None
+) -> set[str]:
     """Load a bundle's weights; the names of the parameters that were set. A branch that it lacks keeps its own.
 
     Of a sharded model each rank reads its own rows, one tensor at a time.
     """
     source, found = read_config(folder), TokenSpace.open(folder)
     found.check_same(space, str(folder), "the data")
-    _check_same(source, model.config, folder)
+    if upcycling and (source.trunk.moe or not model.config.trunk.moe):
+        raise ValueError(f"start.upcycling: {folder} has to be dense, and this run's model.trunk.moe set")
+    _check_same(source, model.config, folder, (*MAY_DIFFER, "moe") if upcycling else MAY_DIFFER)
+    grown = tuple(expert_layers(model)) if upcycling else ()
     present = dict(model.state_dict())
     with opened_weights(folder) as weights:
         copies = model.config.trunk.mixture and not source.trunk.mixture
-        names = {new: name for name in weights for new in ((copies and expert_names(name)) or (name,))}
-        missing = [name for name in present if name not in names and not name.startswith(NEW_WITH_A_BRANCH)]
+        copied = [name for name in weights if not name.startswith(grown)] if grown else weights
+        names = {new: name for name in copied for new in ((copies and expert_names(name)) or (name,))}
+        new = (*NEW_WITH_A_BRANCH, *grown)
+        missing = [name for name in present if name not in names and not name.startswith(new)]
         if strange := sorted([*missing, *(name for name in names if name not in present)]):
             raise ValueError(f"{folder} holds another model than this run trains: they differ in {strange[0]}")
         for name, stored in names.items():
             _check_shape(folder, name, weights[stored].get_shape(), present[name])
             write_rows(present[name], weights[stored])
+        written = upcycle(model, weights, upcycling) if upcycling else set[str]()
     parts = local_parts(present[name] for name in names)
     check_finite(dict(zip(names, parts, strict=True)), str(folder))
-    return set(names)
+    return {*names, *written}
 
 
 def _check_shape(folder: Path, name: str, found: Sequence[int], present: Tensor) -> None:
@@ -107,7 +119,7 @@ def _check_shape(folder: Path, name: str, found: Sequence[int], present: Tensor)
         raise ValueError(f"{folder} holds another model than this run trains: {name} is {shapes}")
 
 
-def _check_same(found: ModelConfig, wanted: ModelConfig, folder: Path) -> None:
+def _check_same(found: ModelConfig, wanted: ModelConfig, folder: Path, may_differ: Sequence[str]) -> None:
     """Weights may fit where the functions differ, so the configs are compared, those of branches too."""
     if found.trunk.mixture and not wanted.trunk.mixture:
         raise ValueError(f"{folder} is a mixture of transformers, and this run trains a dense model: set model.flow")
@@ -115,7 +127,7 @@ def _check_same(found: ModelConfig, wanted: ModelConfig, folder: Path) -> None:
         theirs, ours = getattr(found, part), getattr(wanted, part)
         fields = vars(theirs) if theirs and ours else {}
         for name, value in fields.items():
-            if name not in MAY_DIFFER and value != getattr(ours, name):
+            if name not in may_differ and value != getattr(ours, name):
                 raise ValueError(
                     f"{folder}: its {name} is {value}, this run's {getattr(ours, name)}: they must be the same"
                 )
