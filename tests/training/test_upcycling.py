@@ -71,7 +71,7 @@ def test_what_cannot_be_upcycled_is_one_line(tmp_path: Path) -> None:
     space = pipeline.token_space
     wide = tiny_model(space.vocab_size, moe=replace(TINY, hidden_dim=WIDTH + 1))
     how = StartConfig(bundle=tmp_path / "dense", upcycling=UpcyclingConfig())
-    with pytest.raises(ValueError, match="25 hidden units, and 24 to take them from"):
+    with pytest.raises(ValueError, match="25 hidden units, 24 to take them from"):
         start(wide, how, space, None)
     with pytest.raises(ValueError, match=r"this run's model\.trunk\.moe set"):
         start(tiny_model(space.vocab_size), how, space, None)

@@ -63,7 +63,7 @@ def upcycle(model: UnifiedModel, dense: Mapping[str, Any], config: UpcyclingConf
         part = DensePart(*(dense[f"{prefix}{name}_proj.weight"][:] for name in ("gate", "up", "down")))
         if trunk.moe.hidden_dim > len(part.gate):
             raise ValueError(
-                f"start.upcycling: experts of {trunk.moe.hidden_dim} hidden units, and {len(part.gate)} to take them from"
+                f"start.upcycling: experts of {trunk.moe.hidden_dim} hidden units, {len(part.gate)} to take them from"
             )
         made = _experts(part, trunk, config, generator)
         for name, tensor in zip(("gate", "up", "down"), made, strict=True):
