@@ -44,14 +44,14 @@ WINDOWS = (1, 3, 7, 15)
 
 
 class CountedForward:
-    """Counts the tokens that are fed for each row, and the passes."""
+    """Counts passes, by the row."""
 
     def __init__(self, forward: Forward) -> None:
-        self.forward, self.recordable, self.passes, self.row_passes = forward, forward.recordable, 0, 0
+        self.forward, self.recordable, self.stepping = forward, forward.recordable, forward.stepping
+        self.row_passes = 0
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Predicted:
         """See `Forward`."""
-        self.passes += 1
         self.row_passes += len(tokens)
         return self.forward(tokens, positions, slots, cache, used)
 

@@ -22,6 +22,7 @@ from unimodal.generation.guidance import GuidanceConfig
 from unimodal.generation.modality import check_spans
 from unimodal.generation.requests import DecodeConfig, Decoded, Request
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.stepping import compiled_stepping
 from unimodal.model.cache import KVCache
 from unimodal.model.config import MultiTokenConfig
 from unimodal.model.inference.compiling import can_build_for_cpu
@@ -412,6 +413,23 @@ def test_streamed_steps_when_compiled_are_the_same_function() -> None:
                     for step, cache in zip((steps, eager), caches, strict=True)
                 )
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("space", "backend"), [("fixed", "eager"), ("grid", "eager"), ("fixed", "inductor")])
+def test_compiled_stepping_changes_no_answer(space: str, backend: str) -> None:
+    """What stands around the model is the same program; "eager" is what torch.compile read of it."""
+    plain = engine(torch.float64, SPACES[space])
+    asked = mixed_requests(SPACES[space], 12)
+    forward = EagerForward(plain.model)
+    forward.stepping = compiled_stepping(backend=backend)
+    compiled = Engine(plain.model, SPACES[space], forward)
+    torch._dynamo.reset()
+    wanted, found = plain.decode(asked, rows=1), compiled.decode(asked, rows=1)
+    assert ids(found) == ids(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-9)
+    assert ids(compiled.decode(asked, rows=5)) == ids(wanted)
 
 
 @pytest.mark.slow

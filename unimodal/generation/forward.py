@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unimodal.generation.sampling import exact
+from unimodal.generation.stepping import EAGER, Stepping, compiled_stepping
 from unimodal.model.cache import KVCache
 from unimodal.model.inference.compiling import can_build_for_cpu, tag_cache
 from unimodal.model.inference.joined import joined
@@ -44,9 +45,11 @@ class Forward(Protocol):
     """tokens, positions, slots (R, T) -> what follows each, over the first R rows of a cache, which is written too.
 
     `recordable`: a call does the same work on the same memory as the one before, so that a CUDA graph can replay it.
+    `stepping` is what stands around it.
     """
 
     recordable: bool
+    stepping: Stepping
 
     def __call__(self, tokens: Tensor, positions: Tensor, slots: Tensor, cache: KVCache, used: int) -> Predicted:
         """`used` is one past the largest slot."""
@@ -56,7 +59,7 @@ class Forward(Protocol):
 class EagerForward:
     """As many rows and slots as there are."""
 
-    recordable = False
+    recordable, stepping = False, EAGER
 
     def __init__(self, model: UnifiedModel) -> None:
         self.model = model
@@ -73,6 +76,8 @@ class StaticForward:
 
     `options` go to torch.compile. A padding row writes to the last slot of a row, which no answer uses.
     """
+
+    stepping = EAGER
 
     def __init__(self, model: UnifiedModel, **options: Any) -> None:
         self.model, self.recordable = layer_by_layer(joined(model), **options), model.device.type == "cuda"
@@ -98,8 +103,9 @@ class MatvecForward:
 
     recordable = False
 
-    def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
+    def __init__(self, model: UnifiedModel, rest: UnifiedModel, stepping: Stepping = EAGER, **options: Any) -> None:
         tag_cache()
+        self.stepping = stepping
         self.few, self.many = matvec(model), EagerForward(rest)
         self.function = torch.compile(_fresh_next(), dynamic=True, fullgraph=True, **options)
 
@@ -119,7 +125,7 @@ def compiled_forward(model: UnifiedModel, rest: UnifiedModel) -> Forward:
     if model.config.trunk.moe:
         return EagerForward(rest)  # which experts a token takes is another graph for each token
     if can_build_for_cpu():
-        return MatvecForward(model, rest)
+        return MatvecForward(model, rest, compiled_stepping())
     log.warning("no working C++ compiler with Python headers: decoding runs uncompiled")
     return EagerForward(rest)
 

@@ -122,40 +122,40 @@ class ModalityMachine:
     def bias(self, state: ModalityState, left: Tensor, may_begin: Tensor | None = None) -> Tensor:
         """What is added to logits: (B, V) of 0 and -inf. `may_begin` (B,): may an image start? None: where it fits."""
         may_begin = self.fits(state, left).any(-1) if may_begin is None else may_begin
-        kind = torch.where((state.kind == Kind.IMAGE) & ~may_begin, int(Kind.END), state.kind)
-        kind = torch.where((state.kind == Kind.MIXED) & ~may_begin, int(Kind.TEXT), kind)
+        kind = torch.where((state.kind == Kind.IMAGE.value) & ~may_begin, Kind.END.value, state.kind)
+        kind = torch.where((state.kind == Kind.MIXED.value) & ~may_begin, Kind.TEXT.value, kind)
         bias = self.table[kind]
         return self._with_size(bias, state, left) if self.is_grid else bias
 
     def _with_size(self, bias: Tensor, state: ModalityState, left: Tensor) -> Tensor:
         """Rows that generate the height or width of an image may choose what the layout has and what fits."""
-        already_there = torch.where(state.kind == Kind.COLUMNS, 2, 1)  # tokens of the span that are there already
+        already_there = torch.where(state.kind == Kind.COLUMNS.value, 2, 1)  # tokens of the span that are there already
         fits = self.fits(state, left + already_there)
         high = fits.float() @ self._row_counts
         wide = (fits & (self.sizes[:, 0] == state.rows[:, None])).float() @ self._column_counts
-        counts = torch.where((state.kind == Kind.ROWS)[:, None], high, wide)
-        asks = ((state.kind == Kind.ROWS) | (state.kind == Kind.COLUMNS))[:, None]
+        counts = torch.where((state.kind == Kind.ROWS.value)[:, None], high, wide)
+        asks = ((state.kind == Kind.ROWS.value) | (state.kind == Kind.COLUMNS.value))[:, None]
         first, last = self.space.text_size, self.space.image_offset
         side_bias = torch.where(asks, torch.where(counts > 0, 0.0, float("-inf")), bias[:, first:last])
         return torch.cat([bias[:, :first], side_bias, bias[:, last:]], dim=1)
 
     def advance(self, state: ModalityState, tokens: Tensor) -> ModalityState:
         """The state after tokens (B,). In image mode a row ends with its image."""
-        specials, free = self.space.specials, state.outside == Kind.FREE
+        specials, free = self.space.specials, state.outside == Kind.FREE.value
         opened, closed = tokens == specials.boi, tokens == specials.eoi
         kind_before = state.kind
         drawn = torch.where(opened, 0, state.drawn + (tokens >= self.space.image_offset))
         rows, columns = self._size(state, tokens, opened)
-        after_code = torch.where(drawn % columns.clamp_min(1) == 0, int(Kind.EOL), int(Kind.CODE))
-        after_code = after_code if self.is_grid else torch.full_like(kind_before, int(Kind.CODE))
-        after_code = torch.where(drawn >= rows * columns, int(Kind.EOI), after_code)
-        kind = torch.where(kind_before == Kind.CODE, after_code, kind_before)
-        kind = torch.where((kind_before == Kind.EOL) | (kind_before == Kind.COLUMNS), int(Kind.CODE), kind)
-        kind = torch.where(kind_before == Kind.ROWS, int(Kind.COLUMNS), kind)
+        after_code = torch.where(drawn % columns.clamp_min(1) == 0, Kind.EOL.value, Kind.CODE.value)
+        after_code = after_code if self.is_grid else torch.full_like(kind_before, Kind.CODE.value)
+        after_code = torch.where(drawn >= rows * columns, Kind.EOI.value, after_code)
+        kind = torch.where(kind_before == Kind.CODE.value, after_code, kind_before)
+        kind = torch.where((kind_before == Kind.EOL.value) | (kind_before == Kind.COLUMNS.value), Kind.CODE.value, kind)
+        kind = torch.where(kind_before == Kind.ROWS.value, Kind.COLUMNS.value, kind)
         kind = torch.where(opened, int(Kind.ROWS if self.is_grid else Kind.CODE), kind)
         kind = torch.where(closed | free, state.outside, kind)
-        planned = opened & (state.outside == Kind.PLAN)
-        ended = (tokens[:, None] == self.ends).any(-1) | (closed & (state.outside == Kind.IMAGE)) | planned
+        planned = opened & (state.outside == Kind.PLAN.value)
+        ended = (tokens[:, None] == self.ends).any(-1) | (closed & (state.outside == Kind.IMAGE.value)) | planned
         return ModalityState(
             kind=kind,
             outside=state.outside,
@@ -178,8 +178,8 @@ class ModalityMachine:
             rows, columns = self.space.layout.sizes[0]
             return torch.where(opened, rows, state.rows), torch.where(opened, columns, state.columns)
         side_bias = tokens - self.space.text_size
-        rows = torch.where(state.kind == Kind.ROWS, side_bias, state.rows)
-        return rows, torch.where(state.kind == Kind.COLUMNS, side_bias, state.columns)
+        rows = torch.where(state.kind == Kind.ROWS.value, side_bias, state.rows)
+        return rows, torch.where(state.kind == Kind.COLUMNS.value, side_bias, state.columns)
 
 
 def keep_where(moving: Tensor, new: ModalityState, old: ModalityState) -> ModalityState:

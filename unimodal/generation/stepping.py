@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,33 +17,83 @@ from unimodal.generation.noise import exponentials
 from unimodal.generation.rows import write_where
 from unimodal.generation.sampling import pick
 
+GRAPHS = 64
+"""Of kinds of batches (settings that are on, numbers of rows) for which one process compiles."""
+
 # Shapes: P answers, R rows of the cache, W drafts of each answer, V vocabulary. A window is W + 1 offsets: the next
 # token and, if drafts come true, those after it; P * (W + 1) are the windows of all answers, one after the other.
 
 
 def advance(batch: Any) -> None:
     """One token for every answer that moves, or more where its drafts are what it would have taken."""
+    alone = len(batch) == 1 and not batch.window  # more kinds of batches would take longer to compile than they save
+    stepping: Stepping = batch.forward.stepping if alone else EAGER
+    fed = stepping.before(batch)
+    batch.reach += batch.window + 1
+    logits, features = batch.forward(fed.ids, fed.positions, fed.slots, batch.cache, batch.reach)
+    tokens, taken = stepping.after(batch, fed, logits)
+    if batch.window:
+        batch.drafts = batch.drafting(Pass(batch, tokens, taken, features, fed.positions, fed.slots), batch.window)
+
+
+class Fed(NamedTuple):
+    """What goes into a pass, and what is known of its places."""
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    """(R, W + 1)."""
+    states: ModalityState
+    """(P * (W + 1)): of each answer, if its drafts come true."""
+    drafts: Tensor
+    follows: Tensor
+    """(P, W), see `Ahead`."""
+
+
+def before(batch: Any) -> Fed:
+    """What the rows of a batch feed next."""
     width = batch.window + 1
     if width == 1:
         states, drafts, follows = batch.state, batch.drafts, batch.drafts.bool()
     else:
         states, drafts, follows = states_ahead(batch.machine, batch.state, batch.drafts)
-    offsets = torch.arange(width, device=batch.device)
     ids = torch.cat([batch.tokens[:, None], drafts], 1)[batch.answer_of]
-    positions, slots = _where(batch, offsets)
-    batch.reach += width
-    logits, features = batch.forward(ids, positions, slots, batch.cache, batch.reach)
-    tokens, log_probs = _sampled(batch, guided(batch, logits, states), states, offsets)
-    agree = (tokens[:, :-1] == drafts) & follows
+    positions, slots = _where(batch, torch.arange(width, device=batch.device))
+    return Fed(ids, positions, slots, states, drafts, follows)
+
+
+def after(batch: Any, fed: Fed, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (R, W + 1, V) -> what was sampled at each place (P, W + 1), and how much of it was taken (P,)."""
+    offsets = torch.arange(batch.window + 1, device=batch.device)
+    tokens, log_probs = _sampled(batch, guided(batch, logits, fed.states), fed.states, offsets)
+    agree = (tokens[:, :-1] == fed.drafts) & fed.follows
     moving = ~(batch.state.done | waits(batch))
     taken = torch.minimum(1 + agree.long().cumprod(1).sum(1), batch.token_limit - batch.step_count) * moving
     index = batch.step_count[:, None] + offsets
     write_where(offsets < taken[:, None], batch.out, index, tokens)
     write_where(offsets < taken[:, None], batch.log_probs, index, log_probs)
-    _follow(batch, states, tokens, taken)
-    if width > 1:
-        done = Pass(batch, tokens, taken, features, positions, slots)
-        batch.drafts = batch.drafting(done, batch.window)
+    _follow(batch, fed.states, tokens, taken)
+    return tokens, taken
+
+
+class Stepping(NamedTuple):
+    """What stands around the model in a step: some two hundred small operations, which may be compiled."""
+
+    before: Callable[[Any], Fed]
+    after: Callable[[Any, Fed, Tensor], tuple[Tensor, Tensor]]
+
+
+EAGER = Stepping(before, after)
+
+
+def compiled_stepping(**options: Any) -> Stepping:
+    """Compiled for a CPU, where a small operation costs as much as its launch; for answers one at a time.
+
+    `options` go to torch.compile, which counts graphs by the code object of a function.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    fresh = [FunctionType(each.__code__.replace(), globals(), each.__name__) for each in EAGER]
+    return Stepping(*(torch.compile(each, **options) for each in fresh))
 
 
 def may_draw(batch: Any, state: ModalityState | None = None, offsets: Tensor | None = None) -> Tensor:

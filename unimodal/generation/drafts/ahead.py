@@ -35,12 +35,12 @@ def states_ahead(machine: ModalityMachine, state: ModalityState, drafts: Tensor)
     """A state (B) and drafts (B, W) -> what follows."""
     window = drafts.shape[1]
     spread = ModalityState(**{item.name: getattr(state, item.name)[:, None] for item in fields(state)})
-    drawing = spread.in_image & ((spread.kind == Kind.CODE) | (spread.kind == Kind.EOL))
+    drawing = spread.in_image & ((spread.kind == Kind.CODE.value) | (spread.kind == Kind.EOL.value))
     steps = torch.arange(window + 1, device=drafts.device)
     kind, drawn, inside = _image_states(machine, spread, steps)
     kind, drawn = torch.where(drawing, kind, spread.kind), torch.where(drawing, drawn, spread.drawn)
     if machine.is_grid:
-        drafts = torch.where(kind[:, :-1] == Kind.EOL, machine.space.eol, drafts)
+        drafts = torch.where(kind[:, :-1] == Kind.EOL.value, machine.space.eol, drafts)
     follows = torch.where(drawing, inside[:, 1:], _stays_text(machine, spread, drafts)) & ~spread.done
     known = {item.name: getattr(spread, item.name).expand_as(kind) for item in fields(state)}
     states = replace(spread, **{**known, "kind": kind, "drawn": drawn})
@@ -55,17 +55,17 @@ def _image_states(machine: ModalityMachine, spread: ModalityState, steps: Tensor
     """
     total = (spread.rows * spread.columns).clamp_min(1)
     width = spread.columns.clamp_min(1) if machine.is_grid else total
-    height, ended = total // width, spread.drawn // width - (spread.kind == Kind.EOL).long()
+    height, ended = total // width, spread.drawn // width - (spread.kind == Kind.EOL.value).long()
     place = spread.drawn + ended + steps
     row, column = place // (width + 1), place % (width + 1)
-    after_row = torch.where(row >= height - 1, int(Kind.EOI), int(Kind.EOL))
-    kind = torch.where(column == width, after_row, int(Kind.CODE))
+    after_row = torch.where(row >= height - 1, Kind.EOI.value, Kind.EOL.value)
+    kind = torch.where(column == width, after_row, Kind.CODE.value)
     return kind, row * width + column, place < height * (width + 1)
 
 
 def _stays_text(machine: ModalityMachine, spread: ModalityState, drafts: Tensor) -> Tensor:
     """bool (B, W): whether a draft is a plain id of text, and text is what comes."""
-    plain = (drafts < machine.space.text_size) & (machine.table[int(Kind.TEXT)][drafts] == 0)
+    plain = (drafts < machine.space.text_size) & (machine.table[Kind.TEXT.value][drafts] == 0)
     plain = plain & ~(drafts[..., None] == machine.ends).any(-1)
     text = torch.zeros_like(spread.in_image)
     for kind in TEXT_KINDS:
