@@ -63,4 +63,10 @@ def test_answers_do_not_depend_on_the_pace() -> None:
     assert ids(paced.decode(asked, rows=5)) == ids(plain.decode(asked))
     pace = paced.drafting.pace
     assert pace is not None
-    assert all(sum(known[window].passes for known in pace.records.values()) for window in (0, 1, 5))
+    assert all(sum(known.windows[window].passes for known in pace.records.values()) for window in (0, 1, 5))
+
+
+def test_windows_that_never_pay_are_tried_ever_more_rarely() -> None:
+    found = run(Pace(WINDOWS), {0: 1, 2: 0.5, 5: 0.4}, 9000)
+    tried = [sum(window != 0 for window in found[start : start + 3000]) for start in range(0, 9000, 3000)]
+    assert tried == sorted(tried, reverse=True) and sum(tried) < 0.01 * len(found)

@@ -75,7 +75,7 @@ class Batch:
         nothing = torch.zeros(0, limits.steps + drafting.window + 1, device=self.device)
         self.log_probs, self.out = exact(nothing.to(model.dtype)), nothing.long()
         self._null: list[LayerCache] | None = None
-        self.reach = 0
+        self.reach, self._prompts = 0, self.drafts
         self._arrange()
 
     def __len__(self) -> int:
@@ -241,7 +241,6 @@ class Batch:
         configs = [self.requests[number].config for number in self.numbers]
         self.sampling = RowSampling.of([config.sampling for config in configs], self.device)
         self.guidance = RowGuidance.of([config.guidance for config in configs], self.device)
-        self._prompts = self._all_prompts() if self.drafting.window else self.drafts
         self._fit_window()
         self.sync()
 
@@ -257,6 +256,8 @@ class Batch:
         def spread(values: Tensor) -> Tensor:
             return values.repeat_interleave(self.window + 1)
 
+        if self.window:  # made here: a recorded pass copies nothing from the host
+            self._prompts = self._all_prompts()
         self.window_sampling = self.sampling.map(spread)
         self.window_guidance = RowGuidance(*map(spread, self.guidance))
 

@@ -43,6 +43,10 @@ SYNC_EVERY_ELSEWHERE = 8
 """Tokens between two synchronisations with the host, which are free on a CPU."""
 
 
+JOINED = RowStatus(done=False, in_image=False, waits=False, step=0, position=0, token=0)
+"""What is known of an answer before its first pass."""
+
+
 class Scheduler:
     """Answers requests with one model. An answer depends on its request alone, whatever shares the batch."""
 
@@ -77,6 +81,7 @@ class Scheduler:
         self._waiting: dict[int, tuple[Request, Piece]] = {}
         self._planned: deque[Planned] | None = None
         self._reported: dict[int, int] = {}
+        self._statuses: dict[int, RowStatus] = {}
 
     # -- what users call
 
@@ -123,7 +128,7 @@ class Scheduler:
     def _passes(self) -> list[RowStatus]:
         """Passes until the next synchronisation, with as many drafts as pay."""
         batch, pace = self.batch, self.batch.drafting.pace
-        before = batch.sync() if pace else []
+        before = [self._statuses.get(number, JOINED) for number in batch.numbers]
         moving = [status for status in before if not (status.done or status.waits)]
         drawing = 2 * sum(status.in_image for status in moving) > len(moving)
         if pace:
@@ -136,6 +141,7 @@ class Scheduler:
         if pace:
             tokens = sum(status.step for status in statuses) - sum(status.step for status in before)
             pace.note(batch.window, len(moving), drawing, tokens, time.perf_counter() - start)
+            self._statuses = dict(zip(batch.numbers, statuses, strict=True))
         return statuses
 
     # -- the queue

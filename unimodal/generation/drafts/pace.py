@@ -13,8 +13,8 @@ from statistics import median
 
 TRIES = 4
 """Passes of a window before it is judged, and before another is tried."""
-RECHECK = 256
-"""Passes between two looks at the windows that are not the best."""
+RECHECK, RARELY = 256, 16384
+"""Passes before the windows that are not the best are tried again: at first, and at most; each time in vain doubles."""
 MEMORY = 8
 """Passes of a window whose median time counts: one of them may have compiled something."""
 NEWEST = 0.2
@@ -44,29 +44,53 @@ class WindowRecord:
 
 
 @dataclass
+class Records:
+    """What was measured under one circumstance, and when to measure again."""
+
+    windows: dict[int, WindowRecord]
+    best: int = 0
+    since: int = 0
+    """Passes since all windows were tried."""
+    interval: int = RECHECK
+
+    def next_window(self) -> int:
+        """The fastest, or one that is to be tried."""
+        for window, record in self.windows.items():
+            if record.passes < TRIES:
+                return window
+        self.since += 1
+        trial = self.since - self.interval
+        if trial < 0:
+            return self._fastest()
+        if trial < TRIES * len(self.windows):
+            return list(self.windows)[trial // TRIES]
+        before, self.since = self.best, 0
+        self.interval = RECHECK if self._fastest() != before else min(2 * self.interval, RARELY)
+        return self.best
+
+    def _fastest(self) -> int:
+        best = max(self.windows, key=lambda window: self.windows[window].rate)
+        self.best = best if self.windows[best].rate > DOUBT * self.windows[0].rate else 0
+        return self.best
+
+
+@dataclass
 class Pace:
     """Windows to choose from, 0 among them, and what was measured of each under each circumstance."""
 
     windows: tuple[int, ...]
-    records: dict[tuple[int, bool], dict[int, WindowRecord]] = field(default_factory=dict)
-    _passes: int = 0
+    records: dict[tuple[int, bool], Records] = field(default_factory=dict)
 
     def window(self, rows: int, drawing: bool) -> int:
         """For so many answers that move; `drawing` says whether most of them are in an image."""
-        known = self._known(rows, drawing)
-        self._passes += 1
-        for window in self.windows:
-            if known[window].passes < TRIES:
-                return window
-        if self._passes % RECHECK < TRIES * len(self.windows):
-            return self.windows[self._passes % RECHECK // TRIES]
-        best = max(self.windows, key=lambda window: known[window].rate)
-        return best if known[best].rate > DOUBT * known[0].rate else 0
+        return self._known(rows, drawing).next_window()
 
     def note(self, window: int, rows: int, drawing: bool, tokens: int, seconds: float) -> None:
         """A pass with this window gave so many tokens in all."""
-        self._known(rows, drawing)[window].add(tokens / max(rows, 1), seconds)
+        self._known(rows, drawing).windows[window].add(tokens / max(rows, 1), seconds)
 
-    def _known(self, rows: int, drawing: bool) -> dict[int, WindowRecord]:
-        circumstance = (max(rows, 1).bit_length(), drawing)
-        return self.records.setdefault(circumstance, {window: WindowRecord() for window in self.windows})
+    def _known(self, rows: int, drawing: bool) -> Records:
+        """One answer, 2 to 7, 8 to 31, 32 to 127 and so on are circumstances of their own."""
+        circumstance = (max(rows, 1).bit_length() // 2, drawing)
+        fresh = {window: WindowRecord() for window in self.windows}
+        return self.records.setdefault(circumstance, Records(fresh))
