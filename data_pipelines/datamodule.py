@@ -27,7 +27,7 @@ from data_pipelines.spec import Contents, DataSpec, Described, FolderTotals, ran
 from data_pipelines.stream import FixedBatches, PackedStream
 from data_pipelines.templates import TemplateConfig
 from tokenizers_vq.identity import IDENTITY, check_identity, plain
-from tokenizers_vq.media import MediaSpec, PatchSpec
+from tokenizers_vq.media import PATCHES, MediaSpec, PatchSpec
 from tokenizers_vq.token_space import TokenSpace
 
 __all__ = ["ImageDataModule", "TokenDataModule"]
@@ -94,7 +94,9 @@ class TokenDataModule(Described, L.LightningDataModule):
     def describe(
         self, space: TokenSpace, media: Mapping[str, MediaSpec], tokenizers: Path, totals: Sequence[FolderTotals] = ()
     ) -> None:
-        """Make the spec, once documents are there."""
+        """Make the spec, once documents are there; pictures that are resampled take the templates' number of tokens."""
+        tokens = self.templates.seen_tokens
+        media = {name: spec.resampled(tokens) if name == PATCHES else spec for name, spec in media.items()}
         self._spec = DataSpec(
             space=space,
             media=media,

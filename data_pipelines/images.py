@@ -77,7 +77,7 @@ def fit_to(image: Image.Image, size: PixelSize, fit: Fit) -> Image.Image:
 
 def resize_to_patches(image: Image.Image, spec: PatchSpec) -> np.ndarray:
     """RGB picture -> uint8 (H, W, 3) whose sides are multiples of a patch, resized with antialiasing."""
-    rows, columns = spec.grid(image.height, image.width)
+    rows, columns = spec.patch_grid(image.height, image.width)
     size = (columns * spec.size, rows * spec.size)
     resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(resized, dtype=np.uint8).copy()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.outline import Rendered
+from tokenizers_vq.folded_patches import as_wide
 
 # Shapes: B rows, T tokens of a row, M tokens of one kind of media in all rows, C numbers of such a token.
 
@@ -109,7 +110,8 @@ def _tokens(image: Placed) -> np.ndarray:
 
 def _packed(images: Sequence[Placed], index: np.ndarray, spans: np.ndarray, weight: float) -> PackedMedia:
     grids = tuple((image.values.shape[0], image.values.shape[1]) for image in images)
-    values = np.concatenate([image.values.reshape(-1, image.values.shape[-1]) for image in images])
+    flat = [np.asarray(image.values).reshape(-1, image.values.shape[-1]) for image in images]
+    values = np.concatenate(as_wide(flat))
     token_spans = spans[index]
     return PackedMedia(
         index=torch.from_numpy(index),

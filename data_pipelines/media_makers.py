@@ -96,7 +96,7 @@ class PatchesMaker:
 
     def grid(self, original: PixelSize, coded: PixelSize) -> tuple[int, int]:
         del coded
-        return self.patches.grid(*original)
+        return self.patches.patch_grid(*original)
 
     def read(self, original: Image.Image, pixels: Tensor) -> np.ndarray:
         del pixels

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers_vq.field_types import from_plain
 
 LATENTS, PATCHES = "latents", "patches"
+MAX_BYTE = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +45,22 @@ class PatchSpec:
     """Patches of `size` x `size` pixels that a ViT sees; an image keeps its shape (NaViT, arXiv 2307.06304).
 
     The sides of an image become multiples of `size`. An image of more than `max_patches` patches, or of more than
-    `max_side` along a side, shrinks; none grows but to its next multiple.
+    `max_side` along a side, shrinks; none grows but to its next multiple. With `tokens`, a square number, an image
+    takes that many tokens whatever its shape (a resampler's queries), else one for each patch.
     """
 
     size: int = 8
     max_patches: int = 64
     max_side: int = 32
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         if min(self.size, self.max_patches, self.max_side) < 1:
             raise ValueError(f"patches have at least one pixel, and images at least one patch, got {self}")
+        if self.tokens < 0 or math.isqrt(self.tokens) ** 2 != self.tokens:
+            raise ValueError(f"an image is resampled to a square number of tokens, got {self.tokens}")
+        if self.tokens and self.max_side > MAX_BYTE:
+            raise ValueError(f"an image that is resampled has at most {MAX_BYTE} patches along a side, got {self}")
 
     @classmethod
     def of(cls, size: int, max_patches: int | None = None) -> PatchSpec:
@@ -67,6 +74,10 @@ class PatchSpec:
         return 3 * self.size**2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns in the sequence of an image of this size in pixels."""
+        return (1, self.tokens) if self.tokens else self.patch_grid(height, width)
+
+    def patch_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image of this size in pixels."""
         limits = (self.max_side * self.size / side for side in (height, width))
         shrink = min(1.0, (self.max_patches * self.size**2 / (height * width)) ** 0.5, *limits)
@@ -103,6 +114,10 @@ class MediaSpec:
         """Patches of this size."""
         return cls(name=PATCHES, width=spec.width, sizing=spec)
 
+    def resampled(self, tokens: int) -> MediaSpec:
+        """Patches of which any image takes so many tokens; 0 is one for each patch."""
+        return dataclasses.replace(self, sizing=dataclasses.replace(self.sizing, tokens=tokens))
+
     @property
     def max_side(self) -> int:
         """Tokens along the longest side of an image: the side of a table of their positions."""
@@ -113,8 +128,11 @@ class MediaSpec:
         return self.sizing.grid(height, width)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values, ready for JSON; a resampler's tokens are named only where there are some."""
+        values = dataclasses.asdict(self)
+        if not values["sizing"].get("tokens"):
+            values["sizing"].pop("tokens", None)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MediaSpec:

@@ -15,10 +15,15 @@ SeenAs = Literal["codes", "patches"]
 DrawnAs = Literal["codes", "latents"]
 MakeForm = Callable[[TokenSpace, PictureForm, LatentTemplateConfig], PictureForm]
 
-SEEN: dict[SeenAs, Callable[[TokenSpace], PictureForm]] = {"codes": CodesForm, "patches": PatchesForm}
+SEEN: dict[SeenAs, Callable[[TokenSpace, int], PictureForm]] = {
+    "codes": lambda space, tokens: CodesForm(space),
+    "patches": PatchesForm,
+}
 DRAWN: dict[DrawnAs, MakeForm] = {"codes": lambda space, seen, latents: seen, "latents": LatentsForm}
 
 
-def picture_form(space: TokenSpace, seen: SeenAs, drawn: DrawnAs, latents: LatentTemplateConfig) -> PictureForm:
-    """The form of pictures that are seen and drawn in these ways."""
-    return DRAWN[drawn](space, SEEN[seen](space), latents)
+def picture_form(
+    space: TokenSpace, seen: SeenAs, drawn: DrawnAs, latents: LatentTemplateConfig, seen_tokens: int = 0
+) -> PictureForm:
+    """The form of pictures that are seen and drawn in these ways; `seen_tokens` as in TemplateConfig."""
+    return DRAWN[drawn](space, SEEN[seen](space, seen_tokens), latents)

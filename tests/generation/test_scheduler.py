@@ -21,6 +21,7 @@ from unimodal.generation.painters.due import DueImages
 from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import Decoded, Request
 from unimodal.generation.scheduler import Scheduler
+from unimodal.generation.stepping import EAGER
 from unimodal.model.cache import KVCache
 
 PICTURES = [noise(16, 16, seed=seed) for seed in range(2)]
@@ -191,7 +192,7 @@ def test_rows_that_wait_for_a_painter_get_no_contexts_to_be_compared_with(monkey
 class Counted:
     """Steps of a forward that are counted by how many rows they fed."""
 
-    recordable = False
+    recordable, stepping = False, EAGER
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.forward, self.rows = EagerForward(pipeline.model), list[int]()

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipelines.images import cut_patches
 from data_pipelines.outline import PlacedMedia, Run, RunMedia, media_run
+from tokenizers_vq.folded_patches import fold_patches
 from tokenizers_vq.media import LATENTS, PATCHES, PatchSpec
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.generation.guidance import GuidanceConfig
@@ -150,7 +151,9 @@ def context_image(
     media = [RunMedia(LATENTS, latents, "clean")] if latents is not None else []
     if patches is None or pixels is None:
         return ContextImage(tuple(media), body)
-    return ContextImage((*media, RunMedia(PATCHES, cut_patches(pixels, patches.size), "clean")), None)
+    cut = cut_patches(pixels, patches.size)
+    values = fold_patches(cut, patches.tokens) if patches.tokens else cut
+    return ContextImage((*media, RunMedia(PATCHES, values, "clean")), None)
 
 
 def read_prompt(request: Request, space: TokenSpace, reading: Reading) -> Context:

@@ -101,11 +101,10 @@ class MatvecForward:
     Compiled when the first such step comes, once for one row and once for two; `options` go to torch.compile.
     """
 
-    recordable = False
+    recordable, stepping = False, EAGER
 
-    def __init__(self, model: UnifiedModel, rest: UnifiedModel, stepping: Stepping = EAGER, **options: Any) -> None:
+    def __init__(self, model: UnifiedModel, rest: UnifiedModel, **options: Any) -> None:
         tag_cache()
-        self.stepping = stepping
         self.few, self.many = matvec(model), EagerForward(rest)
         self.function = torch.compile(_fresh_next(), dynamic=True, fullgraph=True, **options)
 
@@ -125,7 +124,9 @@ def compiled_forward(model: UnifiedModel, rest: UnifiedModel) -> Forward:
     if model.config.trunk.moe:
         return EagerForward(rest)  # which experts a token takes is another graph for each token
     if can_build_for_cpu():
-        return MatvecForward(model, rest, compiled_stepping())
+        forward = MatvecForward(model, rest)
+        forward.stepping = compiled_stepping()
+        return forward
     log.warning("no working C++ compiler with Python headers: decoding runs uncompiled")
     return EagerForward(rest)
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenizers_vq.folded_patches import as_wide
 from unimodal.generation.context import Piece
 from unimodal.model.branches.base import MediaBatch, MediaTokens, grid_positions
 from unimodal.model.cache import KVCache
@@ -75,7 +76,7 @@ def _tokens(images: Sequence[tuple[int, np.ndarray]], model: UnifiedModel) -> Me
     index = np.concatenate(
         [np.arange(start, start + rows * columns) for (start, _), (rows, columns) in zip(images, grids, strict=True)]
     )
-    values = np.concatenate([values.reshape(-1, values.shape[-1]) for _, values in images])
+    values = np.concatenate(as_wide([values.reshape(-1, values.shape[-1]) for _, values in images]))
     return MediaTokens(
         torch.from_numpy(index).to(model.device),
         torch.from_numpy(values).to(model.device),

@@ -36,5 +36,5 @@ def _outline(coder: PromptCoder, prompt: Prompt, config: DecodeConfig, patches: 
 
 
 def _blank(picture: Image.Image, patches: PatchSpec) -> np.ndarray:
-    rows, columns = patches.grid(picture.height, picture.width)
+    rows, columns = patches.patch_grid(picture.height, picture.width)
     return np.zeros((rows * patches.size, columns * patches.size, 3), dtype=np.uint8)

@@ -12,6 +12,8 @@ from tokenizers_vq.media import PatchSpec
 from unimodal.model.feedforward.config import MoEConfig
 
 NormPlacement = Literal["pre", "swin"]
+Encoder = Literal["siglip", "moonvit"]
+Connector = Literal["mlp", "pixel_shuffle", "resampler"]
 INIT_STD = 0.02
 """Standard deviation of new weight matrices."""
 
@@ -150,10 +152,13 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """A ViT through which images are seen (branches/vision), SigLIP's by its names, and its connector.
+    """A ViT through which images are seen (branches/vision) and its connector.
 
     `patches` bounds the patches of an image. The learnt positions are a table of `grid_size` x `grid_size`, resized to
-    other shapes; those that the connector adds have periods up to `pos_embed_period`.
+    other shapes; those that the `mlp` adds have periods up to `pos_embed_period`. The encoder is SigLIP's or `moonvit`,
+    which adds 2-D RoPE and resizes bicubically. A token of the sequence is `merge` x `merge` patches of the ViT, so the
+    data's patches are that many times as large. `pixel_shuffle` is Kimi-VL's connector, `resampler` Qwen-VL's, for
+    which `patches.tokens` is the number of tokens that any image takes.
     """
 
     patches: PatchSpec = field(default_factory=PatchSpec)
@@ -164,11 +169,30 @@ class VisionConfig:
     hidden_dim: int = 384
     norm_eps: float = 1e-6
     pos_embed_period: float = 10_000.0
+    encoder: Encoder = "siglip"
+    merge: int = 1
+    connector: Connector = "mlp"
 
     def __post_init__(self) -> None:
-        sizes = (self.grid_size, self.num_layers, self.hidden_dim, self.num_heads)
+        sizes = (self.grid_size, self.num_layers, self.hidden_dim, self.num_heads, self.merge)
         if min(sizes) < 1 or self.dim % self.num_heads or self.pos_embed_period <= 1:
             raise ValueError(f"a ViT has sizes of at least 1 and heads that divide its width, got {self}")
+        if self.encoder not in ("siglip", "moonvit") or self.connector not in ("mlp", "pixel_shuffle", "resampler"):
+            raise ValueError(f"a ViT is siglip or moonvit, its connector mlp, pixel_shuffle or resampler, got {self}")
+        if self.patches.size % self.merge:
+            raise ValueError(f"patches of {self.patches.size} pixels are not {self.merge} of a ViT's along a side")
+        if self.encoder == "moonvit" and self.dim // self.num_heads % 4:
+            raise ValueError(f"2-D RoPE needs heads whose width 4 divides, got {self.dim} / {self.num_heads}")
+        if bool(self.patches.tokens) != (self.connector == "resampler") or (self.patches.tokens and self.merge > 1):
+            raise ValueError(
+                "a resampler and the number of its tokens go together (data.templates.seen_tokens), with a merge of 1; "
+                f"got {self.patches.tokens} tokens, connector {self.connector}, merge {self.merge}"
+            )
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along a side of a patch of the ViT."""
+        return self.patches.size // self.merge
 
     @property
     def residual_std(self) -> float:
@@ -220,6 +244,13 @@ class ModelConfig:
             del values["multi_token"]
         if self.trunk.moe is None:
             del values["trunk"]["moe"]
+        if self.vision:
+            later = {"encoder": "siglip", "merge": 1, "connector": "mlp"}
+            for name, value in later.items():
+                if values["vision"][name] == value:
+                    del values["vision"][name]
+            if not self.vision.patches.tokens:
+                del values["vision"]["patches"]["tokens"]
         return values
 
     @property

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers_vq.media import LATENTS, PATCHES, MediaSpec, PatchSpec
-from unimodal.interop.architectures.siglip import siglip_config
-from unimodal.model.config import FlowConfig, ModelConfig, VisionConfig
+from unimodal.interop.architectures.vision import vit_config
+from unimodal.model.config import Connector, Encoder, FlowConfig, ModelConfig, VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class FlowBranchConfig:
 class VisionBranchConfig:
     """The vision branch: images are seen through a ViT. See VisionConfig; the patches are those of the data.
 
-    Where a run starts from a SigLIP folder (`start.vision`), that folder says the sizes.
+    Where a run starts from a folder of SigLIP or MoonViT (`start.vision`), that folder says encoder and sizes.
     """
 
     dim: int = 128
@@ -52,6 +52,9 @@ class VisionBranchConfig:
     num_heads: int = 2
     hidden_dim: int = 384
     pos_embed_period: float = 10_000.0
+    encoder: Encoder = "siglip"
+    merge: int = 1
+    connector: Connector = "mlp"
 
     def to_model_config(self, media: Mapping[str, MediaSpec], siglip: Path | None = None) -> VisionConfig:
         """Raises ValueError where the data holds no patches, or of another size than a SigLIP folder's."""
@@ -62,18 +65,19 @@ class VisionBranchConfig:
                 "with --patch"
             )
         if siglip is not None:
-            found = siglip_config(siglip, max_patches=spec.max_patches, max_side=spec.max_side)
-            if found.patches != spec:
-                raise ValueError(f"{siglip} takes patches of {found.patches.size} pixels, the data has {spec.size}")
+            found = vit_config(siglip, spec, self.merge, self.connector)
             return replace(found, pos_embed_period=self.pos_embed_period)
         return VisionConfig(
             patches=spec,
-            grid_size=max(1, int(spec.max_patches**0.5)),
+            grid_size=max(1, int(spec.max_patches**0.5)) * self.merge,
             dim=self.dim,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             hidden_dim=self.hidden_dim,
             pos_embed_period=self.pos_embed_period,
+            encoder=self.encoder,
+            merge=self.merge,
+            connector=self.connector,
         )
 
 
@@ -91,3 +95,9 @@ def check_branches(config: ModelConfig, media: Mapping[str, MediaSpec]) -> None:
         raise ValueError("the bundle draws latents of another autoencoder than the data's: tokenize with the bundle's")
     if vision and vision.patches.width != media[PATCHES].width:
         raise ValueError(f"the bundle takes patches of {vision.patches.size} pixels, the data has others")
+    sizing = media[PATCHES].sizing if vision else None
+    if vision and isinstance(sizing, PatchSpec) and vision.patches.tokens != sizing.tokens:
+        raise ValueError(
+            f"the model takes {vision.patches.tokens} tokens for each image (0: one for each patch), and "
+            f"data.templates.seen_tokens says {sizing.tokens}: they must be the same"
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenizers_vq.identity import check_finite
 from tokenizers_vq.media import LATENTS, PATCHES
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.interop.architectures.siglip import load_siglip
+from unimodal.interop.architectures.vision import load_vit
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.checkpoint import opened_weights, read_config
 from unimodal.model.config import ModelConfig
@@ -31,7 +31,7 @@ MAY_DIFFER = ("mixture", "dropout", "max_length")
 class StartConfig:
     """`bundle` is a model whose weights a run starts from; a mixture takes a dense model's for both experts.
 
-    `vision` is a local folder of transformers' SigLIP for the ViT. `codebook` initialises the image rows of embedding
+    `vision` is a local folder of SigLIP or MoonViT for the ViT. `codebook` initialises the image rows of embedding
     and head from the image tokenizer. `upcycling` makes experts of the feed-forward parts of a dense bundle. `freeze`
     are patterns of parameter names that are not trained, such as `*.understanding.*` or `branches.patches.encoder.*`.
     """
@@ -137,9 +137,8 @@ def _load_vision(model: UnifiedModel, folder: Path) -> set[str]:
     branch = dict(model.branches.items()).get(PATCHES)
     if not isinstance(branch, VisionBranch):
         raise ValueError("start.vision names a ViT, but the model has none: set model.vision")
-    prefix = f"branches.{PATCHES}.encoder."
-    load_siglip(branch.encoder, folder)
-    return {prefix + name for name in branch.encoder.state_dict()}
+    loaded = load_vit(branch, folder)
+    return {f"branches.{PATCHES}.{name}" for name in loaded}
 
 
 def freeze(model: UnifiedModel, patterns: Iterable[str], loaded: set[str]) -> None:

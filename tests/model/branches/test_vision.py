@@ -20,6 +20,7 @@ from unimodal.model import kernels
 from unimodal.model.branches.base import MediaTokens
 from unimodal.model.branches.vision import siglip
 from unimodal.model.branches.vision.branch import VisionBranch
+from unimodal.model.branches.vision.connectors import MLPConnector
 from unimodal.model.branches.vision.siglip import VisionBlock
 from unimodal.model.config import ModelConfig, VisionConfig
 from unimodal.model.masks import dense_mask
@@ -100,6 +101,7 @@ def test_the_encoder_is_the_slow_transformer_written_out() -> None:
     x = encoder.norm(x)
     patched = packed(picture).values.double() / 127.5 - 1
     torch.testing.assert_close(encoder(patched, ((2, 4),)), x, rtol=1e-12, atol=1e-12)
+    assert isinstance(connector, MLPConnector)
     connected = connector.out_proj(F.gelu(connector.in_proj(x), approximate="tanh"))
     positions = torch.stack([connector.positions[row * 5 + column] for row in range(2) for column in range(4)]).double()
     torch.testing.assert_close(made(packed(picture)).embeddings, connected + positions, rtol=1e-12, atol=1e-12)

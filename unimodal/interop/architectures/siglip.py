@@ -93,7 +93,7 @@ def load_siglip(encoder: SiglipEncoder, folder: Path) -> None:
         found = next((stored[prefix + theirs] for prefix in PREFIXES if prefix + theirs in stored), None)
         if found is None:
             raise ValueError(f"{folder} lacks {theirs}: it is not a SigLIP vision model, or not a whole one")
-        flat = _of_patches(found, encoder.config.patches.size) if theirs == PATCHES else found
+        flat = _of_patches(found, encoder.config.patch_size) if theirs == PATCHES else found
         if flat.shape != weights[ours].shape:
             raise ValueError(f"{folder}: {theirs} has shape {tuple(flat.shape)}, {tuple(weights[ours].shape)} is due")
         write_rows(weights[ours], flat)

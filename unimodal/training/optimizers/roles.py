@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from unimodal.model.attention import HeadLayerNorm
+from unimodal.model.branches.vision.resampler import Queries
 from unimodal.model.branches.vision.siglip import SiglipEncoder
 from unimodal.model.feedforward.experts import Experts
 from unimodal.model.linear import BoundaryLinear
@@ -15,7 +16,7 @@ Role = Literal["matrix", "table", "vector"]
 """Hidden matrices; embeddings and projections into or out of the trunk; norms and biases."""
 
 NORMS = (nn.RMSNorm, nn.LayerNorm, HeadLayerNorm)
-TABLES = (nn.Embedding, BoundaryLinear, SiglipEncoder)
+TABLES = (nn.Embedding, BoundaryLinear, SiglipEncoder, Queries)
 
 
 def parameter_role(module: nn.Module, name: str) -> Role:

@@ -10,7 +10,8 @@ from unimodal.model.config import INIT_STD, VisionConfig
 from unimodal.model.linear import BoundaryLinear, init_linear
 from unimodal.model.sinusoids import sincos_positions
 
-# Shapes: N patches of all images, E width of the encoder, D model width.
+# Shapes: M tokens of all images, m patches along a side of a token, E width of the encoder, D model width, I images, Q
+# tokens of each, N patches of the largest.
 
 
 class MLPConnector(nn.Module):
@@ -21,7 +22,7 @@ class MLPConnector(nn.Module):
     def __init__(self, config: VisionConfig, dim: int) -> None:
         super().__init__()
         self.max_side, self.pos_embed_period = config.patches.max_side, config.pos_embed_period
-        self.in_proj = BoundaryLinear(config.dim, dim)
+        self.in_proj = BoundaryLinear(config.merge**2 * config.dim, dim)
         self.out_proj = BoundaryLinear(dim, dim)
         self.register_buffer("positions", self._table(), persistent=False)
 
@@ -32,10 +33,33 @@ class MLPConnector(nn.Module):
         self.positions.copy_(self._table())  # `to_empty` gives it other memory
 
     def forward(self, features: Tensor, media: MediaTokens) -> Tensor:
-        """features (N, E) -> (N, D). Raises ValueError for an image longer than the table of positions."""
+        """features (M, m * m * E) -> (M, D). Raises ValueError for an image longer than the table of positions."""
         x = self.out_proj(F.gelu(self.in_proj(features), approximate="tanh"))
         return x + self.positions[positions_of(media, self.max_side)].to(x.dtype)
 
     def _table(self) -> Tensor:
         """(max_side * max_side, D)."""
         return sincos_positions(self.max_side, self.out_proj.out_features, self.pos_embed_period)
+
+
+class PixelShuffleConnector(nn.Module):
+    """Kimi-VL's: a norm of each patch, the patches of a token side by side, then two layers (arXiv 2504.07491, 2.1)."""
+
+    def __init__(self, config: VisionConfig, dim: int) -> None:
+        super().__init__()
+        joined = config.merge**2 * config.dim
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.in_proj = BoundaryLinear(joined, joined)
+        self.out_proj = BoundaryLinear(joined, dim)
+
+    def init_weights(self) -> None:
+        """Normal weights, zero biases."""
+        self.norm.reset_parameters()
+        init_linear(self.in_proj, INIT_STD)
+        init_linear(self.out_proj, INIT_STD)
+
+    def forward(self, features: Tensor, media: MediaTokens) -> Tensor:
+        """features (M, m * m * E) -> (M, D)."""
+        del media
+        x = self.norm(features.unflatten(1, (-1, self.norm.normalized_shape[0]))).flatten(1)
+        return self.out_proj(F.gelu(self.in_proj(x)))

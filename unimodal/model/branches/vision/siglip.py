@@ -10,11 +10,13 @@ Patches of all images of a batch stand one after the other and nothing is padded
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.model.branches.vision.merging import Grids
 from unimodal.model.config import INIT_STD, VisionConfig
 from unimodal.model.kernels import has_flash, packed_attention
 from unimodal.model.linear import BoundaryLinear, init_linear
@@ -23,10 +25,20 @@ from unimodal.model.transformer import compute_dtype
 
 # Shapes: N patches of all images, I images, E width of the ViT, H heads, S side of the table, P = 3 * size * size.
 
-Grids = tuple[tuple[int, int], ...]
-"""Rows and columns of each image."""
+Resizing = Literal["bilinear", "bicubic"]
 Images = DocumentEnds | list[Tensor]
 """Where the images of packed patches stand: their ends, or the groups of `images_by_length`."""
+
+
+PairRotation = tuple[Tensor, Tensor]
+"""Cosines and sines (N, 1, W / 2) of pairs of neighbouring channels of a head."""
+
+
+def rotate_pairs(heads: Tensor, rotation: PairRotation) -> Tensor:
+    """(N, H, W): channels 2 j and 2 j + 1 turn together."""
+    cos, sin = rotation
+    even, odd = heads[..., ::2], heads[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
 class VisionBlock(nn.Module):
@@ -53,13 +65,15 @@ class VisionBlock(nn.Module):
         for linear in (self.o_proj, self.down_proj):
             init_linear(linear, self.residual_std)
 
-    def forward(self, x: Tensor, images: Images) -> Tensor:
-        """x (N, E), and where its images stand -> (N, E)."""
-        x = x + self.o_proj(self._attend(self.attention_norm(x), images))
+    def forward(self, x: Tensor, images: Images, rotation: PairRotation | None = None) -> Tensor:
+        """x (N, E), where its images stand, and how queries and keys turn -> (N, E)."""
+        x = x + self.o_proj(self._attend(self.attention_norm(x), images, rotation))
         return x + self.down_proj(F.gelu(self.up_proj(self.mlp_norm(x)), approximate="tanh"))
 
-    def _attend(self, x: Tensor, images: Images) -> Tensor:
+    def _attend(self, x: Tensor, images: Images, rotation: PairRotation | None) -> Tensor:
         heads = [project(x).unflatten(-1, (self.num_heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj)]
+        if rotation is not None:
+            heads[:2] = [rotate_pairs(each, rotation) for each in heads[:2]]
         if isinstance(images, DocumentEnds):
             return packed_attention(heads[0], heads[1], heads[2], images, causal=False).flatten(1)
         if not images:  # without an image there is nothing, but with gradients
@@ -75,10 +89,12 @@ class VisionBlock(nn.Module):
 class SiglipEncoder(nn.Module):
     """Patches of images -> one feature vector a patch."""
 
+    resizing: Resizing = "bilinear"
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embedding = BoundaryLinear(3 * config.patches.size**2, config.dim)
+        self.patch_embedding = BoundaryLinear(3 * config.patch_size**2, config.dim)
         self.position_embedding = nn.Parameter(torch.empty(config.grid_size**2, config.dim))
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
@@ -95,23 +111,29 @@ class SiglipEncoder(nn.Module):
         """patches (N, P) in [-1, 1], image after image, -> (N, E): SigLIP's `last_hidden_state`."""
         x = self.patch_embedding(patches) + self._positions(grids)
         images = where_images_stand(grids, x, self.config.dim // self.config.num_heads)
+        rotation = self.rotation(grids, x)
         for block in self.blocks:
-            x = block(x, images)
+            x = block(x, images, rotation)
         return self.norm(x)
+
+    def rotation(self, grids: Grids, like: Tensor) -> PairRotation | None:
+        """How queries and keys turn; SigLIP's do not."""
+        del grids, like
+        return None
 
     def _positions(self, grids: Grids) -> Tensor:
         """(N, E): the table resized to each image."""
         table = self.position_embedding.unflatten(0, (self.config.grid_size, self.config.grid_size))
-        resized = {grid: _resized(table, grid) for grid in dict.fromkeys(grids)}
+        resized = {grid: _resized(table, grid, self.resizing) for grid in dict.fromkeys(grids)}
         return torch.cat([self.position_embedding[:0], *(resized[grid] for grid in grids)])
 
 
-def _resized(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(S, S, E) -> (rows * columns, E), bilinear with antialiasing."""
+def _resized(table: Tensor, grid: tuple[int, int], how: Resizing) -> Tensor:
+    """(S, S, E) -> (rows * columns, E); bilinear with antialiasing, or bicubic without (Kimi-VL's public code)."""
     if table.shape[:2] == grid:
         return table.flatten(0, 1)
     precise = table.to(torch.promote_types(table.dtype, torch.float32)).permute(2, 0, 1)[None]
-    smooth = F.interpolate(precise, grid, mode="bilinear", align_corners=False, antialias=True)
+    smooth = F.interpolate(precise, grid, mode=how, align_corners=False, antialias=how == "bilinear")
     return smooth[0].permute(1, 2, 0).flatten(0, 1).to(table.dtype)
 
 
