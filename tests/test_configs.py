@@ -27,8 +27,9 @@ from unimodal.training.module import TransformerModule
 from unimodal.training.optimizers.build import build_optimizer
 from unimodal.training.rl.data import PromptDataModule
 from unimodal.training.rl.module import PolicyModule
+from unimodal.training.start import bundle_config
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "curriculum")
 SHORT = "--trainer.max_steps=2 --trainer.log_every_n_steps=1 --trainer.limit_val_batches=0 --samples.every=0".split()
 SHORT += ["--trainer.accelerator=cpu"]
 SPACE = TokenSpace(
@@ -91,7 +92,7 @@ def _check_model(module: TransformerModule, data: Any) -> None:
     names = data.templates.media
     spec = DataSpec(space=SPACE, media={name: MEDIA[name] for name in names})
     with torch.device("meta"):
-        config = module._architecture(spec)
+        config = module.architecture(spec, bundle_config(module.start))
         model = UnifiedModel(config)
     assert data.stream.length <= config.trunk.max_length
     assert set(model.branches) == set(names)

@@ -24,6 +24,7 @@ from data_pipelines import raw as _raw
 from tokenizers_vq import autoencoder_module as _autoencoder_module
 from tokenizers_vq import module as _tokenizer_module
 from unimodal.devices import flush_denormals
+from unimodal.model.config import ModelConfig
 from unimodal.training import module as _transformer_module
 from unimodal.training import predicting as _predicting
 from unimodal.training.callbacks.bundle import BundleWriter
@@ -33,6 +34,7 @@ from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.callbacks.stopping import CheckpointOnSigterm
 from unimodal.training.callbacks.throughput import Throughput
 from unimodal.training.checkpointing import AtomicCheckpointIO
+from unimodal.training.curriculum import Runner, run_curriculum
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import balance as _balance
 from unimodal.training.objectives import flow_matching as _flow_matching
@@ -46,6 +48,7 @@ from unimodal.training.rl.known import RL_BASES, RL_CLASSES
 from unimodal.training.rl.samples import RolloutSamples
 from unimodal.training.run_checks import check_run
 from unimodal.training.skipped import Diverged
+from unimodal.training.stages import check_stage, curriculum_of
 
 KNOWN_CLASSES = (
     _datamodules,
@@ -150,8 +153,8 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
-    """Run a training command in this process."""
+def run(arguments: Sequence[str] | None = None, *, build_only: bool = False) -> TrainingCLI:
+    """Run a training command in this process, or only build what its `fit` would train."""
     quieten()
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
@@ -159,8 +162,10 @@ def run(arguments: Sequence[str] | None = None) -> TrainingCLI:
     set_parsing_settings(subclasses_enabled=list(RL_BASES))
     if arguments is None:
         sys.argv[1:] = upgrade_arguments(sys.argv[1:])
+    given = None if arguments is None else upgrade_arguments(arguments)
     return TrainingCLI(
-        args=None if arguments is None else upgrade_arguments(arguments),
+        run=not build_only,
+        args=given[1:] if given and build_only else given,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
@@ -179,7 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     were done.
     """
     try:
-        run(arguments)
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        curriculum, more = curriculum_of(given)
+        if curriculum is None:
+            run(arguments)
+        else:
+            run_curriculum(curriculum, more, Runner(run, _check))
     except SIGTERMException:
         print("train.py: stopped by SIGTERM; --ckpt_path last resumes from the last checkpoint", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -189,3 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except USER_ERRORS as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _check(arguments: list[str], before: ModelConfig | None) -> tuple[ModelConfig | None, int]:
+    return check_stage(run(arguments, build_only=True), before)

@@ -41,7 +41,7 @@ from unimodal.training.random_state import (
 )
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.skipped import SkippedSteps, is_sound
-from unimodal.training.start import StartConfig, bundle_config, space_with_ends, start
+from unimodal.training.start import StartConfig, bundle_config, frozen_names, space_with_ends, start
 from unimodal.training.steps import StepSums
 
 ON_THE_BAR = ("text", "image", "flow")
@@ -85,12 +85,12 @@ class TransformerModule(L.LightningModule):
             return
         spec, strategy = self.spec, self.trainer.strategy
         with torch.device("meta"):
-            model = UnifiedModel(self._architecture(spec))
+            model = UnifiedModel(self.architecture(spec, bundle_config(self.start)))
         experts = {EXPERTS} if model.config.trunk.moe else set()
         has = {"flow": self.flow is not None, "multi_token": self.multi_token is not None, "experts": bool(experts)}
         self.objectives = self.objectives or usual_objectives(**has)
         check_objectives(self.objectives, {*model.branches, *model.heads, *experts})
-        check_memory(model, self.optimizer_config, self.parallel, self.start.freeze, self.trainer)
+        check_memory(model, self.optimizer_config, self.parallel, frozen_names(model, self.start), self.trainer)
         checkpoint_activations(model, self.parallel.activation_checkpointing)
         if self.compile_model:
             compile_blocks(model)
@@ -104,9 +104,8 @@ class TransformerModule(L.LightningModule):
         start(model, self.start, spec.space, spec.tokenizers)
         self.model = model
 
-    def _architecture(self, spec: DataSpec) -> ModelConfig:
-        """The model's config: what the user chose, the bundle that the run starts from, and the data's facts."""
-        source = bundle_config(self.start)
+    def architecture(self, spec: DataSpec, source: ModelConfig | None) -> ModelConfig:
+        """The model's config: what the user chose, that of the bundle the run starts from, and the data's facts."""
         trunk = self.trunk or (source.trunk if source else TransformerConfig())
         flow = self.flow.to_model_config(spec.media) if self.flow else source and source.flow
         vision = self.vision.to_model_config(spec.media, self.start.vision) if self.vision else source and source.vision

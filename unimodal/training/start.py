@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,7 +33,8 @@ class StartConfig:
 
     `vision` is a local folder of SigLIP or MoonViT for the ViT. `codebook` initialises the image rows of embedding
     and head from the image tokenizer. `upcycling` makes experts of the feed-forward parts of a dense bundle. `freeze`
-    are patterns of parameter names that are not trained, such as `*.understanding.*` or `branches.patches.encoder.*`.
+    are patterns of parameter names that are not trained, such as `*.understanding.*` or `branches.patches.encoder.*`;
+    `trainable` are those that alone are.
     """
 
     bundle: Path | None = None
@@ -41,9 +42,12 @@ class StartConfig:
     codebook: CodebookInitConfig | None = None
     upcycling: UpcyclingConfig | None = None
     freeze: tuple[str, ...] = ()
+    trainable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.freeze and not (self.bundle or self.vision):
+        if self.freeze and self.trainable:
+            raise ValueError("start.freeze names what is not trained, start.trainable what alone is: leave out one")
+        if (self.freeze or self.trainable) and not (self.bundle or self.vision):
             raise ValueError("start.freeze would keep random weights: name a bundle or a SigLIP folder to start from")
         if self.upcycling and not self.bundle:
             raise ValueError("start.upcycling makes experts of a dense model: name it in start.bundle")
@@ -57,6 +61,7 @@ def start(model: UnifiedModel, config: StartConfig, space: TokenSpace, tokenizer
     Raises ValueError for a bundle of another token space or architecture, for a pattern that matches nothing, and for
     one that freezes weights which nothing has trained.
     """
+    check_patterns(model, config)
     loaded: set[str] = set()
     if config.codebook is not None:
         init_from_codebook(model, space, open_beside(tokenizers), config.codebook)
@@ -64,7 +69,7 @@ def start(model: UnifiedModel, config: StartConfig, space: TokenSpace, tokenizer
         loaded |= load_bundle(model, config.bundle, space, config.upcycling)
     if config.vision is not None:
         loaded |= _load_vision(model, config.vision)
-    freeze(model, config.freeze, loaded)
+    freeze(model, frozen_names(model, config), loaded)
 
 
 def space_with_ends(space: TokenSpace, bundle: Path | None) -> TokenSpace:
@@ -141,16 +146,29 @@ def _load_vision(model: UnifiedModel, folder: Path) -> set[str]:
     return {f"branches.{PATCHES}.{name}" for name in loaded}
 
 
-def freeze(model: UnifiedModel, patterns: Iterable[str], loaded: set[str]) -> None:
-    """Parameters whose names match take no gradient. `loaded` are those that were trained before."""
-    names: Mapping[str, object] = dict(model.named_parameters())
-    for pattern in patterns:
-        matching = [name for name in names if fnmatchcase(name, pattern)]
-        if not matching:
-            raise ValueError(f"start.freeze: no parameter is called {pattern!r}; there is {next(iter(names))}, ...")
-        if untrained := [name for name in matching if name not in loaded]:
-            raise ValueError(f"start.freeze: {pattern!r} freezes {untrained[0]}, which nothing has trained")
-        for name in matching:
-            model.get_parameter(name).requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+def check_patterns(model: UnifiedModel, config: StartConfig) -> None:
+    """Before anything is loaded: raise ValueError for a pattern that matches nothing, and where nothing is trained."""
+    names = [name for name, _ in model.named_parameters()]
+    for setting in ("freeze", "trainable"):
+        for pattern in getattr(config, setting):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"start.{setting}: no parameter is called {pattern!r}; there is {names[0]}, ...")
+    if len(frozen_names(model, config)) == len(names):
         raise ValueError("start.freeze leaves nothing to train")
+
+
+def frozen_names(model: UnifiedModel, config: StartConfig) -> list[str]:
+    """The parameters that patterns take out of training."""
+    names = [name for name, _ in model.named_parameters()]
+    if config.trainable:
+        return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in config.trainable)]
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in config.freeze)]
+
+
+def freeze(model: UnifiedModel, names: Iterable[str], loaded: set[str]) -> None:
+    """These parameters take no gradient. Raises ValueError for one that is not among `loaded`: nothing trained it."""
+    names = list(names)
+    if untrained := [name for name in names if name not in loaded]:
+        raise ValueError(f"start would freeze {untrained[0]}, which nothing has trained")
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
