@@ -95,7 +95,7 @@ class TokenDataModule(Described, L.LightningDataModule):
         self, space: TokenSpace, media: Mapping[str, MediaSpec], tokenizers: Path, totals: Sequence[FolderTotals] = ()
     ) -> None:
         """Make the spec, once documents are there; pictures that are resampled take the templates' number of tokens."""
-        tokens = self.templates.seen_tokens
+        tokens = self.templates.resampled_tokens
         media = {name: spec.resampled(tokens) if name == PATCHES else spec for name, spec in media.items()}
         self._spec = DataSpec(
             space=space,

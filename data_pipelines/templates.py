@@ -43,8 +43,8 @@ class TemplateConfig:
 
     Pictures are `seen` as codes or as patches of a ViT, and `drawn` as codes or as latents of the flow branch, which
     `latents` configures. `patch_size` refuses patches of another size in pixels; None takes those there are. With
-    `seen_tokens`, a square number, a picture that is seen as patches takes that many tokens whatever its shape: those
-    of a resampler.
+    `resampled_tokens`, a square number, a picture that is seen as patches takes that many tokens whatever its shape:
+    those of a resampler.
     """
 
     image_first: float = 0.5
@@ -58,7 +58,7 @@ class TemplateConfig:
     drawn: DrawnAs = "codes"
     latents: LatentTemplateConfig = field(default_factory=LatentTemplateConfig)
     patch_size: int | None = None
-    seen_tokens: int = 0
+    resampled_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not all(0 <= share <= 1 for share in (self.image_first, self.drop_prompt, self.drop_image)):
@@ -67,10 +67,10 @@ class TemplateConfig:
             raise ValueError(f"a picture needs at least one branch, got {self.max_branches}")
         if self.seen not in SEEN or self.drawn not in DRAWN:
             raise ValueError(f"pictures are seen as {' or '.join(SEEN)} and drawn as {' or '.join(DRAWN)}, got {self}")
-        if self.seen_tokens < 0 or math.isqrt(self.seen_tokens) ** 2 != self.seen_tokens:
-            raise ValueError(f"seen_tokens is a square number, or 0 for one a patch, got {self.seen_tokens}")
-        if self.seen_tokens and self.seen != "patches":
-            raise ValueError("seen_tokens is for pictures that are seen as patches: set seen: patches")
+        if self.resampled_tokens < 0 or math.isqrt(self.resampled_tokens) ** 2 != self.resampled_tokens:
+            raise ValueError(f"resampled_tokens is a square number, or 0 for one a patch, got {self.resampled_tokens}")
+        if self.resampled_tokens and self.seen != "patches":
+            raise ValueError("resampled_tokens is for pictures that are seen as patches: set seen: patches")
         if self.patch_size is not None and self.patch_size < 1:
             raise ValueError(f"a patch has at least one pixel, got {self.patch_size}")
 
@@ -87,7 +87,7 @@ def render(document: TokenDocument, space: TokenSpace, config: TemplateConfig, r
 
 def outline(document: TokenDocument, space: TokenSpace, config: TemplateConfig, random: Random) -> Outline:
     """As `render`, but no id is read yet."""
-    form = picture_form(space, config.seen, config.drawn, config.latents, config.seen_tokens)
+    form = picture_form(space, config.seen, config.drawn, config.latents, config.resampled_tokens)
     return Formatter(space, config, form).outline(document, random)
 
 

@@ -23,7 +23,7 @@ HEADER = 2
 def fold_patches(patches: np.ndarray, tokens: int) -> np.ndarray:
     """uint8 (R, K, P) -> (1, Q, 2 + P * ceil(R * K / Q)): the patches of an image shared by a fixed number of tokens.
 
-    Each begins with the rows and columns of the image; what is left over is 0.
+    The first numbers of each are the rows and columns of the image; what is left over is 0.
     """
     rows, columns, width = patches.shape
     if max(rows, columns) > MAX_BYTE:

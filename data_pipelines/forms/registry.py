@@ -23,7 +23,7 @@ DRAWN: dict[DrawnAs, MakeForm] = {"codes": lambda space, seen, latents: seen, "l
 
 
 def picture_form(
-    space: TokenSpace, seen: SeenAs, drawn: DrawnAs, latents: LatentTemplateConfig, seen_tokens: int = 0
+    space: TokenSpace, seen: SeenAs, drawn: DrawnAs, latents: LatentTemplateConfig, resampled_tokens: int = 0
 ) -> PictureForm:
-    """The form of pictures that are seen and drawn in these ways; `seen_tokens` as in TemplateConfig."""
-    return DRAWN[drawn](space, SEEN[seen](space, seen_tokens), latents)
+    """The form of pictures that are seen and drawn in these ways; `resampled_tokens` as in TemplateConfig."""
+    return DRAWN[drawn](space, SEEN[seen](space, resampled_tokens), latents)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.oracles.tiny import tiny_pipeline, tiny_shards
 from tests.oracles.tiny_training import ROOT, finish, kill, losses, start_training
 from unimodal.training.cli import main
-from unimodal.training.curriculum import Runner, read_curriculum, run_curriculum
+from unimodal.training.curriculum import StageRunner, read_curriculum, run_curriculum
 
 RECIPES = sorted((ROOT / "configs" / "curriculum").glob("*.yaml"))
 LOSS_FILE = "tests.oracles.tiny_training.LossFile"
@@ -133,7 +133,7 @@ def test_a_stage_that_ended_under_other_settings_is_refused_by_name(tmp_path: Pa
         trained.append(arguments)
         (curriculum.folder(0) / "model").mkdir(parents=True)
 
-    runner = Runner(fit, lambda arguments, known: (known, 1))
+    runner = StageRunner(fit, lambda arguments, known: (known, 1))
     run_curriculum(curriculum, [], runner)
     run_curriculum(curriculum, [], runner)
     assert len(trained) == 1
@@ -200,8 +200,8 @@ def test_a_recipe_trains_in_a_tiny_form(path: Path, tmp_path: Path) -> None:
             sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 24}
             settings["model.vision"] = {**settings["model.vision"], **sizes}
             settings |= {"data.templates.patch_size": 4}
-        if settings.get("data.templates.seen_tokens"):
-            settings["data.templates.seen_tokens"] = 4
+        if settings.get("data.templates.resampled_tokens"):
+            settings["data.templates.resampled_tokens"] = 4
         if frozen := settings.get("model.start.trainable"):  # without a folder of a ViT its encoder is new
             settings["model.start.trainable"] = [pattern.replace("connector.", "") for pattern in frozen]
         stage["settings"] = settings

@@ -42,7 +42,7 @@ EYES: dict[str, Options] = {
     "resampler": {
         **VISION,
         "model__vision": "{dim: 16, num_layers: 1, num_heads: 2, hidden_dim: 24, connector: resampler}",
-        "data__templates__seen_tokens": 4,
+        "data__templates__resampled_tokens": 4,
     },
 }
 
@@ -65,7 +65,7 @@ def test_a_discrete_model_learns_to_name_what_it_sees_and_draws_codes(eyes: str,
 def test_a_resampler_and_its_number_of_tokens_go_together(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = fit_arguments(shards, tmp_path, **{**EYES["resampler"], "data__templates__seen_tokens": 0})
+    given = fit_arguments(shards, tmp_path, **{**EYES["resampler"], "data__templates__resampled_tokens": 0})
     with pytest.raises(SystemExit, match="2"):
         main(given)
-    assert "data.templates.seen_tokens" in capsys.readouterr().err
+    assert "data.templates.resampled_tokens" in capsys.readouterr().err

@@ -245,7 +245,7 @@ class Batch:
         self.sync()
 
     def _all_prompts(self) -> Tensor:
-        """(P, L): what `history` begins with."""
+        """(P, L): the first part of `history`."""
         prompts = [list(self.requests[number].prompt) for number in self.numbers]
         max_length = max(map(len, prompts), default=0)
         return self.integers([[-1] * (max_length - len(ids)) + ids for ids in prompts]).view(len(prompts), max_length)

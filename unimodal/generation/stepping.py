@@ -17,7 +17,7 @@ from unimodal.generation.noise import exponentials
 from unimodal.generation.rows import write_where
 from unimodal.generation.sampling import pick
 
-GRAPHS = 64
+STEPPING_GRAPHS = 64
 """Of kinds of batches (settings that are on, numbers of rows) for which one process compiles."""
 
 # Shapes: P answers, R rows of the cache, W drafts of each answer, V vocabulary. A window is W + 1 offsets: the next
@@ -91,7 +91,7 @@ def compiled_stepping(**options: Any) -> Stepping:
 
     `options` go to torch.compile, which counts graphs by the code object of a function.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, STEPPING_GRAPHS)
     fresh = [FunctionType(each.__code__.replace(), globals(), each.__name__) for each in EAGER]
     return Stepping(*(torch.compile(each, **options) for each in fresh))
 

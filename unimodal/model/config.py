@@ -12,8 +12,8 @@ from tokenizers_vq.media import PatchSpec
 from unimodal.model.feedforward.config import MoEConfig
 
 NormPlacement = Literal["pre", "swin"]
-Encoder = Literal["siglip", "moonvit"]
-Connector = Literal["mlp", "pixel_shuffle", "resampler"]
+EncoderKind = Literal["siglip", "moonvit"]
+ConnectorKind = Literal["mlp", "pixel_shuffle", "resampler"]
 INIT_STD = 0.02
 """Standard deviation of new weight matrices."""
 
@@ -169,9 +169,9 @@ class VisionConfig:
     hidden_dim: int = 384
     norm_eps: float = 1e-6
     pos_embed_period: float = 10_000.0
-    encoder: Encoder = "siglip"
+    encoder: EncoderKind = "siglip"
     merge: int = 1
-    connector: Connector = "mlp"
+    connector: ConnectorKind = "mlp"
 
     def __post_init__(self) -> None:
         sizes = (self.grid_size, self.num_layers, self.hidden_dim, self.num_heads, self.merge)
@@ -185,7 +185,7 @@ class VisionConfig:
             raise ValueError(f"2-D RoPE needs heads whose width 4 divides, got {self.dim} / {self.num_heads}")
         if bool(self.patches.tokens) != (self.connector == "resampler") or (self.patches.tokens and self.merge > 1):
             raise ValueError(
-                "a resampler and the number of its tokens go together (data.templates.seen_tokens), with a merge of 1; "
+                "a resampler goes with the number of its tokens (data.templates.resampled_tokens) and a merge of 1; "
                 f"got {self.patches.tokens} tokens, connector {self.connector}, merge {self.merge}"
             )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers_vq.media import LATENTS, PATCHES, MediaSpec, PatchSpec
 from unimodal.interop.architectures.vision import vit_config
-from unimodal.model.config import Connector, Encoder, FlowConfig, ModelConfig, VisionConfig
+from unimodal.model.config import ConnectorKind, EncoderKind, FlowConfig, ModelConfig, VisionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class VisionBranchConfig:
     num_heads: int = 2
     hidden_dim: int = 384
     pos_embed_period: float = 10_000.0
-    encoder: Encoder = "siglip"
+    encoder: EncoderKind = "siglip"
     merge: int = 1
-    connector: Connector = "mlp"
+    connector: ConnectorKind = "mlp"
 
     def to_model_config(self, media: Mapping[str, MediaSpec], siglip: Path | None = None) -> VisionConfig:
         """Raises ValueError where the data holds no patches, or of another size than a SigLIP folder's."""
@@ -99,5 +99,5 @@ def check_branches(config: ModelConfig, media: Mapping[str, MediaSpec]) -> None:
     if vision and isinstance(sizing, PatchSpec) and vision.patches.tokens != sizing.tokens:
         raise ValueError(
             f"the model takes {vision.patches.tokens} tokens for each image (0: one for each patch), and "
-            f"data.templates.seen_tokens says {sizing.tokens}: they must be the same"
+            f"data.templates.resampled_tokens says {sizing.tokens}: they must be the same"
         )

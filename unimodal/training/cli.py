@@ -34,7 +34,7 @@ from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.callbacks.stopping import CheckpointOnSigterm
 from unimodal.training.callbacks.throughput import Throughput
 from unimodal.training.checkpointing import AtomicCheckpointIO
-from unimodal.training.curriculum import Runner, run_curriculum
+from unimodal.training.curriculum import StageRunner, run_curriculum
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import balance as _balance
 from unimodal.training.objectives import flow_matching as _flow_matching
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if curriculum is None:
             run(arguments)
         else:
-            run_curriculum(curriculum, more, Runner(run, _check))
+            run_curriculum(curriculum, more, StageRunner(run, _check))
     except SIGTERMException:
         print("train.py: stopped by SIGTERM; --ckpt_path last resumes from the last checkpoint", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

@@ -100,7 +100,7 @@ def read_curriculum(path: Path) -> Curriculum | None:
 
 
 @dataclass(frozen=True)
-class Runner:
+class StageRunner:
     """What trains and checks a stage, by its command line."""
 
     fit: Callable[[list[str]], Any]
@@ -108,7 +108,7 @@ class Runner:
     """Arguments, and what the stage before gave -> the same of this one, and its tokens a step."""
 
 
-def run_curriculum(curriculum: Curriculum, more: Sequence[str], runner: Runner) -> None:
+def run_curriculum(curriculum: Curriculum, more: Sequence[str], runner: StageRunner) -> None:
     """Check all stages, then train those that have not ended. Raises ValueError before anything is loaded."""
     known: Any = None
     planned: list[list[str]] = []

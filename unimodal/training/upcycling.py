@@ -45,7 +45,7 @@ class DensePart(NamedTuple):
 
 
 def expert_layers(model: UnifiedModel) -> Iterator[str]:
-    """What names of the feed-forward parts with experts begin with."""
+    """The prefixes of names of the feed-forward parts that have experts."""
     trunk = model.config.trunk
     if trunk.moe:
         yield from (f"trunk.blocks.{layer}.{PART}" for layer in range(trunk.moe.first_dense, trunk.num_layers))

@@ -16,14 +16,14 @@ from tokenizers_vq.media import PatchSpec
 from unimodal.interop.weights import read_weights
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.branches.vision.connectors import PixelShuffleConnector
-from unimodal.model.config import Connector, VisionConfig
+from unimodal.model.config import ConnectorKind, VisionConfig
 from unimodal.model.sharded import write_rows
 
 LAYER = {"attention_norm": "norm0", "mlp_norm": "norm1", "o_proj": "wo", "up_proj": "mlp.fc0", "down_proj": "mlp.fc1"}
 """Ours -> theirs, of a layer; queries, keys and values are one matrix there."""
 TOWER, PROJECTOR = ("vision_tower.", ""), "multi_modal_projector."
 CONNECTOR = {"norm": "pre_norm", "in_proj": "linear_1", "out_proj": "linear_2"}
-DEFAULTS = {
+MOONVIT_DEFAULTS = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_hidden_layers": 27,
@@ -34,7 +34,7 @@ DEFAULTS = {
     "merge_kernel_size": [2, 2],
 }
 """Of the public configuration, which configs may leave out."""
-EPS = 1e-5
+MOONVIT_EPS = 1e-5
 """Of its norms, which no config states."""
 
 
@@ -46,13 +46,13 @@ def is_moonvit(values: dict[str, Any]) -> bool:
 
 def moonvit_sizes(values: dict[str, Any], *, whole: bool) -> tuple[int, int]:
     """Pixels along a side of its patches, and patches along a side of a token; 1 where `whole` images are resampled."""
-    vision: dict[str, Any] = DEFAULTS | values.get("vision_config", values)
+    vision: dict[str, Any] = MOONVIT_DEFAULTS | values.get("vision_config", values)
     return vision["patch_size"], 1 if whole else vision["merge_kernel_size"][0]
 
 
-def moonvit_config(folder: Path, values: dict[str, Any], spec: PatchSpec, connector: Connector) -> VisionConfig:
+def moonvit_config(folder: Path, values: dict[str, Any], spec: PatchSpec, connector: ConnectorKind) -> VisionConfig:
     """The config of a folder's ViT. Raises ValueError where it is none that ours can be."""
-    vision: dict[str, Any] = DEFAULTS | values.get("vision_config", values)
+    vision: dict[str, Any] = MOONVIT_DEFAULTS | values.get("vision_config", values)
     height, width = vision["init_pos_emb_height"], vision["init_pos_emb_width"]
     merge = vision["merge_kernel_size"]
     if height != width or merge[0] != merge[1]:
@@ -64,7 +64,7 @@ def moonvit_config(folder: Path, values: dict[str, Any], spec: PatchSpec, connec
         num_layers=vision["num_hidden_layers"],
         num_heads=vision["num_attention_heads"],
         hidden_dim=vision["intermediate_size"],
-        norm_eps=EPS,
+        norm_eps=MOONVIT_EPS,
         encoder="moonvit",
         merge=moonvit_sizes(values, whole=bool(spec.tokens))[1],
         connector=connector,

@@ -12,10 +12,10 @@ from unimodal.interop.architectures.moonvit import is_moonvit, load_moonvit, moo
 from unimodal.interop.architectures.siglip import load_siglip, siglip_config
 from unimodal.model.branches.vision.branch import VisionBranch
 from unimodal.model.checkpoint import CONFIG_FILE
-from unimodal.model.config import Connector, VisionConfig
+from unimodal.model.config import ConnectorKind, VisionConfig
 
 
-def vit_config(folder: Path, spec: PatchSpec, merge: int = 1, connector: Connector = "mlp") -> VisionConfig:
+def vit_config(folder: Path, spec: PatchSpec, merge: int = 1, connector: ConnectorKind = "mlp") -> VisionConfig:
     """The config of a folder's ViT for the data's patches, of which a SigLIP's token covers `merge` x `merge`.
 
     Raises ValueError where the folder holds none, or one with patches of another size.

@@ -62,8 +62,8 @@ class ExpertBalance(Objective):
         assert config is not None
         real = (batch.documents >= 0).flatten()
         kinds = _kinds(batch, media, config)
-        places = torch.arange(len(real), dtype=torch.int32, device=real.device)
-        documents = torch.searchsorted(batch.facts.ends, places, right=True)
+        index = torch.arange(len(real), dtype=torch.int32, device=real.device)
+        documents = torch.searchsorted(batch.facts.ends, index, right=True)
         uneven, z_loss = features.new_zeros((), dtype=torch.float32), features.new_zeros((), dtype=torch.float32)
         for part in expert_parts(model):
             routing = part.take()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tokenizers_vq.folded_patches import unfold_patches
 from unimodal.model.branches.base import Branch, Inserted, MediaTokens, no_tokens
 from unimodal.model.branches.vision.connectors import MLPConnector, PixelShuffleConnector
-from unimodal.model.branches.vision.merging import in_raster_order, patch_grids, places_of_patches, split_tokens
+from unimodal.model.branches.vision.merging import in_raster_order, patch_grids, patch_slots, split_tokens
 from unimodal.model.branches.vision.moonvit import MoonViTEncoder
 from unimodal.model.branches.vision.resampler import Resampler
 from unimodal.model.branches.vision.siglip import SiglipEncoder
@@ -46,10 +46,10 @@ class VisionBranch(Branch):
         merge, pixels = self.config.merge, self._scaled(media.values)
         if merge == 1:
             return Inserted(media.index, self.connector(self.encoder(pixels, media.grids), media))
-        places = places_of_patches(media, merge)
-        raster = in_raster_order(split_tokens(pixels, merge), places)
+        slots = patch_slots(media, merge)
+        raster = in_raster_order(split_tokens(pixels, merge), slots)
         features = self.encoder(raster, patch_grids(media.grids, merge))
-        return Inserted(media.index, self.connector(features[places].unflatten(0, (-1, merge**2)).flatten(1), media))
+        return Inserted(media.index, self.connector(features[slots].unflatten(0, (-1, merge**2)).flatten(1), media))
 
     def _resampled(self, media: MediaTokens) -> Tensor:
         """Every image as the same number of tokens; its rows and columns stand in the numbers of its tokens."""

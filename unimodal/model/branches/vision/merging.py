@@ -18,7 +18,7 @@ def patch_grids(grids: Grids, merge: int) -> Grids:
     return tuple((rows * merge, columns * merge) for rows, columns in grids)
 
 
-def places_of_patches(media: MediaTokens, merge: int) -> Tensor:
+def patch_slots(media: MediaTokens, merge: int) -> Tensor:
     """(N,) int64: where the patches of each token, its own row by row, stand among those of all images row by row."""
     device = media.row_col.device
     counts = torch.tensor([rows * columns for rows, columns in media.grids], dtype=torch.int64)
@@ -39,6 +39,6 @@ def split_tokens(values: Tensor, merge: int) -> Tensor:
     return blocks.reshape(-1, 3 * small * small)
 
 
-def in_raster_order(of_tokens: Tensor, places: Tensor) -> Tensor:
+def in_raster_order(of_tokens: Tensor, slots: Tensor) -> Tensor:
     """(N, C) token by token -> row by row through each image."""
-    return torch.zeros_like(of_tokens).index_copy(0, places, of_tokens)
+    return torch.zeros_like(of_tokens).index_copy(0, slots, of_tokens)

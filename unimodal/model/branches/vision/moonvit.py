@@ -28,14 +28,14 @@ class MoonViTEncoder(SiglipEncoder):
 
     def rotation(self, grids: Grids, like: Tensor) -> PairRotation:
         """Cosines and sines of each patch."""
-        places = torch.cat([grid_positions(0, 0), *(grid_positions(*grid) for grid in grids)]).to(like.device)
-        return pair_rotation(places, self.config.dim // self.config.num_heads, like.dtype)
+        row_col = torch.cat([grid_positions(0, 0), *(grid_positions(*grid) for grid in grids)]).to(like.device)
+        return pair_rotation(row_col, self.config.dim // self.config.num_heads, like.dtype)
 
 
-def pair_rotation(places: Tensor, head_dim: int, dtype: torch.dtype) -> PairRotation:
-    """places (N, 2), row and column -> cosines and sines (N, 1, W / 2), computed in float32 at least."""
+def pair_rotation(row_col: Tensor, head_dim: int, dtype: torch.dtype) -> PairRotation:
+    """row_col (N, 2), row and column -> cosines and sines (N, 1, W / 2), computed in float32 at least."""
     precise = torch.promote_types(dtype, torch.float32)
-    frequencies = THETA ** -(torch.arange(0, head_dim, 4, device=places.device, dtype=precise) / head_dim)
-    rows, columns = places[:, 0, None] * frequencies, places[:, 1, None] * frequencies
+    frequencies = THETA ** -(torch.arange(0, head_dim, 4, device=row_col.device, dtype=precise) / head_dim)
+    rows, columns = row_col[:, 0, None] * frequencies, row_col[:, 1, None] * frequencies
     angles = torch.stack([columns, rows], dim=-1).flatten(1)
     return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
