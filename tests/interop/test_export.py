@@ -57,7 +57,7 @@ def test_an_export_opens_with_every_key_and_gives_our_logits_for_all_ids(
 def test_multi_token_heads_are_left_out_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = tiny_pipeline(**CHAMELEONS["pre"], multi_token=MultiTokenConfig(depth=2))
     ours.save(tmp_path / "model")
-    assert main(["export-hf", str(tmp_path / "model"), "--out", str(tmp_path / "theirs")]) == 0
+    assert main(["export-hf", str(tmp_path / "model"), str(tmp_path / "theirs")]) == 0
     assert "multi-token heads are left out" in capsys.readouterr().out
     theirs, keys = CLASSES["pre"].from_pretrained(tmp_path / "theirs", output_loading_info=True)
     assert not any(keys.values()), keys

@@ -277,7 +277,11 @@ REFUSALS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("head width", configured(head_dim=16), "has shape (32, 32), its config says (64, 32)"),
     ("activation", configured(hidden_act="gelu"), "'gelu', ours is silu"),
     ("quantized", configured(quantization_config={"bits": 4}), "quantized"),
-    ("other type", configured(model_type="gpt2"), "'gpt2' cannot be imported; llama, qwen2, qwen3 and chameleon can"),
+    (
+        "other type",
+        configured(model_type="gpt2"),
+        "'gpt2' cannot be imported; llama, qwen2, qwen3, chameleon, dots1, ",
+    ),
     ("no type", configured(model_type=None), "model type None"),
     ("odd field", configured(hidden_size="wide"), "is not a config of llama"),
     ("heads", configured(num_key_value_heads=3), "kv heads must divide heads"),

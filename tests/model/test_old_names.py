@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.oracles.tiny import tiny_model, tiny_space
 from tokenizers_vq.media import PatchSpec
 from unimodal.model.checkpoint import open_model, save_model
-from unimodal.model.config import FlowConfig, QKNormConfig, RopeConfig, VisionConfig
+from unimodal.model.config import FlowConfig, ModelConfig, QKNormConfig, RopeConfig, VisionConfig
 from unimodal.model.model import UnifiedModel
 from unimodal.model.old_names import (
     FLOW_NAMES,
@@ -164,7 +164,7 @@ def test_every_old_field_is_read_and_none_of_them_is_todays() -> None:
     flow, vision = FLOW_NAMES.keys() & vars(FLOW).keys(), VISION_NAMES.keys() & vars(VISION).keys()
     assert flow == vision == set()
     config = upgrade_model_config(old_config(tiny_model(SPACE.vocab_size, **KINDS["all"])))
-    assert config["flow"] == vars(FLOW) and config["vision"] == {**vars(VISION), "patches": vars(VISION.patches)}
+    assert config["flow"] == vars(FLOW) and ModelConfig.from_dict(config).vision == VISION
     assert config["trunk"]["rope"] == {"theta": 500.0}
 
 

@@ -101,8 +101,14 @@ def _bring_back(source: Path, config: ModelConfig, weights: dict[str, Tensor], o
         shutil.copyfile(source / TOKENIZER_FILE, folder / TEXT_TOKENIZER / TOKENIZER_FILE)
         if (source / IMAGE_TOKENIZER).is_dir():
             shutil.copytree(source / IMAGE_TOKENIZER, folder / IMAGE_TOKENIZER)
-        save_model(assembled(config, weights), space, folder)
+        save_model(assembled(_with_image_ids(config, space), weights), space, folder)
     return space
+
+
+def _with_image_ids(config: ModelConfig, space: TokenSpace) -> ModelConfig:
+    """Experts know which ids are image codes."""
+    moe = config.trunk.moe and dataclasses.replace(config.trunk.moe, image_ids_from=space.image_offset)
+    return dataclasses.replace(config, trunk=dataclasses.replace(config.trunk, moe=moe))
 
 
 def _check_tokenizers(source: Path, space: TokenSpace) -> None:
@@ -125,7 +131,8 @@ def _settle(
     tables = (EMBEDDING,) if config.trunk.tied_head else (EMBEDDING, HEAD)
     for seed, name in enumerate(tables, start=SEED):
         weights[name] = grow(weights[name], adopted.known, space.vocab_size, seed)
-    model = assembled(dataclasses.replace(config, vocab_size=space.vocab_size), weights)
+    config = _with_image_ids(dataclasses.replace(config, vocab_size=space.vocab_size), space)
+    model = assembled(config, weights)
     with fresh_folder(out) as folder:
         Bundle(model, space, Tokenizers(adopted.text, image)).save(folder)
     return space

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -129,13 +130,19 @@ def _check_same(found: ModelConfig, wanted: ModelConfig, folder: Path, may_diffe
     if found.trunk.mixture and not wanted.trunk.mixture:
         raise ValueError(f"{folder} is a mixture of transformers, and this run trains a dense model: set model.flow")
     for part in ("trunk", "flow", "vision", "multi_token"):
-        theirs, ours = getattr(found, part), getattr(wanted, part)
+        theirs, ours = (_without_data(getattr(config, part)) for config in (found, wanted))
         fields = vars(theirs) if theirs and ours else {}
         for name, value in fields.items():
             if name not in may_differ and value != getattr(ours, name):
                 raise ValueError(
                     f"{folder}: its {name} is {value}, this run's {getattr(ours, name)}: they must be the same"
                 )
+
+
+def _without_data(part: Any) -> Any:
+    """A part of a config without what the data says of it: where image codes start, for experts."""
+    moe = getattr(part, "moe", None)
+    return replace(part, moe=replace(moe, image_ids_from=0)) if moe else part
 
 
 def _load_vision(model: UnifiedModel, folder: Path) -> set[str]:

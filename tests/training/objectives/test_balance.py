@@ -100,15 +100,16 @@ def test_terms_are_their_formulae() -> None:
     routing = part.take()
     keys = [(row, int(d)) for row, documents in enumerate(batch.documents) for d in documents]
     total = z_loss = 0.0
+    weights = batch.loss_weights.flatten()
     for key in {key for key in keys if key[1] >= 0}:
         index = [place for place, other in enumerate(keys) if other == key]
         f = torch.zeros(5).double()
         for place in index:
             f[routing.selected[place]] += 5 / (2 * len(index))
         scores = routing.scores[index].detach()
-        total += len(index) * float((f * (scores / scores.sum(-1, keepdim=True)).mean(0)).sum())
-        z_loss += float(routing.logits[index].exp().sum(-1).log().square().sum())
-    count = sum(key[1] >= 0 for key in keys)
+        total += float(weights[index].sum()) * float((f * (scores / scores.sum(-1, keepdim=True)).mean(0)).sum())
+        z_loss += float((routing.logits[index].detach().exp().sum(-1).log().square() * weights[index]).sum())
+    count = float(weights.sum())
     assert float(found["balance"]) == pytest.approx(total / count, rel=1e-5)
     assert float(found["router_z"]) == pytest.approx(z_loss / count, rel=1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,14 +13,15 @@ from data_pipelines.batch import PackedBatch
 from data_pipelines.datamodule import TokenDataModule
 from data_pipelines.planning import StreamConfig
 from data_pipelines.templates import TemplateConfig
+from tests.model.test_moe import TINY
 from tests.oracles.tiny import tiny_flow_pipeline, tiny_shards
 from unimodal.generation.batch_media import media_tokens
 from unimodal.model.branches.base import MediaBatch
 from unimodal.model.config import MultiTokenConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.objectives import flow_matching, multi_token, next_token
-from unimodal.training.objectives.base import Objective, Terms, total
+from unimodal.training.objectives import balance, flow_matching, multi_token, next_token
+from unimodal.training.objectives.base import EXPERTS, Objective, Terms, total
 
 KINDS: dict[str, type[Objective]] = {
     kind.__name__: kind for kind in Objective.__subclasses__() if kind.__module__.startswith("unimodal.")
@@ -28,12 +30,27 @@ assert KINDS.keys() >= {
     next_token.NextToken.__name__,
     flow_matching.FlowMatching.__name__,
     multi_token.MultiToken.__name__,
+    balance.ExpertBalance.__name__,
 }
 
 
 @pytest.fixture(scope="module")
-def model() -> UnifiedModel:
-    return tiny_flow_pipeline(multi_token=MultiTokenConfig(depth=2)).model
+def models() -> dict[str, UnifiedModel]:
+    """With every branch and head, and for the balance of experts with some."""
+    flow = tiny_flow_pipeline(multi_token=MultiTokenConfig(depth=2)).model
+    dense = tiny_flow_pipeline(mixture=False).model
+    moe = replace(TINY, image_ids_from=dense.config.vocab_size - 16)
+    config = replace(dense.config, trunk=replace(dense.config.trunk, moe=moe))
+    torch.manual_seed(0)
+    return {"ExpertBalance": UnifiedModel(config).to(dense.dtype).train()} | {
+        name: flow for name in KINDS if name != "ExpertBalance"
+    }
+
+
+@pytest.fixture
+def model(models: dict[str, UnifiedModel], request: pytest.FixtureRequest) -> UnifiedModel:
+    """The model that an objective of this name trains."""
+    return models[request.node.callspec.params["name"]]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +76,7 @@ def test_terms_are_named_scalars_whose_loss_reaches_the_weights(
     name: str, model: UnifiedModel, batches: Sequence[PackedBatch]
 ) -> None:
     objective = KINDS[name]()
-    assert objective.branch in (None, *model.branches, *model.heads)
+    assert objective.branch in (None, EXPERTS, *model.branches, *model.heads)
     found = [terms_of(objective, model, batch) for batch in batches]
     terms = max(found, key=lambda terms: sum(float(term.weight) for term in terms.values()))
     assert terms and all(term.weighted.shape == term.weight.shape == () for term in terms.values())

@@ -207,6 +207,7 @@ class Qwen3Moe(ExpertArchitecture):
             hidden_dim=whole.moe_intermediate_size,
             first_dense=len(whole.mlp_only_layers or []),
             scores="softmax",
+            bias_by="none",
             normalized=bool(whole.norm_topk_prob),
         )
 
@@ -249,6 +250,7 @@ class Mixtral(ExpertArchitecture):
             hidden_dim=whole.intermediate_size,
             first_dense=0,
             scores="softmax",
+            bias_by="none",
         )
 
     def moe_fields(self, moe: MoEConfig) -> dict[str, Any]:

@@ -36,7 +36,7 @@ LOPSIDED = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertBalance(Objective):
-    """Terms `balance` = weight * sum over layers of E / K * sum_e f_e P_e, a mean over documents by their tokens, and
+    """Terms `balance` = weight * sum over layers of E / K * sum_e f_e P_e, a mean over documents by their weight, and
     `router_z` = z_weight * log(sum exp logits)^2; both are means over tokens. The bias moves by `bias_rate`.
 
     f_e is the share of a document's choices that fall on expert e, P_e the mean of its share of the scores.
@@ -60,7 +60,7 @@ class ExpertBalance(Objective):
         media = state
         config = model.config.trunk.moe
         assert config is not None
-        real = (batch.documents >= 0).flatten()
+        real, weights = (batch.documents >= 0).flatten(), batch.loss_weights.flatten()
         kinds = _kinds(batch, media, config)
         index = torch.arange(len(real), dtype=torch.int32, device=real.device)
         documents = torch.searchsorted(batch.facts.ends, index, right=True)
@@ -70,9 +70,9 @@ class ExpertBalance(Objective):
             chosen = choices(routing, kinds, real, config)
             if model.training:
                 part.counts = chosen if part.counts is None else part.counts + chosen
-            uneven = uneven + _unevenness(routing, documents, real, len(batch.facts.ends) + 1)
-            z_loss = z_loss + (routing.logits.logsumexp(-1).square() * real).sum()
-        weight = real.sum().float()
+            uneven = uneven + _unevenness(routing, documents, real, weights, len(batch.facts.ends) + 1)
+            z_loss = z_loss + (routing.logits.logsumexp(-1).square() * weights).sum()
+        weight = weights.sum()
         return {
             "balance": Term(self.weight * uneven, self.weight * weight),
             "router_z": Term(self.z_weight * z_loss, self.z_weight * weight),
@@ -96,7 +96,8 @@ class ExpertBalance(Objective):
             dist.all_reduce(counts)
         if sound and self.bias_rate:
             for part, of_layer in zip(parts, counts, strict=True):
-                move_bias(part.router.bias, of_layer, self.bias_rate)
+                if part.router.config.bias_by != "none":
+                    move_bias(part.router.bias, of_layer, self.bias_rate)
         found = loads(counts)
         self._warn(found, step)
         return found
@@ -152,12 +153,13 @@ def _kinds(batch: PackedBatch, media: Any, config: MoEConfig) -> Tensor:
     return token_kinds(batch.tokens, list(media.values()), config).flatten()
 
 
-def _unevenness(routing: Routing, documents: Tensor, real: Tensor, count: int) -> Tensor:
-    """Sum over documents of tokens * E / K * sum_e f_e P_e; 1 a token where all experts are equally busy."""
+def _unevenness(routing: Routing, documents: Tensor, real: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Sum over documents of weight * E / K * sum_e f_e P_e; their weight where all experts are equally busy."""
     (_, experts), top_k = routing.scores.shape, routing.selected.shape[1]
     weight = real.to(routing.scores.dtype)
     tokens = weight.new_zeros(count).index_add(0, documents, weight).clamp_min(1)
     chosen = torch.zeros_like(routing.scores).scatter_(1, routing.selected, 1.0) * weight[:, None]
     shares = routing.scores / routing.scores.sum(-1, keepdim=True) * weight[:, None]
     f, p = (weight.new_zeros(count, experts).index_add(0, documents, each) for each in (chosen, shares))
-    return (f * p / tokens[:, None]).sum().float() * experts / top_k
+    of_documents = weight.new_zeros(count).index_add(0, documents, weights.to(weight.dtype))
+    return ((f * p).sum(-1) / tokens.square() * of_documents).sum().float() * experts / top_k
