@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -70,7 +70,7 @@ def start(model: UnifiedModel, config: StartConfig, space: TokenSpace, tokenizer
         loaded |= load_bundle(model, config.bundle, space, config.upcycling)
     if config.vision is not None:
         loaded |= _load_vision(model, config.vision)
-    freeze(model, frozen_names(model, config), loaded)
+    freeze(model, config.freeze, loaded, config.trainable)
 
 
 def space_with_ends(space: TokenSpace, bundle: Path | None) -> TokenSpace:
@@ -172,10 +172,15 @@ def frozen_names(model: UnifiedModel, config: StartConfig) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in config.freeze)]
 
 
-def freeze(model: UnifiedModel, names: Iterable[str], loaded: set[str]) -> None:
-    """These parameters take no gradient. Raises ValueError for one that is not among `loaded`: nothing trained it."""
-    names = list(names)
+def freeze(model: UnifiedModel, patterns: Sequence[str], loaded: set[str], trainable: Sequence[str] = ()) -> None:
+    """Parameters that match `patterns`, or do not match `trainable`, take no gradient.
+
+    Raises ValueError as `check_patterns`, and for one that is not among `loaded`: nothing trained it.
+    """
+    config = StartConfig(bundle=Path(), freeze=tuple(patterns), trainable=tuple(trainable))
+    check_patterns(model, config)
+    names = frozen_names(model, config)
     if untrained := [name for name in names if name not in loaded]:
-        raise ValueError(f"start would freeze {untrained[0]}, which nothing has trained")
+        raise ValueError(f"start freezes {untrained[0]}, which nothing has trained")
     for name in names:
         model.get_parameter(name).requires_grad_(False)
