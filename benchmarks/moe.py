@@ -1,13 +1,15 @@
 """What does a mixture of experts cost beside a dense model with as many active parameters?
 
 Both have the demo's shape; of eight experts a token takes two, beside a shared one. Forward and backward passes over
-one batch of packed text and codes are timed in turn: `moe_per_flop` compares the time for one active operation, and
-`moe_per_second` the batches a second. One JSON line for each goes to stdout. Figures: docs/results.md.
+batches of packed text and codes, other ones each time, are timed in turn: `moe_per_flop` compares the time for one
+active operation, and `moe_per_second` the batches a second. One JSON line for each goes to stdout. Figures:
+docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -59,18 +61,25 @@ def step(model: UnifiedModel, batch: PackedBatch) -> float:
     return time.perf_counter() - start
 
 
+def random_batch(seed: int) -> PackedBatch:
+    """Other tokens each time, so that experts get other numbers of them, as in training."""
+    batch = packed_text(ROWS, LENGTH, DOCUMENT, VOCABULARY)
+    tokens = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(seed))
+    return dataclasses.replace(batch, tokens=tokens, targets=tokens)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="steps in turn (default 20)")
     options = parser.parse_args(arguments)
-    batch = packed_text(ROWS, LENGTH, DOCUMENT, VOCABULARY)
+    batches = [random_batch(seed) for seed in range(options.runs + 3)]
     models = [model_of(EXPERTS), model_of(None)]
     for model in models:
-        for _ in range(3):
+        for batch in batches[:3]:
             step(model, batch)
     seconds: list[list[float]] = [[], []]
-    for _ in range(options.runs):
+    for batch in batches[3:]:
         for model, found in zip(models, seconds, strict=True):
             found.append(step(model, batch))
     moe, dense = (statistics.median(found) for found in seconds)

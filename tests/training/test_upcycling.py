@@ -1,4 +1,4 @@
-"""Upcycling: experts of a dense model compute what it computes, and are told apart."""
+"""Upcycling: experts of a dense model compute what it computes, and differ from one another."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Upcycling: a mixture of experts that starts from a dense model (arXiv 2212.05055).
 
-Experts that are copies of one dense part stay alike: nothing tells them apart. So each takes hidden units of its own
+Experts that are copies of one dense part stay alike: they get the same gradients. So each takes hidden units of its own
 choice, and a share of them is drawn anew (drop-upcycling, arXiv 2502.19261). Down-projections are scaled so that the
 sum over the active experts is the dense part's, but for what was drawn anew.
 """

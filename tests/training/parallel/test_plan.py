@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.oracles.tiny import tiny_config
 from unimodal.cli import main
+from unimodal.model.config import MultiTokenConfig
+from unimodal.model.feedforward.config import MoEConfig
 from unimodal.model.model import UnifiedModel
-from unimodal.training.optimizers.build import AdamWConfig, MuonConfig
+from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, OptimizerConfig
 from unimodal.training.parallel.estimate import PlannedSetting, estimate_memory, packed_text, trace_memory
 
 CONFIG = tiny_config(vocab_size=512, dim=128, num_layers=4, hidden_dim=256)
@@ -65,6 +68,23 @@ def test_nothing_is_allocated_for_a_model_that_would_fill_the_machine() -> None:
     batch = packed_text(1, 512, 200, 65536)
     found = trace_memory(large, AdamWConfig(), planned(ranks=512, dtype=torch.bfloat16), batch)
     assert found.parts["optimizer"] < 2**30 < found.checkpoint
+
+
+@pytest.mark.parametrize("layout", ["ddp", "sharded"])
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=["adamw", "muon"])
+def test_experts_and_multi_token_heads_are_planned_with_their_objectives(
+    layout: str, optimizer: OptimizerConfig
+) -> None:
+    """Experts ask how many tokens each has, which tensors without numbers cannot say: a plan takes them as even."""
+    moe = MoEConfig(experts=8, top_k=2, hidden_dim=128, first_dense=1, image_ids_from=400)
+    shape: dict[str, Any] = {"vocab_size": 512, "dim": 128, "num_layers": 4, "hidden_dim": 256}
+    models = [tiny_config(**shape), tiny_config(**shape, moe=moe)]
+    models.append(tiny_config(**shape, multi_token=MultiTokenConfig()))
+    plain, *others = (trace_memory(model, optimizer, planned(layout=layout, ranks=2), BATCH) for model in models)
+    for config, found in zip(models[1:], others, strict=True):
+        weights = sum(4 * parameter.numel() for parameter in UnifiedModel(config).parameters())
+        share = 1 if layout == "ddp" else 2
+        assert found.parts["parameters"] >= weights / share and found.peak > plain.peak
 
 
 def test_the_command_names_a_setting_or_says_that_none_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,8 @@ from unimodal.interop.architectures.decoder import (
     decoder_names,
     decoder_trunk,
 )
-from unimodal.model.config import ModelConfig, QKNormConfig, TransformerConfig
+from unimodal.interop.architectures.qwen3 import Qwen3
+from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.feedforward.config import MoEConfig
 
 DENSE = "feed_forward."
@@ -139,7 +140,7 @@ def _sibling(name: str, part: str, parts: str) -> str:
     return name.replace(".mlp.", f".{parts}.").replace("gate_proj", part)
 
 
-class Dots1(ExpertArchitecture):
+class Dots1(ExpertArchitecture, Qwen3):
     """DeepSeek-V3's router and experts with Qwen3's attention: what our own mixtures are exported to."""
 
     model_type = "dots1"
@@ -147,9 +148,6 @@ class Dots1(ExpertArchitecture):
     model_class = Dots1ForCausalLM
     bias = "gate.e_score_correction_bias"
     shared = "shared_experts"
-
-    def qk_norm(self, norm_eps: float) -> QKNormConfig:
-        return QKNormConfig(kind="rms", eps=norm_eps)
 
     def refusals(self, theirs: TheirConfig) -> dict[str, bool]:
         grouped = (theirs.whole.n_group or 1) > 1
@@ -183,15 +181,12 @@ class Dots1(ExpertArchitecture):
         return {"has sigmoid scores": moe.scores != "sigmoid", "has shared experts": not moe.shared}
 
 
-class Qwen3Moe(ExpertArchitecture):
+class Qwen3Moe(ExpertArchitecture, Qwen3):
     """Softmax scores and no bias."""
 
     model_type = "qwen3_moe"
     config_class = Qwen3MoeConfig
     model_class = Qwen3MoeForCausalLM
-
-    def qk_norm(self, norm_eps: float) -> QKNormConfig:
-        return QKNormConfig(kind="rms", eps=norm_eps)
 
     def refusals(self, theirs: TheirConfig) -> dict[str, bool]:
         whole = theirs.whole

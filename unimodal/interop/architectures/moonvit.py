@@ -85,7 +85,9 @@ def load_moonvit(branch: VisionBranch, folder: Path) -> set[str]:
                 found[f"connector.{ours}.{kind}"] = stored[f"{PROJECTOR}{theirs}.{kind}"]
     for name, tensor in found.items():
         if tensor.shape != weights[name].shape:
-            raise ValueError(f"{folder}: {name} has shape {tuple(tensor.shape)}, {tuple(weights[name].shape)} is due")
+            raise ValueError(
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, {tuple(weights[name].shape)} is needed"
+            )
         write_rows(weights[name], tensor)
     return set(found)
 

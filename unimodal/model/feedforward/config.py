@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 KINDS = ("text", "image")
-"""Modalities whose load is told apart: ids of text, and image codes with the tokens of branches."""
+"""Modalities with a load of their own: ids of text, and image codes with the tokens of branches."""
 
 
 @dataclass(frozen=True, kw_only=True)

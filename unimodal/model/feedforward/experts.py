@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from unimodal.model.config import INIT_STD
 from unimodal.model.permuted import Permuted
 
+SEGMENT_MULTIPLE = 64
+"""Rows of which a segment is a multiple while training."""
+
 # Shapes: N tokens, K experts of each, E experts, D model width, H width of an expert.
 
 
@@ -68,7 +71,7 @@ def in_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, co
     """With so many tokens for each expert."""
     sorted_tokens, inverse = _sorted(x, selected)
     made = [
-        _swiglu(part, *matrices)
+        _of_few_sizes(part, matrices)
         for part, *matrices in zip(
             sorted_tokens.split(list(counts)),
             experts.gate_proj.unbind(),
@@ -79,6 +82,20 @@ def in_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, co
         if len(part) or torch.is_grad_enabled()  # without tokens an expert's gradient is 0, not missing
     ]
     return _weighed(torch.cat(made), inverse, gates)
+
+
+def in_even_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    """As if all experts were equally busy, for tensors without numbers: what a plan of memory runs."""
+    each, more = divmod(selected.numel(), len(experts.gate_proj))
+    return in_segments(experts, x, selected, gates, [each + (e < more) for e in range(len(experts.gate_proj))])
+
+
+def _of_few_sizes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Rows of zeros fill a segment up while training: oneDNN makes code for every new size, which takes longer than the
+    product, and segments have another size in every step (docs/log.md, 2026-11-30).
+    """
+    missing = -len(x) % SEGMENT_MULTIPLE if torch.is_grad_enabled() else 0
+    return _swiglu(F.pad(x, (0, 0, 0, missing)), *matrices)[: len(x)]
 
 
 def by_groups(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -22,8 +22,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from data_pipelines.batch import PackedBatch
 from unimodal.model.block_masks import training_mask
 from unimodal.model.config import ModelConfig
+from unimodal.model.feedforward.experts import in_even_segments
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
+from unimodal.training.objectives.balance import expert_parts
 from unimodal.training.objectives.base import Terms, total
 from unimodal.training.objectives.usual import usual_objectives
 from unimodal.training.optimizers.build import OptimizerConfig, build_optimizer
@@ -84,6 +86,8 @@ def trace_memory(
             with torch.device("meta" if sharded else "cpu"):
                 model = UnifiedModel(replace(config, flow=None, vision=None))
             checkpoint_activations(model, setting.activation_checkpointing)
+            for part in expert_parts(model):
+                part.experts.products = in_even_segments
             if mesh is not None:
                 shard(model, mesh, torch.device("cpu"), setting.dtype)
             steps: Any = build_optimizer(model, optimizer)
@@ -142,19 +146,30 @@ def take_step(
 ) -> None:
     """An optimizer step as TransformerModule takes it, with the usual objectives of text and codes."""
     with torch.autocast("cpu", setting.dtype or torch.bfloat16, enabled=setting.dtype is not None):
-        mask = training_mask(batch.documents, batch.branches if batch.facts.has_branches else None)
-        features = model(batch.tokens, batch.positions, mask)
-        terms: Terms = {}
-        for objective in usual_objectives(
-            flow=False, multi_token=model.multi_token_head is not None, experts=bool(model.config.trunk.moe)
-        ):
-            terms |= objective.terms(model, features, batch, objective.prepare(model, batch, {}, 0).state)
-        loss = total(terms)
+        loss = _Loss(model)(batch)
     loss.backward()
     norm = to_means(gradients_of(optimizer), batch.facts.counted.weights.sum())
     clip(gradients_of(optimizer), 1.0, norm)
     optimizer.step()
     optimizer.zero_grad()
+
+
+class _Loss(nn.Module):
+    """A root module, under which PyTorch's trackers let a head be called once for each depth of predicted tokens."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        model, terms = self.model, Terms()
+        mask = training_mask(batch.documents, batch.branches if batch.facts.has_branches else None)
+        features = model(batch.tokens, batch.positions, mask)
+        for objective in usual_objectives(
+            flow=False, multi_token=model.multi_token_head is not None, experts=bool(model.config.trunk.moe)
+        ):
+            terms |= objective.terms(model, features, batch, objective.prepare(model, batch, {}, 0).state)
+        return total(terms)
 
 
 NAMES = {
