@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def branches() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "docs" / "studies"))
     spec = importlib.util.spec_from_file_location("branches", ROOT / "docs" / "studies" / "branches.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["branches"] = module
     spec.loader.exec_module(module)
     return module

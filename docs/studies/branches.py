@@ -10,12 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +18,11 @@ from typing import Any
 
 import yaml
 from PIL import Image
+from runner import ROOT, UNIMODAL, Programs, fill_in, fit, mean_and_each
 
 from unimodal.demo.tour import DOCUMENTS
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-TABLE = "<!-- table -->"
-UNIMODAL = ("-c", "from unimodal.cli import main; main()")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,46 +64,20 @@ ROWS = (
 SHOWN = 12
 
 
-def _fit(config: str, root: Path) -> tuple[str, ...]:
-    return ("train.py", "fit", "--config", config, "--trainer.default_root_dir", str(root))
-
-
 def _evaluate(task: str, model: Path, result: Path) -> tuple[str, ...]:
     what = ("evaluate", "--task", task, "--source", "easy_vqa", "--split", "test", *TASKS[task])
     return (*UNIMODAL, *what, "--model", str(model), "--out", str(result))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """Where it lies, and how many programs run side by side."""
-
-    out: Path
-    at_once: int
-
-    def run(self, *command: str) -> float:
-        """A command with its share of the cores; returns its seconds. Raises SystemExit where it fails."""
-        print(f"$ {' '.join(command)}\n", end="", flush=True)  # noqa: T201
-        threads = str(max(1, (os.cpu_count() or 1) // self.at_once))
-        started = time.perf_counter()
-        with (self.out / "log.txt").open("a") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": threads}
-            done = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
-            )
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)} failed: see {self.out / 'log.txt'}")
-        return time.perf_counter() - started
-
-    def unimodal(self, *arguments: str) -> float:
-        """`unimodal ...`."""
-        return self.run(*UNIMODAL, *arguments)
+class Study(Programs):
+    """All programs of this one."""
 
     def prepare(self) -> None:
         """Both tokenizers and the shards that all arms train on."""
         codes, latents = self.out / "tokenizer" / "image_tokenizer", self.out / "autoencoder" / "image_autoencoder"
         fits = [(codes, "configs/tokenizer/demo.yaml"), (latents, "configs/tokenizer/easy_vqa_kl.yaml")]
-        self._side_by_side(
-            (*_fit(config, folder.parent), "--model.init_args.out", str(folder))
+        self.side_by_side(
+            (*fit(config, folder.parent), "--model.init_args.out", str(folder))
             for folder, config in fits
             if not folder.is_dir()
         )
@@ -133,14 +100,14 @@ class Study:
             return
         last = ("--ckpt_path", "last") if (root / "checkpoints" / "last.ckpt").is_file() else ()
         shared = ("--seed_everything", str(seed), "--data.init_args.shards", f"[{self.out / 'shards'}]")
-        seconds = self.run(*_fit(arm.config, root), *shared, *last)
+        seconds = self.run(*fit(arm.config, root), *shared, *last)
         before = _seconds(root) if last else 0.0  # a program that was killed itself left none: that shows as nan
         (root / "seconds.json").write_text(json.dumps(before + seconds))
 
     def score(self, seeds: Sequence[int]) -> None:
         """Every result that is not there yet."""
         roots = [self.root(arm, seed) for arm in ARMS for seed in seeds]
-        self._side_by_side(
+        self.side_by_side(
             _evaluate(task, root / "model", result)
             for root in roots
             for task in TASKS
@@ -151,24 +118,22 @@ class Study:
         """Where a model of an arm lies."""
         return self.out / f"{arm.name.replace(', ', '-').lower()}-{seed}"
 
-    def _side_by_side(self, commands: Iterator[tuple[str, ...]]) -> None:
-        with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(lambda command: self.run(*command), list(commands)))
-
 
 def table(study: Study, seeds: Sequence[int]) -> str:
     """The scores as Markdown: the mean over seeds, and each."""
     found = {arm: [_scores(study.root(arm, seed)) for seed in seeds] for arm in ARMS}
     lines = ["| | " + " | ".join(arm.name for arm in ARMS) + " |", "|---" * (len(ARMS) + 1) + "|"]
     for title, task, metric, digits in ROWS:
-        cells = [_both([one[task]["metrics"][metric] for one in found[arm]], digits) for arm in ARMS]
+        cells = [mean_and_each([one[task]["metrics"][metric] for one in found[arm]], digits) for arm in ARMS]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    drawn = [_both([one["t2i"]["seconds"] / one["t2i"]["n"] for one in found[arm]], 3) for arm in ARMS]
+    drawn = [mean_and_each([one["t2i"]["seconds"] / one["t2i"]["n"] for one in found[arm]], 3) for arm in ARMS]
     lines.append("| seconds a drawing, all of the task | " + " | ".join(drawn) + " |")
     times = {arm: [_seconds(study.root(arm, seed)) for seed in seeds] for arm in ARMS}
     lines.append("| steps | " + " | ".join(f"{arm.steps:,}" for arm in ARMS) + " |")
-    lines.append("| minutes of training | " + " | ".join(_both([s / 60 for s in times[arm]], 1) for arm in ARMS) + " |")
-    speed = [_both([arm.steps * 12 * 288 / s for s in times[arm]], 0) for arm in ARMS]
+    lines.append(
+        "| minutes of training | " + " | ".join(mean_and_each([s / 60 for s in times[arm]], 1) for arm in ARMS) + " |"
+    )
+    speed = [mean_and_each([arm.steps * 12 * 288 / s for s in times[arm]], 0) for arm in ARMS]
     lines.append("| training, tokens a second | " + " | ".join(speed) + " |")
     return "\n".join(lines)
 
@@ -199,11 +164,6 @@ def _seconds(root: Path) -> float:
     return json.loads(timed.read_text()) if timed.is_file() else float("nan")
 
 
-def _both(values: Sequence[float], digits: int) -> str:
-    each = ", ".join(f"{value:,.{digits}f}" for value in values)
-    return each if len(values) == 1 else f"{statistics.mean(values):,.{digits}f} ({each})"
-
-
 def main() -> int:
     """Prepare, train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,9 +176,7 @@ def main() -> int:
     study.prepare()
     study.train(options.seeds)
     study.score(options.seeds)
-    page = HERE / "branches.md"
-    before, _, after = page.read_text().split(TABLE)
-    page.write_text(TABLE.join([before, f"\n{table(study, options.seeds)}\n", after]))
+    fill_in(HERE / "branches.md", table(study, options.seeds))
     pictures(study, options.seeds[0])
     return 0
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.oracles.tiny import tiny_pipeline, tiny_shards
 from tests.oracles.tiny_training import ROOT, finish, kill, losses, start_training
+from unimodal.report import write_report
 from unimodal.training.cli import main
 from unimodal.training.curriculum import StageRunner, read_curriculum, run_curriculum
 
@@ -102,6 +103,7 @@ def test_a_curriculum_that_is_killed_gives_the_losses_and_the_bundle_of_an_unbro
     )
     moved = {name for name in first if not (first[name] == second[name]).all()}
     assert moved and all(name.startswith("branches.patches.") for name in moved)
+    assert "all → eyes → joint → last" in write_report(root).read_text()
 
 
 @pytest.mark.parametrize(

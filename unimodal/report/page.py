@@ -8,6 +8,7 @@ from pathlib import Path
 from unimodal.report import sections
 from unimodal.report.rewards import reinforcement
 from unimodal.report.run_files import RunFiles, read_run
+from unimodal.report.stages import stages
 from unimodal.report.style import CSS
 
 PAGE_FILE = "report.html"
@@ -25,6 +26,7 @@ PARTS = (
     sections.reconstructions,
     sections.samples,
     reinforcement,
+    stages,
     sections.curves,
     sections.timings,
     sections.recipes,

@@ -13,6 +13,9 @@ from typing import Any
 Points = list[tuple[float, float]]
 LOGS = ("tokenizer", "model", "rl")
 ROLLOUTS = "rollout-*.png"
+_FINISHED = "finished.json"
+"""Which a stage that has ended leaves (training/curriculum.py)."""
+_FOLDERS = ("--trainer.default_root_dir", "--bundle.out", "--model.start.bundle")
 SAMPLES_FOLDER = "samples"
 """The folder in which a training leaves pictures."""
 TASK_ORDER = ("vqa", "caption", "t2i", "reconstruction", "edit")
@@ -40,6 +43,22 @@ class Result:
         return list(self.content.get("examples", []))
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageFiles:
+    """What a stage of a curriculum left behind."""
+
+    name: str
+    curves: dict[str, Points]
+    settings: list[str]
+    """Options of its own, of those that differ from the other stages'; empty before it has ended."""
+    ended: bool
+
+    @property
+    def steps(self) -> int:
+        """The last step that was logged, counted from 1."""
+        return 1 + int(max((points[-1][0] for points in self.curves.values()), default=-1))
+
+
 @dataclass(kw_only=True)
 class RunFiles:
     """Everything the page is made of. `curves`: log name -> column -> (step, value)."""
@@ -52,6 +71,8 @@ class RunFiles:
     samples: list[tuple[str, Path]] = field(default_factory=list)
     rollouts: list[Path] = field(default_factory=list)
     """Pictures of rollouts, from the first to the last."""
+    stages: list[StageFiles] = field(default_factory=list)
+    """Of a curriculum, in their order."""
     notes: list[str] = field(default_factory=list)
 
     def of_task(self, task: str) -> list[Result]:
@@ -72,7 +93,8 @@ def read_run(folder: Path) -> RunFiles:
             files.notes.append(f"results/{path.name} is not a results file.")
     files.results += [Result(content=content, folder=folder) for content in _results_beside(folder)]
     files.results.sort(key=lambda result: TASK_ORDER.index(result.task) if result.task in TASK_ORDER else 99)
-    for name in LOGS:
+    files.stages = _read_stages(files)
+    for name in () if files.stages else LOGS:
         place = _log_folder(folder, name)
         if name != "rl" or any(place.rglob("metrics.csv")):
             files.curves[name] = _read_curves(files, place)
@@ -82,6 +104,30 @@ def read_run(folder: Path) -> RunFiles:
     files.timings = _read_list(files, folder / "timings.json")
     files.dialogue = _read_list(files, folder / "dialogue.json")
     return files
+
+
+def _read_stages(files: RunFiles) -> list[StageFiles]:
+    """Folders that are called `1-NAME`, `2-NAME` and so on."""
+    named = [(path, path.name.partition("-")) for path in files.folder.glob("*-*") if path.is_dir()]
+    found = sorted((int(number), name, path) for path, (number, _, name) in named if number.isdecimal())
+    ended = {path: _read_json(files, path / _FINISHED) for _, _, path in found if (path / _FINISHED).is_file()}
+    given = {path: set(_options(content)) for path, content in ended.items()}
+    common = set[str].intersection(*given.values()) if given else set()
+    return [
+        StageFiles(
+            name=name,
+            curves=_read_curves(files, path / "logs"),
+            settings=[option for option in _options(ended.get(path)) if option not in common],
+            ended=path in ended,
+        )
+        for _, name, path in found
+    ]
+
+
+def _options(content: Any) -> list[str]:
+    """The options of a stage, without the folders that differ in any case."""
+    arguments = content.get("arguments", []) if isinstance(content, dict) else []
+    return [text for text in map(str, arguments) if text.startswith("--") and not text.startswith(_FOLDERS)]
 
 
 def _results_beside(folder: Path) -> list[dict[str, Any]]:

@@ -88,6 +88,8 @@ def curves(files: RunFiles) -> str:
             series = {name: columns[name] for name in names if columns.get(name)}
             if series:
                 figures.append(line_chart(title, series))
+    if files.stages and not figures:
+        return ""  # the part about stages has them
     return section("Training", f'<div class="charts">{"".join(figures)}</div>' if figures else "")
 
 
