@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tests.oracles.tiny import tiny_config, tiny_model
 from unimodal.model.feedforward.config import MoEConfig
-from unimodal.model.feedforward.experts import Experts, Products, by_all, by_groups, by_segments
+from unimodal.model.feedforward.experts import Experts, Products, by_all, by_batches, by_groups, by_segments
 from unimodal.model.feedforward.moe import MixtureOfExperts
 from unimodal.model.model import UnifiedModel
+from unimodal.model.permuted import Permuted, Picked, Placed
 
 TINY = MoEConfig(experts=5, top_k=2, shared=1, hidden_dim=12, first_dense=0)
 
@@ -88,6 +89,38 @@ def test_all_forms_of_the_products_agree(products: Products, top_k: int) -> None
     gates = routing.gates.to(dtype)
     one, other = (form(experts, given, routing.selected, gates) for form in (products, by_segments))
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("products", [by_all, by_batches, by_segments])
+@pytest.mark.parametrize("loads", [[60, 60, 60], [0, 170, 10], [1, 0, 0], [70, 1, 130]], ids=str)
+def test_gradients_of_all_forms_agree_whatever_the_load(products: Products, loads: list[int]) -> None:
+    """In batches the first load is filled up, the second is lopsided and goes in segments."""
+    experts = mixture(top_k=1, experts=3).experts
+    generator = torch.Generator().manual_seed(0)
+    selected = torch.repeat_interleave(torch.arange(3), torch.tensor(loads))
+    selected = selected[torch.randperm(len(selected), generator=generator)][:, None]
+    x, gates = tokens(len(selected)).requires_grad_(), tokens(len(selected), seed=3)[:, :1].requires_grad_()
+    given = [x, gates, *experts.parameters()]
+    made = products(experts, x, selected, gates)
+    slow_form = torch.stack([_one(experts, x[n], int(e)) * gates[n] for n, (e,) in enumerate(selected.tolist())])
+    torch.testing.assert_close(made, slow_form, rtol=0, atol=1e-12)
+    weight = tokens(len(selected), seed=4)
+    grads = (torch.autograd.grad((out * weight).sum(), given, materialize_grads=True) for out in (made, slow_form))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def _one(experts: Experts, token: Tensor, expert: int) -> Tensor:
+    gate, up, down = (getattr(experts, f"{name}_proj")[expert] for name in ("gate", "up", "down"))
+    return down @ (F.silu(gate @ token) * (up @ token))
+
+
+def test_rows_that_are_moved_have_the_gradients_of_plain_indexing() -> None:
+    x, order, slots = tokens(6).requires_grad_(), torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([7, 1, 0, 4, 9, 3])
+    y = tokens(10).requires_grad_()
+    for function, given in ((Permuted, (x, order, order.argsort())), (Placed, (x, slots, 10)), (Picked, (y, slots))):
+        assert torch.autograd.gradcheck(function.apply, given)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(Placed.apply(x, slots, 10)[slots], x) and torch.equal(Picked.apply(y, slots), y[slots])  # pyright: ignore
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:

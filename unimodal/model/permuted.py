@@ -1,4 +1,4 @@
-"""Rows in another order, with a gradient that is gathered."""
+"""Rows in another order or with gaps between them, with gradients that nothing is added up for."""
 
 from __future__ import annotations
 
@@ -24,3 +24,39 @@ class Permuted(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grads[0][inverse], None, None
+
+
+class Placed(torch.autograd.Function):
+    """Rows (N, D) at distinct `slots` (N,) of `length` rows that are 0 otherwise; the gradient is gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor, length: int) -> Tensor:
+        ctx.save_for_backward(slots)
+        return placed(x, slots, length)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slots,) = ctx.saved_tensors
+        return grads[0][slots], None, None
+
+
+class Picked(torch.autograd.Function):
+    """x[slots] for distinct slots; the gradient of the other rows is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.length = len(x)
+        return x[slots]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (slots,) = ctx.saved_tensors
+        return placed(grads[0], slots, ctx.length), None
+
+
+def placed(x: Tensor, slots: Tensor, length: int) -> Tensor:
+    """What `Placed` computes."""
+    out = x.new_zeros(length, *x.shape[1:])
+    out[slots] = x
+    return out

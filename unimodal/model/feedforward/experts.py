@@ -1,7 +1,8 @@
-"""The matrices of all experts, and the products of tokens with those of their experts, in three forms.
+"""The matrices of all experts, and the products of tokens with those of their experts, in four forms.
 
-by_segments   tokens sorted by expert, one product for each     CPUs; the host learns the counts
-by_groups     the same as one grouped product                   CUDA in bfloat16
+by_batches    tokens of each expert filled up with rows of zeros, one batched product    CPUs while training
+by_segments   tokens sorted by expert, one product for each                              CPUs otherwise
+by_groups     the same as one grouped product                                            CUDA in bfloat16
 by_all        every token through every expert, then weighed    elsewhere, where the host must not wait
 """
 
@@ -14,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.model.config import INIT_STD
-from unimodal.model.permuted import Permuted
+from unimodal.model.permuted import Permuted, Picked, Placed
 
-SEGMENT_MULTIPLE = 64
-"""Rows of which a segment is a multiple while training."""
+ROW_MULTIPLE = 64
+"""Of which the rows of an expert are a multiple while training: oneDNN makes code for every new size of a product, and
+that takes longer than the product. Experts have other numbers of tokens in every step (docs/log.md, 2026-11-30)."""
+FILLED_UP = 2.0
+"""Batches may have at most so many times the rows that tokens need: a lopsided load is multiplied in segments."""
 
 # Shapes: N tokens, K experts of each, E experts, D model width, H width of an expert.
 
@@ -52,7 +56,7 @@ Products = Callable[[Experts, Tensor, Tensor, Tensor], Tensor]
 def usual_products(x: Tensor) -> Products:
     """The form for the device and the type of x."""
     if x.device.type == "cpu":
-        return _segments
+        return _on_cpu
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     return by_groups if dtype == torch.bfloat16 else by_all
@@ -60,11 +64,47 @@ def usual_products(x: Tensor) -> Products:
 
 def by_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
     """See above; the counts are asked for, which on a CPU costs nothing."""
-    counts = torch.bincount(selected.flatten(), minlength=len(experts.gate_proj))
-    return in_segments(experts, x, selected, gates, counts.tolist())
+    return in_segments(experts, x, selected, gates, _counts(experts, selected).tolist())
 
 
-_segments: Products = torch.compiler.disable(by_segments)  # pyright: ignore[reportAssignmentType]
+def by_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    """See above; in segments where one expert has far more tokens than the others."""
+    counts = _counts(experts, selected)
+    rows = _filled_up(int(counts.max()))
+    if rows * len(counts) > FILLED_UP * max(selected.numel(), ROW_MULTIPLE * len(counts)):
+        return in_segments(experts, x, selected, gates, counts.tolist())
+    return in_batches(experts, x, selected, gates, rows)
+
+
+def _usual_on_cpu(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    products = by_batches if torch.is_grad_enabled() else by_segments
+    return products(experts, x, selected, gates)
+
+
+_on_cpu: Products = torch.compiler.disable(_usual_on_cpu)  # pyright: ignore[reportAssignmentType]
+
+
+def in_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, rows: int) -> Tensor:
+    """With `rows` for each expert, at least as many as it has tokens."""
+    count, flat = len(experts.gate_proj), selected.flatten()
+    order = flat.argsort(stable=True)
+    counts = _counts(experts, selected)
+    first = counts.cumsum(0) - counts
+    slots = torch.empty_like(order)
+    slots[order] = (
+        torch.arange(len(order), device=x.device) + (torch.arange(count, device=x.device) * rows - first)[flat[order]]
+    )
+    each = x[:, None].expand(-1, selected.shape[1], -1).flatten(0, 1)
+    tokens: Tensor = Placed.apply(each, slots, count * rows)  # pyright: ignore[reportAssignmentType]
+    tokens = tokens.unflatten(0, (count, rows))
+    hidden = F.silu(tokens @ experts.gate_proj.mT) * (tokens @ experts.up_proj.mT)
+    made: Tensor = Picked.apply((hidden @ experts.down_proj.mT).flatten(0, 1), slots)  # pyright: ignore[reportAssignmentType]
+    return _weighed(made, gates)
+
+
+def in_even_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
+    """As if all experts were equally busy, for tensors without numbers: what a plan of memory runs."""
+    return in_batches(experts, x, selected, gates, _filled_up(-(-selected.numel() // len(experts.gate_proj))))
 
 
 def in_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:
@@ -81,32 +121,22 @@ def in_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, co
         )
         if len(part) or torch.is_grad_enabled()  # without tokens an expert's gradient is 0, not missing
     ]
-    return _weighed(torch.cat(made), inverse, gates)
-
-
-def in_even_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
-    """As if all experts were equally busy, for tensors without numbers: what a plan of memory runs."""
-    each, more = divmod(selected.numel(), len(experts.gate_proj))
-    return in_segments(experts, x, selected, gates, [each + (e < more) for e in range(len(experts.gate_proj))])
+    return _weighed(_back(torch.cat(made), inverse), gates)
 
 
 def _of_few_sizes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Rows of zeros fill a segment up while training: oneDNN makes code for every new size, which takes longer than the
-    product, and segments have another size in every step (docs/log.md, 2026-11-30).
-    """
-    missing = -len(x) % SEGMENT_MULTIPLE if torch.is_grad_enabled() else 0
+    """Rows of zeros fill a segment up while training."""
+    missing = _filled_up(len(x)) - len(x) if torch.is_grad_enabled() else 0
     return _swiglu(F.pad(x, (0, 0, 0, missing)), *matrices)[: len(x)]
 
 
 def by_groups(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
     """See above; no device is waited for."""
     ordered, inverse = _sorted(x.bfloat16(), selected)
-    ones = torch.ones_like(selected, dtype=torch.int32).flatten()
-    counts = ones.new_zeros(len(experts.gate_proj)).index_add_(0, selected.flatten(), ones)
-    ends = counts.cumsum(0, dtype=torch.int32)
+    ends = _counts(experts, selected).cumsum(0, dtype=torch.int32)
     gate, up, down = (weight.bfloat16().mT for weight in (experts.gate_proj, experts.up_proj, experts.down_proj))
     hidden = F.silu(F.grouped_mm(ordered, gate, offs=ends)) * F.grouped_mm(ordered, up, offs=ends)
-    return _weighed(F.grouped_mm(hidden, down, offs=ends), inverse, gates)
+    return _weighed(_back(F.grouped_mm(hidden, down, offs=ends), inverse), gates)
 
 
 def by_all(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
@@ -128,7 +158,21 @@ def _sorted(x: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
     return Permuted.apply(each, order, inverse), inverse  # pyright: ignore[reportReturnType]
 
 
-def _weighed(made: Tensor, inverse: Tensor, gates: Tensor) -> Tensor:
-    """Outputs (N * K, D) in sorted order, weighed by gates (N, K) -> (N, D)."""
-    back: Tensor = Permuted.apply(made, inverse, inverse.argsort())  # pyright: ignore[reportAssignmentType]
-    return (back.unflatten(0, gates.shape) * gates[..., None].to(made.dtype)).sum(1)
+def _back(made: Tensor, inverse: Tensor) -> Tensor:
+    """Outputs (N * K, D) in sorted order -> in the order of tokens."""
+    return Permuted.apply(made, inverse, inverse.argsort())  # pyright: ignore[reportReturnType]
+
+
+def _weighed(made: Tensor, gates: Tensor) -> Tensor:
+    """Outputs (N * K, D), weighed by gates (N, K) -> (N, D)."""
+    return (made.unflatten(0, gates.shape) * gates[..., None].to(made.dtype)).sum(1)
+
+
+def _counts(experts: Experts, selected: Tensor) -> Tensor:
+    """Tokens of each expert (E,), int32; no device is waited for."""
+    ones = torch.ones_like(selected, dtype=torch.int32).flatten()
+    return ones.new_zeros(len(experts.gate_proj)).index_add_(0, selected.flatten(), ones)
+
+
+def _filled_up(rows: int) -> int:
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE

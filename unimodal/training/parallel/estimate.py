@@ -22,7 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from data_pipelines.batch import PackedBatch
 from unimodal.model.block_masks import training_mask
 from unimodal.model.config import ModelConfig
-from unimodal.model.feedforward.experts import in_even_segments
+from unimodal.model.feedforward.experts import in_even_batches
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.objectives.balance import expert_parts
@@ -87,7 +87,7 @@ def trace_memory(
                 model = UnifiedModel(replace(config, flow=None, vision=None))
             checkpoint_activations(model, setting.activation_checkpointing)
             for part in expert_parts(model):
-                part.experts.products = in_even_segments
+                part.experts.products = in_even_batches
             if mesh is not None:
                 shard(model, mesh, torch.device("cpu"), setting.dtype)
             steps: Any = build_optimizer(model, optimizer)
