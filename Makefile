@@ -29,7 +29,7 @@ ranks: $(STAMP)  ## run what compares several trainings on several ranks: ten mi
 	$(BIN)/pytest -m ranks
 
 check: lint  ## lint, and the tests that are not slow: two minutes on two cores
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not ranks"
 
 lint: $(STAMP)  ## check style, types and layers
 	$(BIN)/ruff check

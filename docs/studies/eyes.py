@@ -89,8 +89,12 @@ TASKS: dict[str, tuple[str, ...]] = {
     "caption": (),
     "t2i": ("--seeds-per-prompt", "16", "--guidance", "3"),
 }
-SCORED = ("--source", "easy_vqa", "--split", "test")
 DOCUMENTS = ("dialogues=400", "shape_questions=4")
+
+
+def scored(task: str) -> tuple[str, ...]:
+    """A command that scores a model on the official test split, without the model."""
+    return (*UNIMODAL, "evaluate", "--task", task, "--source", "easy_vqa", "--split", "test", *TASKS[task])
 
 
 class EyesStudy(Programs):
@@ -131,21 +135,10 @@ class EyesStudy(Programs):
     def score(self, seeds: Sequence[int]) -> None:
         """Every result that is not there yet."""
         self.side_by_side(
-            (
-                *UNIMODAL,
-                "evaluate",
-                "--task",
-                task,
-                *SCORED,
-                *more,
-                "--model",
-                f"{self.model(arm, seed)}",
-                "--out",
-                f"{result}",
-            )
+            (*scored(task), "--model", str(self.model(arm, seed)), "--out", str(result))
             for arm in ARMS
             for seed in seeds
-            for task, more in TASKS.items()
+            for task in TASKS
             if not (result := self.root(arm, seed) / "results" / f"{task}.json").is_file()
         )
 

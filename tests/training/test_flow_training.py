@@ -36,7 +36,7 @@ def test_a_pack_without_an_image_or_without_text_trains(shards: Path, tmp_path: 
     assert all(float(value) == float(value) for value in logged(tmp_path, "train/loss").values())
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_two_processes_train_the_flow_as_one_that_accumulates_their_batches(shards: Path, tmp_path: Path) -> None:
     shared = {"trainer__max_steps": 2, **FLOW, **ADAMW}
     one = fit_arguments(shards, tmp_path / "one", trainer__accumulate_grad_batches=2, **shared)

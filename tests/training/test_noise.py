@@ -55,7 +55,7 @@ def test_noise_repeats_with_the_seed_of_the_flow_and_changes_with_it(shards: Pat
     assert found[0] == found[1] and not set(found[0]) & set(found[2])
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_ranks_have_different_noise_that_of_the_batches_of_one_rank_in_turn(shards: Path, tmp_path: Path) -> None:
     many = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__accumulate_grad_batches": 2}
     ways: dict[str, dict[str, Any]] = {"one": {"trainer__accumulate_grad_batches": 4}, "two": many}

@@ -164,7 +164,7 @@ def test_a_finished_run_leaves_a_bundle_that_opens_and_no_partial_file(trained: 
     assert [path.name for path in trained.rglob("*.partial")] == []
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_two_ranks_with_two_workers_each_are_killed_at_a_random_step_and_go_on_with_the_same_losses(
     tmp_path: Path,
 ) -> None:

@@ -70,9 +70,9 @@ OPTIMIZERS: dict[str, Options] = {"muon": {}, "adamw": ADAMW}
 @pytest.mark.parametrize(
     ("model", "optimizer"),
     [
-        pytest.param("discrete", "muon", marks=pytest.mark.ranks),
+        ("discrete", "muon"),
         pytest.param("discrete", "adamw", marks=pytest.mark.ranks),
-        ("flow", "muon"),
+        pytest.param("flow", "muon", marks=pytest.mark.ranks),
         pytest.param("vision", "adamw", marks=pytest.mark.ranks),
         pytest.param("multi-token", "muon", marks=pytest.mark.ranks),
         pytest.param("experts", "muon", marks=pytest.mark.ranks),
@@ -109,15 +109,11 @@ def test_ten_losses_are_those_of_one_rank_however_the_step_is_shared(
             assert (others[name] - tensor).norm() <= 1e-10 * tensor.norm(), (way, name)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("model", "parallel"),
     [
-        pytest.param(
-            {"model__trunk__tied_head": "true"},
-            {"model__parallel__activation_checkpointing": "block"},
-            marks=pytest.mark.ranks,
-        ),
+        ({"model__trunk__tied_head": "true"}, {"model__parallel__activation_checkpointing": "block"}),
         ({}, {"model__parallel__activation_checkpointing": "selective", "model__parallel__replicate": 2}),
     ],
     ids=["tied, block", "copies, selective"],
@@ -131,7 +127,7 @@ def test_other_ways_to_lay_out_a_model_change_no_loss(
     assert train(shards, tmp_path / "two", **{**shared, **parallel, **SHARDED}) == pytest.approx(alone, rel=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_a_killed_run_resumes_on_two_ranks_and_on_one(shards: Path, tmp_path: Path) -> None:
     shared: Options = {"trainer__max_steps": 12, "checkpoint__every_n_train_steps": 2}
     unbroken = train(shards, tmp_path / "unbroken", **{**shared, **SHARDED})
@@ -156,8 +152,8 @@ def test_a_killed_run_resumes_on_two_ranks_and_on_one(shards: Path, tmp_path: Pa
             assert found == pytest.approx(unbroken[last:], rel=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.ranks), "sharded"])
+@pytest.mark.ranks
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
 def test_told_to_stop_two_ranks_end_after_the_same_step_with_its_checkpoint(
     shards: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -222,7 +218,7 @@ def test_a_bundle_is_the_start_of_a_sharded_run(shards: Path, tmp_path: Path) ->
     assert train(shards, tmp_path / "two", **{**start, **SHARDED}) == pytest.approx(alone, rel=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.ranks
 def test_samples_are_drawn_by_a_model_gathered_from_both_ranks(shards: Path, tmp_path: Path) -> None:
     """Without the gathering both ranks would wait for each other for ever."""
     train(shards, tmp_path, **SHARDED, trainer__max_steps=2, samples__every=2, data__validation_share=0.5)

@@ -109,7 +109,7 @@ def test_a_killed_run_resumes_to_the_same_losses_and_rewards(
     ("strategy", "options"),
     [
         pytest.param("ddp", PPO, marks=pytest.mark.ranks, id="ddp PPO"),
-        pytest.param("sharded", {"model__advantage": "PerReward"}, id="sharded GDPO"),
+        pytest.param("sharded", {"model__advantage": "PerReward"}, marks=pytest.mark.ranks, id="sharded GDPO"),
     ],
 )
 def test_two_ranks_learn_what_one_does(strategy: str, options: dict[str, str | float], tmp_path: Path) -> None:
