@@ -45,21 +45,25 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
         """x (N, D), experts (N, K) and their weights (N, K) -> (N, D)."""
-        products = self.products or usual_products(x)
-        return products(self, x, selected, gates)
+        dtype = _product_dtype(x)
+        products = self.products or usual_products(x.device, dtype)
+        return products(self, x.to(dtype), selected, gates)
 
 
 Products = Callable[[Experts, Tensor, Tensor, Tensor], Tensor]
 """Experts, x (N, D), selected (N, K), gates (N, K) -> (N, D)."""
 
 
-def usual_products(x: Tensor) -> Products:
-    """The form for the device and the type of x."""
-    if x.device.type == "cpu":
+def usual_products(device: torch.device, dtype: torch.dtype) -> Products:
+    """The form for a device and the type in which it multiplies."""
+    if device.type == "cpu":
         return _on_cpu
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     return by_groups if dtype == torch.bfloat16 else by_all
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """That of autocast, to which all products would cast their tokens one by one."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 def by_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
