@@ -228,7 +228,7 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _source_arguments(parser: argparse.ArgumentParser, split: str) -> None:
-    names = "easy_vqa, imagefolder, coco, vqav2, webdataset, text, interleaved or hf"
+    names = "easy_vqa, imagefolder, coco, vqav2, webdataset, text, interleaved, hf or noto_emoji"
     parser.add_argument("--source", required=True, metavar="NAME", help=names)
     parser.add_argument("--path", type=Path, default=None, metavar="P", help="where the source's data lies")
     parser.add_argument("--split", default=split, metavar="S")

@@ -13,6 +13,7 @@ from data_pipelines.sources.easy_vqa import EasyVQA
 from data_pipelines.sources.hf import SavedDataset
 from data_pipelines.sources.imagefolder import ImageFolder
 from data_pipelines.sources.interleaved import Interleaved
+from data_pipelines.sources.noto_emoji import NotoEmoji
 from data_pipelines.sources.source import Source
 from data_pipelines.sources.text import TextFiles
 from data_pipelines.sources.vqav2 import VQAv2
@@ -27,6 +28,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "text": TextFiles,
     "interleaved": Interleaved,
     "hf": SavedDataset,
+    "noto_emoji": NotoEmoji,
 }
 
 
