@@ -1,4 +1,4 @@
-"""The study of branches writes its table and its picture from results files, whatever trained them."""
+"""Studies write their tables and pictures from results files, whatever trained them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from unimodal.training.curriculum import read_curriculum
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+STUDIES = ROOT / "docs" / "studies"
+
+
+def loaded(name: str) -> ModuleType:
+    if str(STUDIES) not in sys.path:
+        sys.path.insert(0, str(STUDIES))
+    spec = importlib.util.spec_from_file_location(name, STUDIES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def branches() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "docs" / "studies"))
-    spec = importlib.util.spec_from_file_location("branches", ROOT / "docs" / "studies" / "branches.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["branches"] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("branches")
 
 
 def results(root: Path, branches: ModuleType, value: float) -> None:
@@ -67,3 +77,51 @@ def test_a_command_that_fails_stops_the_study_with_its_log(branches: ModuleType,
     assert study.run("-c", "import os; assert os.environ['OMP_NUM_THREADS']") >= 0
     with pytest.raises(SystemExit, match=r"failed: see .*log\.txt"):
         study.run("-c", "raise SystemExit(3)")
+
+
+def scores(root: Path, **found: dict[str, float]) -> None:
+    (root / "results").mkdir(parents=True)
+    for task, metrics in found.items():
+        (root / "results" / f"{task}.json").write_text(json.dumps({"metrics": metrics}))
+
+
+def test_the_table_of_eyes_has_an_arm_a_row(tmp_path: Path) -> None:
+    eyes = loaded("eyes")
+    study = eyes.EyesStudy(out=tmp_path, at_once=1)
+    for number, arm in enumerate(eyes.ARMS):
+        root, value = study.root(arm, 3), {"accuracy": 0.5 + 0.01 * number, "exact_match": 0.25}
+        scores(root, vqa=value, caption=value, t2i=value)
+        (root / "seconds.json").write_text("150")
+    lines = eyes.table(study, [3]).splitlines()
+    assert len(lines) == 2 + len(eyes.ARMS) and len({study.root(arm, 3) for arm in eyes.ARMS}) == len(eyes.ARMS)
+    assert lines[2] == "| codes | 64 | 0.5000 | 0.2500 | 0.5000 | 1,800 | 2.5 |"
+    assert any(line.startswith("| MoonViT, 2 x 2 | 16 | ") and "| 600 + 1,200 |" in line for line in lines)
+
+
+def test_the_arms_of_eyes_are_curricula_that_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    eyes, commands = loaded("eyes"), list[tuple[str, ...]]()
+    study = eyes.EyesStudy(out=tmp_path, at_once=2)
+    monkeypatch.setattr(eyes.EyesStudy, "run", lambda _, *command: commands.append(command) or 1.0)
+    study.train([0])
+    study.train([0])
+    assert len(commands) == len(eyes.ARMS), "what has ended is not trained again"
+    found = [read_curriculum(Path(command[-1])) for command in commands]
+    assert {len(curriculum.stages) for curriculum in found if curriculum} == {1, 2}
+    for arm in eyes.ARMS:
+        assert study.model(arm, 0).parent.parent == study.root(arm, 0)
+
+
+def test_the_table_of_experts_has_the_mean_of_the_last_rows(tmp_path: Path) -> None:
+    experts = loaded("experts")
+    study = experts.ExpertStudy(out=tmp_path, at_once=1)
+    for arm in experts.ARMS:
+        root = study.root(arm, 0)
+        scores(root, vqa={"accuracy": 0.9}, caption={"exact_match": 0.8})
+        (root / "logs" / "version_0").mkdir(parents=True)
+        rows = [f"{step},{9.0 if step < 18 else step - 17}," for step in range(20)]
+        rows = ["step,train/tokens_per_second,val/loss_text", *rows, "20,,0.25"]
+        (root / "logs" / "version_0" / "metrics.csv").write_text("\n".join(rows))
+    lines = experts.table(study, [0]).splitlines()
+    assert lines[2] == "| held-out text loss, nats |" + " 0.2500 |" * len(experts.ARMS)
+    assert "| tokens a second |" + " 2 |" * len(experts.ARMS) in lines, "(1 + 2) / 2, rounded to even"
+    assert "| largest load over mean |" + " - |" * len(experts.ARMS) in lines

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from PIL import Image
-from runner import ROOT, UNIMODAL, Programs, fill_in, fit, mean_and_each
+from runner import ROOT, Programs, fill_in, fit, mean_and_each, scored
 
 from unimodal.demo.tour import DOCUMENTS
 
@@ -64,11 +64,6 @@ ROWS = (
 SHOWN = 12
 
 
-def _evaluate(task: str, model: Path, result: Path) -> tuple[str, ...]:
-    what = ("evaluate", "--task", task, "--source", "easy_vqa", "--split", "test", *TASKS[task])
-    return (*UNIMODAL, *what, "--model", str(model), "--out", str(result))
-
-
 class Study(Programs):
     """All programs of this one."""
 
@@ -108,7 +103,7 @@ class Study(Programs):
         """Every result that is not there yet."""
         roots = [self.root(arm, seed) for arm in ARMS for seed in seeds]
         self.side_by_side(
-            _evaluate(task, root / "model", result)
+            (*scored(task, *TASKS[task]), "--model", str(root / "model"), "--out", str(result))
             for root in roots
             for task in TASKS
             if not (result := root / "results" / f"{task}.json").is_file()

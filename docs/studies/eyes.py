@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from runner import ROOT, UNIMODAL, Programs, fill_in, fit, mean_and_each
+from runner import ROOT, Programs, fill_in, fit, mean_and_each, scored
 
 HERE = Path(__file__).resolve().parent
-STEPS = 2200
-"""Of every arm that trains in one stage."""
+STEPS = 1800
+"""Of an arm that trains in one stage."""
 VIT = {"dim": 128, "num_layers": 3, "num_heads": 2, "hidden_dim": 384, "pos_embed_period": 10.0}
 SEEN = {"data.init_args.templates.seen": "patches"}
 
@@ -47,13 +47,14 @@ ALIGNED = (
     {
         "name": "alignment",
         "settings": {
-            "trainer.max_steps": STEPS,
+            "trainer.max_steps": 600,
             "data.init_args.templates.image_first": 1.0,
-            "model.init_args.schedule.decay": "constant",
+            "data.init_args.templates.max_branches": 4,
         },
     },
-    {"name": "joint", "settings": {"trainer.max_steps": STEPS}},
+    {"name": "joint", "settings": {"trainer.max_steps": 1200, "model.init_args.start": {"codebook": None}}},
 )
+"""First reading alone, with few questions about each of many pictures; then the demo's documents."""
 ARMS = (
     Arm(name="codes"),
     Arm(name="ViT", patch=8, settings=with_vit()),
@@ -90,11 +91,6 @@ TASKS: dict[str, tuple[str, ...]] = {
     "t2i": ("--seeds-per-prompt", "16", "--guidance", "3"),
 }
 DOCUMENTS = ("dialogues=400", "shape_questions=4")
-
-
-def scored(task: str) -> tuple[str, ...]:
-    """A command that scores a model on the official test split, without the model."""
-    return (*UNIMODAL, "evaluate", "--task", task, "--source", "easy_vqa", "--split", "test", *TASKS[task])
 
 
 class EyesStudy(Programs):
@@ -135,7 +131,7 @@ class EyesStudy(Programs):
     def score(self, seeds: Sequence[int]) -> None:
         """Every result that is not there yet."""
         self.side_by_side(
-            (*scored(task), "--model", str(self.model(arm, seed)), "--out", str(result))
+            (*scored(task, *TASKS[task]), "--model", str(self.model(arm, seed)), "--out", str(result))
             for arm in ARMS
             for seed in seeds
             for task in TASKS

@@ -53,6 +53,11 @@ def fit(config: str, root: Path) -> tuple[str, ...]:
     return ("train.py", "fit", "--config", config, "--trainer.default_root_dir", str(root))
 
 
+def scored(task: str, *options: str) -> tuple[str, ...]:
+    """A command that scores a model on easy-VQA's official test split, without the names of model and results."""
+    return (*UNIMODAL, "evaluate", "--task", task, "--source", "easy_vqa", "--split", "test", *options)
+
+
 def fill_in(page: Path, table: str) -> None:
     """The table between the marks of a page."""
     before, _, after = page.read_text(encoding="utf-8").split(TABLE)

@@ -15,7 +15,7 @@ from unimodal.model.feedforward.config import MoEConfig
 from unimodal.model.feedforward.experts import Experts, Products, by_all, by_batches, by_groups, by_segments
 from unimodal.model.feedforward.moe import MixtureOfExperts
 from unimodal.model.model import UnifiedModel
-from unimodal.model.permuted import Permuted, Picked, Placed
+from unimodal.model.permuted import Permuted, RowsPicked, RowsPlaced
 
 TINY = MoEConfig(experts=5, top_k=2, shared=1, hidden_dim=12, first_dense=0)
 
@@ -118,9 +118,13 @@ def _one(experts: Experts, token: Tensor, expert: int) -> Tensor:
 def test_rows_that_are_moved_have_the_gradients_of_plain_indexing() -> None:
     x, order, slots = tokens(6).requires_grad_(), torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([7, 1, 0, 4, 9, 3])
     y = tokens(10).requires_grad_()
-    for function, given in ((Permuted, (x, order, order.argsort())), (Placed, (x, slots, 10)), (Picked, (y, slots))):
+    for function, given in (
+        (Permuted, (x, order, order.argsort())),
+        (RowsPlaced, (x, slots, 10)),
+        (RowsPicked, (y, slots)),
+    ):
         assert torch.autograd.gradcheck(function.apply, given)  # pyright: ignore[reportArgumentType]
-    assert torch.equal(Placed.apply(x, slots, 10)[slots], x) and torch.equal(Picked.apply(y, slots), y[slots])  # pyright: ignore
+    assert torch.equal(RowsPlaced.apply(x, slots, 10)[slots], x) and torch.equal(RowsPicked.apply(y, slots), y[slots])  # pyright: ignore
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:

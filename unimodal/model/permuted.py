@@ -26,7 +26,7 @@ class Permuted(torch.autograd.Function):
         return grads[0][inverse], None, None
 
 
-class Placed(torch.autograd.Function):
+class RowsPlaced(torch.autograd.Function):
     """Rows (N, D) at distinct `slots` (N,) of `length` rows that are 0 otherwise; the gradient is gathered."""
 
     @staticmethod
@@ -40,7 +40,7 @@ class Placed(torch.autograd.Function):
         return grads[0][slots], None, None
 
 
-class Picked(torch.autograd.Function):
+class RowsPicked(torch.autograd.Function):
     """x[slots] for distinct slots; the gradient of the other rows is 0."""
 
     @staticmethod
@@ -56,7 +56,7 @@ class Picked(torch.autograd.Function):
 
 
 def placed(x: Tensor, slots: Tensor, length: int) -> Tensor:
-    """What `Placed` computes."""
+    """What `RowsPlaced` computes."""
     out = x.new_zeros(length, *x.shape[1:])
     out[slots] = x
     return out

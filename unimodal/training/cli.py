@@ -28,6 +28,7 @@ from unimodal.model.config import ModelConfig
 from unimodal.training import module as _transformer_module
 from unimodal.training import predicting as _predicting
 from unimodal.training.callbacks.bundle import BundleWriter
+from unimodal.training.callbacks.held_out import HeldOut
 from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.callbacks.sources import SourceTable
@@ -105,11 +106,12 @@ class TrainingCLI(LightningCLI):
     """Adds checkpoints, logs, samples and the bundle; everything can be changed in the config."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Sections `checkpoint`, `samples`, `bundle` and `throughput` of a config."""
+        """Sections `checkpoint`, `samples`, `bundle`, `throughput` and `held_out` of a config."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(BundleWriter, "bundle")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(HeldOut, "held_out")
         parser.set_defaults({"checkpoint.every_n_train_steps": 500, "checkpoint.save_last": True})
         parser.set_defaults({"checkpoint.save_top_k": 0})
 

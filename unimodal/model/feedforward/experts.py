@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.model.config import INIT_STD
-from unimodal.model.permuted import Permuted, Picked, Placed
+from unimodal.model.permuted import Permuted, RowsPicked, RowsPlaced
 
 ROW_MULTIPLE = 64
 """Of which the rows of an expert are a multiple while training: oneDNN makes code for every new size of a product, and
@@ -77,7 +77,7 @@ def by_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> 
     rows = _filled_up(int(counts.max()))
     if rows * len(counts) > FILLED_UP * max(selected.numel(), ROW_MULTIPLE * len(counts)):
         return in_segments(experts, x, selected, gates, counts.tolist())
-    return in_batches(experts, x, selected, gates, rows)
+    return in_expert_batches(experts, x, selected, gates, rows)
 
 
 def _usual_on_cpu(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def _usual_on_cpu(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) 
 _on_cpu: Products = torch.compiler.disable(_usual_on_cpu)  # pyright: ignore[reportAssignmentType]
 
 
-def in_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, rows: int) -> Tensor:
+def in_expert_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, rows: int) -> Tensor:
     """With `rows` for each expert, at least as many as it has tokens."""
     count, flat = len(experts.gate_proj), selected.flatten()
     order = flat.argsort(stable=True)
@@ -99,16 +99,16 @@ def in_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, row
         torch.arange(len(order), device=x.device) + (torch.arange(count, device=x.device) * rows - first)[flat[order]]
     )
     each = x[:, None].expand(-1, selected.shape[1], -1).flatten(0, 1)
-    tokens: Tensor = Placed.apply(each, slots, count * rows)  # pyright: ignore[reportAssignmentType]
+    tokens: Tensor = RowsPlaced.apply(each, slots, count * rows)  # pyright: ignore[reportAssignmentType]
     tokens = tokens.unflatten(0, (count, rows))
     hidden = F.silu(tokens @ experts.gate_proj.mT) * (tokens @ experts.up_proj.mT)
-    made: Tensor = Picked.apply((hidden @ experts.down_proj.mT).flatten(0, 1), slots)  # pyright: ignore[reportAssignmentType]
+    made: Tensor = RowsPicked.apply((hidden @ experts.down_proj.mT).flatten(0, 1), slots)  # pyright: ignore[reportAssignmentType]
     return _weighed(made, gates)
 
 
 def in_even_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor) -> Tensor:
     """As if all experts were equally busy, for tensors without numbers: what a plan of memory runs."""
-    return in_batches(experts, x, selected, gates, _filled_up(-(-selected.numel() // len(experts.gate_proj))))
+    return in_expert_batches(experts, x, selected, gates, _filled_up(-(-selected.numel() // len(experts.gate_proj))))
 
 
 def in_segments(experts: Experts, x: Tensor, selected: Tensor, gates: Tensor, counts: Sequence[int]) -> Tensor:

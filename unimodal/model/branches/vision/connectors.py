@@ -27,9 +27,13 @@ class MLPConnector(nn.Module):
         self.register_buffer("positions", self._table(), persistent=False)
 
     def init_weights(self) -> None:
-        """Normal weights, zero biases; the table of positions is computed again."""
-        init_linear(self.in_proj, INIT_STD)
-        init_linear(self.out_proj, INIT_STD)
+        """Normal weights that keep the size of features, zero biases; the table of positions is computed again.
+
+        Numbers of the positions have a root mean square of 0.7. Weights of INIT_STD would make features a twentieth of
+        that, and a ViT from random weights would not be learnt (docs/studies/eyes.md).
+        """
+        for linear in (self.in_proj, self.out_proj):
+            init_linear(linear, linear.in_features**-0.5)
         self.positions.copy_(self._table())  # `to_empty` gives it other memory
 
     def forward(self, features: Tensor, media: MediaTokens) -> Tensor:
