@@ -133,7 +133,8 @@ def test_t2i_counts_a_drawing_that_is_not_one_picture_as_malformed_and_wrong(
 def test_t2i_without_a_judge_draws_the_first_captions_and_keeps_the_pictures(model: Any, source: Any) -> None:
     result = t2i.evaluate(model, source, judge=None, limit=2)
     retrieved = {"retrieval": 0.5, "retrieval_of_real_pictures": 1.0, "retrieval_chance": 0.5}
-    assert result.metrics == {**retrieved, "malformed": 0.0, "malformed_free": 0.0}
+    causes = {f"malformed_free_{cause}": 0.0 for cause in ("stray_text", "wrong_length", "no_end")}
+    assert result.metrics == {**retrieved, "malformed": 0.0, "malformed_free": 0.0, **causes}
     assert model.calls[0]["prompts"] == ["a red circle", "a blue circle"]
     assert all("drawn" in example.images and example.right is None for example in result.examples)
 

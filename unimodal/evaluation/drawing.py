@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipelines.images import to_tensor
+from tokenizers_vq.token_space import TokenSpace
 from unimodal.evaluation.contract import AnyToAnyModel, codec_of
 from unimodal.generation.modality import check_spans
-from unimodal.generation.prompts import Prompt
+from unimodal.generation.prompts import Answer, Prompt
 
 # Shapes: B images, H height, W width; images lie in [-1, 1].
 
@@ -24,8 +25,12 @@ def image_span_check(model: AnyToAnyModel, prompts: Sequence[Prompt], **settings
 
     `settings` are those of `generate`.
     """
-    answers = model.generate(prompts, "image", **settings)
-    counts = [check_spans(answer.ids, model.token_space) for answer in answers]
+    return checked_spans(model.generate(prompts, "image", **settings), model.token_space)
+
+
+def checked_spans(answers: Sequence[Answer], space: TokenSpace) -> tuple[int, int]:
+    """See `image_span_check`."""
+    counts = [check_spans(answer.ids, space) for answer in answers]
     spans = sum(max(count, 1) for count, _ in counts)
     return spans, sum(bad if count else 1 for count, bad in counts)
 

@@ -24,10 +24,11 @@ from unimodal.evaluation.contract import (
     only_picture,
     silent,
 )
-from unimodal.evaluation.drawing import diversity, image_span_check
+from unimodal.evaluation.drawing import checked_spans, diversity, image_span_check
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 from unimodal.evaluation.retrieval import real_pictures, retrieval_scores
 from unimodal.evaluation.samples import answerable
+from unimodal.evaluation.span_faults import span_faults
 
 PICTURES_SHOWN_PER_PROMPT = 4
 CAPTIONS_DRAWN = 32
@@ -127,11 +128,17 @@ def _drawable(model: AnyToAnyModel, source: DocumentSource, count: int, settings
 def _malformed(
     model: AnyToAnyModel, prompts: list[str], settings: dict[str, Any], pictures: Sequence[Image.Image | None]
 ) -> dict[str, float]:
-    """Shares of malformed image spans: with the state machine, over drawings and checks; without it, over checks."""
+    """Shares of malformed image spans: with the state machine, over drawings and checks; without it, over checks, and
+    what is wrong with them."""
     spans, bad = image_span_check(model, prompts, **settings | {"constrained": True})
     spans, bad = spans + len(pictures), bad + sum(picture is None for picture in pictures)
-    free_spans, free_bad = image_span_check(model, prompts, **settings | {"constrained": False})
-    return {"malformed": bad / spans, "malformed_free": free_bad / max(free_spans, 1)}
+    answers = model.generate(prompts, "image", **settings | {"constrained": False})
+    free_spans, free_bad = checked_spans(answers, model.token_space)
+    free: dict[str, float] = {}
+    if model.autoencoder is None:  # what is drawn from latents has no codes that could be wrong
+        causes = span_faults([answer.ids for answer in answers], model.token_space).shares()
+        free = {f"malformed_free_{cause}": share for cause, share in causes.items()}
+    return {"malformed": bad / spans, "malformed_free": free_bad / max(free_spans, 1), **free}
 
 
 def _accuracy(prompts: Sequence[str], verdicts: Sequence[Verdict | None]) -> dict[str, float]:
