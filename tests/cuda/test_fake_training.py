@@ -21,10 +21,12 @@ from data_pipelines.batch import PackedBatch
 from tests.oracles.fake_cuda import Launches, cuda_model, fake_like
 from unimodal.model.block_masks import block_mask, training_mask
 from unimodal.model.config import QKNormConfig
+from unimodal.model.feedforward.config import MoEConfig
 from unimodal.model.kernels import has_flash
 from unimodal.model.masks import DocumentEnds
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import gradients_of, to_means
+from unimodal.training.objectives.balance import ExpertBalance
 from unimodal.training.objectives.base import total
 from unimodal.training.objectives.next_token import counted_terms
 from unimodal.training.optimizers.build import AdamWConfig, MuonConfig, OptimizerConfig, build_optimizer
@@ -147,3 +149,27 @@ def test_documents_go_to_flash_attention_where_it_can_take_them(
     assert isinstance(training_mask(given.documents, None, None, ends), DocumentEnds if expected else BlockMask)
     assert isinstance(training_mask(given.documents, given.branches, None, ends), BlockMask)
     assert isinstance(training_mask(given.documents, None, given.documents, ends), BlockMask)
+
+
+def test_a_step_with_experts_waits_for_nothing() -> None:
+    """Counts of tokens stay on the device: the products are grouped ones, and the balance is counted there too."""
+    moe = MoEConfig(experts=8, top_k=2, hidden_dim=64, first_dense=0, bias_by="modality", image_ids_from=64)
+    trained, given = cuda_model(moe=moe), batch()
+    optimizer, balance = build_optimizer(trained, MuonConfig()), ExpertBalance()
+    trained.train()
+    for _ in range(2):
+        with Launches() as launches:
+            optimizer.zero_grad()
+            facts = given.facts
+            with torch.autocast("cuda", torch.bfloat16):
+                mask = training_mask(given.documents, None, None, DocumentEnds(facts.ends, facts.max_length))
+                features = trained(given.tokens, given.positions, mask)
+                state = balance.prepare(trained, given, {}, 0).state
+                terms = balance.terms(trained, features, given, state)
+            for parameter in trained.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            to_means(gradients_of(optimizer), facts.counted.weights.sum())
+            optimizer.step()
+            found = balance.end_step(trained, 1, sound=True)
+    assert not launches.waits and {value.device.type for value in found.values()} == {"cuda"}
+    assert total(terms).device.type == "cuda"
