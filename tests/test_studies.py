@@ -122,6 +122,6 @@ def test_the_table_of_experts_has_the_mean_of_the_last_rows(tmp_path: Path) -> N
         rows = ["step,train/tokens_per_second,val/loss_text", *rows, "20,,0.25"]
         (root / "logs" / "version_0" / "metrics.csv").write_text("\n".join(rows))
     lines = experts.table(study, [0]).splitlines()
-    assert lines[2] == "| held-out text loss, nats |" + " 0.2500 |" * len(experts.ARMS)
+    assert "| held-out text loss, nats |" + " 0.2500 |" * len(experts.ARMS) in lines
     assert "| tokens a second |" + " 2 |" * len(experts.ARMS) in lines, "(1 + 2) / 2, rounded to even"
     assert "| largest load over mean |" + " - |" * len(experts.ARMS) in lines

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,15 +35,20 @@ class ExpertArm:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-READING = {"data.init_args.templates.image_first": 1.0}
+FASTER = {
+    "model.init_args.objectives": [
+        {"class_path": "NextToken"},
+        {"class_path": "ExpertBalance", "init_args": {"bias_rate": 0.004}},
+    ]
+}
+"""Biases that move four times as fast as by default: a short run is balanced early."""
 ARMS = (
     ExpertArm(name="dense"),
-    ExpertArm(name="experts, balanced in sum", moe={**MOE, "bias_by": "all"}),
-    ExpertArm(name="experts, by modality", moe={**MOE, "bias_by": "modality"}),
-    ExpertArm(name="dense, reading alone", settings=READING),
-    ExpertArm(name="experts, reading alone", moe={**MOE, "bias_by": "modality"}, settings=READING),
+    ExpertArm(name="experts, by modality", moe={**MOE, "bias_by": "modality"}, settings=FASTER),
+    ExpertArm(name="experts, in sum", moe={**MOE, "bias_by": "all"}, settings=FASTER),
 )
 LOGGED = (
+    ("held-out loss", "val/loss", 4),
     ("held-out text loss, nats", "val/loss_text", 4),
     ("held-out image loss, nats", "val/loss_image", 4),
     ("largest load over mean", "train/max_load", 2),
@@ -103,19 +109,25 @@ def last_logged(root: Path, column: str) -> float:
 
 
 def table(study: ExpertStudy, seeds: Sequence[int]) -> str:
-    """What was logged and scored, as Markdown: an arm a column, the mean over seeds, and each."""
+    """What was logged and scored, as Markdown: an arm a column, the mean over the seeds that are there, and each."""
     lines = ["| | " + " | ".join(arm.name for arm in ARMS) + " |", "|---" * (len(ARMS) + 1) + "|"]
     for title, column, digits in LOGGED:
         found = [[last_logged(study.root(arm, seed), column) for seed in seeds] for arm in ARMS]
         lines.append(_row(title, found, digits))
     for title, task, metric in SCORES:
-        files = [[study.root(arm, seed) / "results" / f"{task}.json" for seed in seeds] for arm in ARMS]
-        lines.append(_row(title, [[json.loads(file.read_text())["metrics"][metric] for file in of] for of in files], 4))
+        found = [[_score(study.root(arm, seed), task, metric) for seed in seeds] for arm in ARMS]
+        lines.append(_row(title, found, 4))
     return "\n".join(lines)
 
 
+def _score(root: Path, task: str, metric: str) -> float:
+    path = root / "results" / f"{task}.json"
+    return json.loads(path.read_text())["metrics"][metric] if path.is_file() else float("nan")
+
+
 def _row(title: str, found: Sequence[Sequence[float]], digits: int) -> str:
-    cells = ["-" if values[0] != values[0] else mean_and_each(values, digits) for values in found]
+    known = [[value for value in values if not math.isnan(value)] for values in found]
+    cells = [mean_and_each(values, digits) if values else "-" for values in known]
     return f"| {title} | " + " | ".join(cells) + " |"
 
 
