@@ -89,21 +89,23 @@ def test_the_table_of_eyes_has_an_arm_a_row(tmp_path: Path) -> None:
     eyes = loaded("eyes")
     study = eyes.EyesStudy(out=tmp_path, at_once=1)
     for number, arm in enumerate(eyes.ARMS):
-        root, value = study.root(arm, 3), {"accuracy": 0.5 + 0.01 * number, "exact_match": 0.25}
+        root, value = study.root(arm, 3), dict.fromkeys(("accuracy_colour", "accuracy_shape", "exact_match"), 0.25)
+        value["accuracy"] = 0.5 + 0.01 * number
         scores(root, vqa=value, caption=value, t2i=value)
         (root / "seconds.json").write_text("150")
     lines = eyes.table(study, [3]).splitlines()
     assert len(lines) == 2 + len(eyes.ARMS) and len({study.root(arm, 3) for arm in eyes.ARMS}) == len(eyes.ARMS)
-    assert lines[2] == "| codes | 64 | 0.5000 | 0.2500 | 0.5000 | 1,800 | 2.5 |"
-    assert any(line.startswith("| MoonViT, 2 x 2 | 16 | ") and "| 600 + 1,200 |" in line for line in lines)
+    assert lines[2] == "| codes | 64 | 0.5000 | 0.250 | 0.250 | 0.2500 | 0.5000 | 2,200 | 2.5 |"
+    assert any(line.startswith("| MoonViT, edits first | 16 | ") and "| 700 + 1,200 |" in line for line in lines)
+    assert eyes.table(study, [4]).count("\n") == 1, "arms without scores have no row"
 
 
 def test_the_arms_of_eyes_are_curricula_that_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eyes, commands = loaded("eyes"), list[tuple[str, ...]]()
     study = eyes.EyesStudy(out=tmp_path, at_once=2)
     monkeypatch.setattr(eyes.EyesStudy, "run", lambda _, *command: commands.append(command) or 1.0)
-    study.train([0])
-    study.train([0])
+    study.train(eyes.ARMS, [0])
+    study.train(eyes.ARMS, [0])
     assert len(commands) == len(eyes.ARMS), "what has ended is not trained again"
     found = [read_curriculum(Path(command[-1])) for command in commands]
     assert {len(curriculum.stages) for curriculum in found if curriculum} == {1, 2}

@@ -20,10 +20,12 @@ import yaml
 from runner import ROOT, Programs, fill_in, fit, mean_and_each, scored
 
 HERE = Path(__file__).resolve().parent
-STEPS = 1800
-"""Of an arm that trains in one stage."""
+JOINT = 1200
+"""Steps on the demo's documents."""
 VIT = {"dim": 128, "num_layers": 3, "num_heads": 2, "hidden_dim": 384, "pos_embed_period": 10.0}
-SEEN = {"data.init_args.templates.seen": "patches"}
+MOONVIT = {**VIT, "encoder": "moonvit", "merge": 2, "connector": "pixel_shuffle"}
+FIRST: dict[str, int] = {"reading": 600, "edits": 700}
+"""Steps of a stage before: of reading alone, or of reading and of edits, whose pictures are seen and drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,54 +36,45 @@ class Arm:
     patch: int | None = None
     tokens: int = 64
     """Of an image that is seen."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    stages: tuple[Mapping[str, Any], ...] = ({"name": "joint", "settings": {"trainer.max_steps": STEPS}},)
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    first: str = ""
+    """The stage before the demo's documents, one of FIRST."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of all stages."""
+        if self.patch is None:
+            return {}
+        seen: dict[str, Any] = {"data.init_args.templates.seen": "patches", "model.init_args.vision": dict(self.vision)}
+        resampled = {"data.init_args.templates.resampled_tokens": self.tokens}
+        return seen | (resampled if self.vision.get("connector") == "resampler" else {})
+
+    @property
+    def steps(self) -> list[int]:
+        """Of each stage. The demo itself is one of 2,200 steps."""
+        return [FIRST[self.first], JOINT] if self.first else [2200]
 
 
-def with_vit(**more: Any) -> dict[str, Any]:
-    """Settings of a model that sees through a ViT."""
-    return {**SEEN, "model.init_args.vision": {**VIT, **more}}
-
-
-ALIGNED = (
-    {
-        "name": "alignment",
-        "settings": {
-            "trainer.max_steps": 600,
-            "data.init_args.templates.image_first": 1.0,
-            "data.init_args.templates.max_branches": 4,
-        },
-    },
-    {"name": "joint", "settings": {"trainer.max_steps": 1200, "model.init_args.start": {"codebook": None}}},
-)
-"""First reading alone, with few questions about each of many pictures; then the demo's documents."""
 ARMS = (
     Arm(name="codes"),
-    Arm(name="ViT", patch=8, settings=with_vit()),
-    Arm(name="ViT, staged", patch=8, settings=with_vit(), stages=ALIGNED),
-    Arm(
-        name="MoonViT, 2 x 2",
-        patch=16,
-        tokens=16,
-        settings=with_vit(encoder="moonvit", merge=2, connector="pixel_shuffle"),
-        stages=ALIGNED,
-    ),
+    Arm(name="ViT, edits first", patch=8, vision=VIT, first="edits"),
+    Arm(name="MoonViT, reading first", patch=16, tokens=16, vision=MOONVIT, first="reading"),
+    Arm(name="MoonViT, edits first", patch=16, tokens=16, vision=MOONVIT, first="edits"),
     *(
         Arm(
-            name=f"resampler, {tokens}",
+            name=f"resampler to {tokens}, edits first",
             patch=8,
             tokens=tokens,
-            settings={
-                **with_vit(connector="resampler"),
-                "data.init_args.templates.resampled_tokens": tokens,
-            },
-            stages=ALIGNED,
+            vision={**VIT, "connector": "resampler"},
+            first="edits",
         )
         for tokens in (16, 64)
     ),
 )
 ROWS = (
     ("questions right, 9,673", "vqa", "accuracy", 4),
+    ("what color", "vqa", "accuracy_colour", 3),
+    ("what shape", "vqa", "accuracy_shape", 3),
     ("captions exactly right, 888", "caption", "exact_match", 4),
     ("drawings, colour and shape right, 384", "t2i", "accuracy", 4),
 )
@@ -91,56 +84,77 @@ TASKS: dict[str, tuple[str, ...]] = {
     "t2i": ("--seeds-per-prompt", "16", "--guidance", "3"),
 }
 DOCUMENTS = ("dialogues=400", "shape_questions=4")
+EDITS = ("dialogues=1", "edits=4000", "shape_questions=4")
 
 
 class EyesStudy(Programs):
     """All programs of this one."""
 
-    def prepare(self) -> None:
-        """The image tokenizer, and shards for each size of patches."""
+    def prepare(self, arms: Sequence[Arm]) -> None:
+        """The image tokenizer, and shards for each size of patches, with edits and without."""
         tokenizer = self.out / "tokenizer" / "image_tokenizer"
         if not tokenizer.is_dir():
             self.run(*fit("configs/tokenizer/demo.yaml", tokenizer.parent), "--model.init_args.out", str(tokenizer))
-        for patch in dict.fromkeys(arm.patch for arm in ARMS):
-            if (self.shards(patch) / "manifest.json").is_file():
-                continue
-            source = ["--source", "easy_vqa", "--copies", "4", "--augment", "flip,place"]
-            for option in DOCUMENTS:
-                source += ["--option", option]
-            source += ["--patch", str(patch)] if patch else []
-            self.unimodal("tokenize", *source, "--image-tokenizer", str(tokenizer), "--out", str(self.shards(patch)))
+        for arm in arms:
+            for edits in (False, True)[: 1 + (arm.first == "edits")]:
+                if (self.shards(arm.patch, edits) / "manifest.json").is_file():
+                    continue
+                source = ["--source", "easy_vqa", "--copies", "2" if edits else "4", "--augment", "flip,place"]
+                for option in EDITS if edits else DOCUMENTS:
+                    source += ["--option", option]
+                source += ["--patch", str(arm.patch)] if arm.patch else []
+                made = ("--image-tokenizer", str(tokenizer), "--out", str(self.shards(arm.patch, edits)))
+                self.unimodal("tokenize", *source, *made)
 
-    def train(self, seeds: Sequence[int]) -> None:
+    def train(self, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         """Every model that is not there yet."""
         with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(lambda job: self._train_one(*job), [(arm, seed) for seed in seeds for arm in ARMS]))
+            list(pool.map(lambda job: self._train_one(*job), [(arm, seed) for seed in seeds for arm in arms]))
 
     def _train_one(self, arm: Arm, seed: int) -> None:
         root = self.root(arm, seed)
         if (root / "seconds.json").is_file():
             return
         root.mkdir(parents=True, exist_ok=True)
-        stages = [{**stage, "configs": [str(ROOT / "configs" / "run" / "demo.yaml")]} for stage in arm.stages]
-        shared = {"data.init_args.shards": [str(self.shards(arm.patch))], "seed_everything": seed, **arm.settings}
-        curriculum = {"curriculum": {"root": str(root), "shared": shared, "stages": stages}}
+        shared = {"seed_everything": seed, "samples.every": 0, **arm.settings}
+        curriculum = {"curriculum": {"root": str(root), "shared": shared, "stages": self.stages(arm)}}
         path = root / "curriculum.yaml"
         path.write_text(yaml.safe_dump(curriculum))
         seconds = self.run("train.py", "fit", "--config", str(path))
         (root / "seconds.json").write_text(json.dumps(seconds))
 
-    def score(self, seeds: Sequence[int]) -> None:
+    def score(self, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         """Every result that is not there yet."""
         self.side_by_side(
             (*scored(task, *TASKS[task]), "--model", str(self.model(arm, seed)), "--out", str(result))
-            for arm in ARMS
+            for arm in arms
             for seed in seeds
             for task in TASKS
             if not (result := self.root(arm, seed) / "results" / f"{task}.json").is_file()
         )
 
-    def shards(self, patch: int | None) -> Path:
+    def stages(self, arm: Arm) -> list[dict[str, Any]]:
+        """Of its curriculum. In the first one, few questions are asked about each of many pictures."""
+        configs, joint = [str(ROOT / "configs" / "run" / "demo.yaml")], {"trainer.max_steps": arm.steps[-1]}
+        joint["data.init_args.shards"] = [str(self.shards(arm.patch))]
+        if not arm.first:
+            return [{"name": "joint", "configs": configs, "settings": joint}]
+        first = {
+            "trainer.max_steps": arm.steps[0],
+            "data.init_args.shards": [str(self.shards(arm.patch, arm.first == "edits"))],
+            "data.init_args.templates.image_first": 1.0,
+            "data.init_args.templates.max_branches": 4,
+            "data.init_args.templates.drawn_image_weight": 1.0,
+        }
+        joint["model.init_args.start"] = {"codebook": None}  # the bundle has its embedding
+        return [
+            {"name": "alignment", "configs": configs, "settings": first},
+            {"name": "joint", "configs": configs, "settings": joint},
+        ]
+
+    def shards(self, patch: int | None, edits: bool = False) -> Path:
         """Codes, and patches of this size."""
-        return self.out / ("shards" if patch is None else f"shards-{patch}")
+        return self.out / f"shards{'' if patch is None else f'-{patch}'}{'-edits' if edits else ''}"
 
     def root(self, arm: Arm, seed: int) -> Path:
         """Where a model of an arm lies."""
@@ -148,20 +162,22 @@ class EyesStudy(Programs):
 
     def model(self, arm: Arm, seed: int) -> Path:
         """The bundle of its last stage."""
-        return self.root(arm, seed) / f"{len(arm.stages)}-{arm.stages[-1]['name']}" / "model"
+        return self.root(arm, seed) / f"{len(arm.steps)}-joint" / "model"
 
 
 def table(study: EyesStudy, seeds: Sequence[int]) -> str:
-    """The scores as Markdown: an arm a row, the mean over seeds, and each."""
+    """The scores as Markdown: an arm that was scored a row, the mean over seeds, and each."""
     head = ["seen through", "tokens of an image", *(title for title, *_ in ROWS), "steps", "minutes of training"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for arm in ARMS:
-        roots = [study.root(arm, seed) for seed in seeds]
+        roots = [root for seed in seeds if (root := study.root(arm, seed)).joinpath("results", "t2i.json").is_file()]
+        if not roots:
+            continue
         scores = [
             mean_and_each([_metrics(root, task)[metric] for root in roots], digits) for _, task, metric, digits in ROWS
         ]
         minutes = mean_and_each([json.loads((root / "seconds.json").read_text()) / 60 for root in roots], 1)
-        steps = " + ".join(f"{stage['settings']['trainer.max_steps']:,}" for stage in arm.stages)
+        steps = " + ".join(f"{count:,}" for count in arm.steps)
         lines.append("| " + " | ".join([arm.name, str(arm.tokens), *scores, steps, minutes]) + " |")
     return "\n".join(lines)
 
@@ -174,14 +190,16 @@ def main() -> int:
     """Prepare, train, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/eyes"))
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], help="all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--at-once", type=int, default=2)
     options = parser.parse_args()
     study = EyesStudy(out=options.out.resolve(), at_once=options.at_once)
     study.out.mkdir(parents=True, exist_ok=True)
-    study.prepare()
-    study.train(options.seeds)
-    study.score(options.seeds)
+    arms = [arm for arm in ARMS if options.arms is None or arm.name in options.arms]
+    study.prepare(arms)
+    study.train(arms, options.seeds)
+    study.score(arms, options.seeds)
     fill_in(HERE / "eyes.md", table(study, options.seeds))
     return 0
 
