@@ -16,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.registry import open_source
 from unimodal.evaluation.contract import DRAWN, GREEDY, AnyToAnyModel, DocumentSource, Reporter, Sampling, TaskResult
+from unimodal.evaluation.dual_encoder import ENCODER_STEPS, cached_dual_encoder
+from unimodal.evaluation.dual_scores import CaptionPool
 from unimodal.evaluation.judge import STEPS, Judge, cached_judge
 from unimodal.evaluation.results import write_results
 from unimodal.evaluation.tasks import caption, edit, reconstruction, t2i, vqa
 from unimodal.generation.options import to_words
-from unimodal.terminal import open_console
+from unimodal.terminal import open_console, say
 
 JUDGED_SOURCE = "easy_vqa"
 """The source whose captions a judge of colour and shape can check."""
@@ -134,7 +136,7 @@ def _t2i(
     return t2i.evaluate(
         model,
         source,
-        judge=_judge(config, out, reporter),
+        judge=_judge(source, config, out, reporter),
         sampling=config.sampling or TASK_SAMPLING["t2i"],
         seeds_per_prompt=config.seeds_per_prompt,
         reporter=reporter,
@@ -189,10 +191,21 @@ def _shared(config: EvaluationConfig) -> dict[str, Any]:
     return {"limit": config.limit} | batch
 
 
-def _judge(config: EvaluationConfig, out: Path, reporter: Reporter) -> Judge | None:
-    if config.source != JUDGED_SOURCE:
+def _judge(
+    source: DocumentSource, config: EvaluationConfig, out: Path, reporter: Reporter
+) -> Judge | t2i.JudgingEncoder | None:
+    """Of colour and shape for easy-VQA; for other sources a dual encoder of their training split, if there is one."""
+    folder = judge_folder(config, out)
+    if config.source == JUDGED_SOURCE:
+        return cached_judge(folder, progress=reporter("judge", STEPS))
+    try:
+        failures, options = FailureLog(limit=1.0), dict(config.source_options)
+        trained = open_source(config.source, path=config.path, split="train", failures=failures, **options)
+        encoder = cached_dual_encoder(folder, trained, progress=reporter("judge", ENCODER_STEPS))
+    except ValueError as error:
+        say(f"no dual encoder judges these drawings, the model itself does: {error}")
         return None
-    return cached_judge(judge_folder(config, out), progress=reporter("judge", STEPS))
+    return t2i.JudgingEncoder(encoder=encoder, pool=CaptionPool.of(source, trained))
 
 
 def judge_folder(config: EvaluationConfig, out: Path) -> Path:

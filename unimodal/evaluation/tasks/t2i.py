@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice, product
 from statistics import fmean
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from data_pipelines.documents import TextSegment
+from data_pipelines.images import to_image, to_tensor
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES, caption
 from unimodal.evaluation.contract import (
     DRAWN,
@@ -24,7 +26,9 @@ from unimodal.evaluation.contract import (
     only_picture,
     silent,
 )
-from unimodal.evaluation.drawing import checked_spans, diversity, image_span_check
+from unimodal.evaluation.drawing import checked_spans, diversity, image_span_check, redrawn
+from unimodal.evaluation.dual_encoder import DualEncoder
+from unimodal.evaluation.dual_scores import CaptionPool, dual_scores
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 from unimodal.evaluation.retrieval import real_pictures, retrieval_scores
 from unimodal.evaluation.samples import answerable
@@ -40,7 +44,7 @@ def evaluate(
     model: AnyToAnyModel,
     source: DocumentSource,
     *,
-    judge: Judge | None,
+    judge: Judge | JudgingEncoder | None,
     sampling: Sampling = DRAWN,
     limit: int | None = None,
     batch_size: int = 128,
@@ -49,14 +53,17 @@ def evaluate(
 ) -> TaskResult:
     """Draw with the state machine on, then count malformed image spans with it on and off.
 
-    With a judge: every colour x shape caption of easy-VQA, `seeds_per_prompt` times, at most `limit` pictures.
-    Without: the first `limit` (32) distinct captions of the source, once each; the score is how often the model itself
-    finds the caption of a drawing (evaluation/retrieval.py), beside the same for real pictures. A drawing that is not
-    exactly one picture counts as malformed and as wrong.
+    With a judge of colour and shape: every caption that easy-VQA can have, `seeds_per_prompt` times, at most `limit`
+    pictures.
+    Without: the first `limit` (32) distinct captions of the source, once each. A dual encoder says how often it finds
+    the caption of a drawing among 50, and each attribute, beside the same for real pictures and their reconstructions;
+    where there is none, the model itself finds captions (evaluation/retrieval.py). A drawing that is not exactly one
+    picture counts as malformed and as wrong.
     Raises ValueError when there is no judge and the source has no captions.
     """
     start = time.perf_counter()
     codec_of(model)
+    encoder, judge = (judge, None) if isinstance(judge, JudgingEncoder) else (None, judge)
     if seeds_per_prompt < 1 or (limit is not None and limit < 1):
         raise ValueError(f"drawings are at least 1, got {seeds_per_prompt} and a limit of {limit}")
     settings = sampling.to_dict() | {"batch_size": batch_size}
@@ -68,7 +75,9 @@ def evaluate(
     fresh = settings | {"seed": sampling.seed + len(prompts)}
     metrics = _malformed(model, checks, fresh, pictures)
     verdicts = verdicts_on(judge, pictures) if judge else [None] * len(pictures)
-    if not judge:
+    if not judge and encoder:
+        metrics = _found_by_encoder(encoder, model, source, captions, pictures) | metrics
+    elif not judge:
         real = real_pictures(source, model, captions)
         progress = reporter("retrieval", len(pictures) + sum(picture is not None for picture in real))
         metrics = retrieval_scores(model, captions, pictures, real, progress) | metrics
@@ -80,7 +89,7 @@ def evaluate(
         "prompts": len(captions),
         "drawings_per_prompt": len(prompts) / len(captions),
         "span_checks": len(checks),
-        "judge": judge_recipe(judge),
+        "judge": encoder.encoder.recipe() if encoder else judge_recipe(judge),
     }
     return TaskResult(
         task="t2i",
@@ -90,6 +99,37 @@ def evaluate(
         recipe=recipe,
         examples=_examples(prompts, pictures, verdicts, len(captions)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgingEncoder:
+    """A dual encoder, and the captions that it compares."""
+
+    encoder: DualEncoder
+    pool: CaptionPool
+
+
+def _found_by_encoder(
+    judging: JudgingEncoder,
+    model: AnyToAnyModel,
+    source: DocumentSource,
+    captions: Sequence[str],
+    pictures: Sequence[Image.Image | None],
+) -> dict[str, float]:
+    """Scores of drawings, of the real pictures of the same captions, and of these through the image tokenizer."""
+    real = real_pictures(source, model, captions)
+    again = [None if picture is None else _through_tokenizer(model, picture) for picture in real]
+    encoder, pool = judging.encoder, judging.pool
+    scores = dual_scores(encoder, pool, captions, pictures)
+    kept = [number for number, picture in enumerate(real) if picture is not None]
+    for suffix, shown in (("_of_real_pictures", real), ("_of_reconstructions", again)):
+        chosen = [captions[number] for number in kept]
+        scores |= dual_scores(encoder, pool, chosen, [shown[number] for number in kept], suffix)
+    return scores
+
+
+def _through_tokenizer(model: AnyToAnyModel, picture: Image.Image) -> Image.Image:
+    return to_image(redrawn(model, to_tensor(picture)[None])[0].cpu())
 
 
 def colour_shape_captions() -> list[str]:
@@ -132,7 +172,7 @@ def _malformed(
     what is wrong with them."""
     spans, bad = image_span_check(model, prompts, **settings | {"constrained": True})
     spans, bad = spans + len(pictures), bad + sum(picture is None for picture in pictures)
-    answers = model.generate(prompts, "image", **settings | {"constrained": False})
+    answers = model.generate(prompts, "image", **dict[str, Any](settings, constrained=False))
     free_spans, free_bad = checked_spans(answers, model.token_space)
     free: dict[str, float] = {}
     if model.autoencoder is None:  # what is drawn from latents has no codes that could be wrong
