@@ -9,6 +9,7 @@ from typing import Any
 from data_pipelines.outputs import check_apart, check_folder
 from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE
+from unimodal.training.precision import check_precision
 
 ABOVE_ZERO = ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
 STRATEGIES = ("auto", "sharded")
@@ -30,7 +31,9 @@ def check_run(config: Any) -> None:
         value = trainer.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ValueError(f"trainer.{name} is above 0, got {value}")
-    _check_strategy(trainer.get("strategy", "auto"), str((values.get("model") or {}).get("class_path", "")))
+    name = str((values.get("model") or {}).get("class_path", ""))
+    check_precision(trainer.get("precision"), trainer.get("accelerator"), name)
+    _check_strategy(trainer.get("strategy", "auto"), name)
     root = Path(trainer["default_root_dir"])
     check_folder(root)
     read = [Path(path) for path in _folders_read({name: values.get(name) for name in ("model", "data")})]
