@@ -19,10 +19,19 @@ from data_pipelines.forms.form import REMEDIES
 from data_pipelines.image_datamodule import ImageDataModule
 from data_pipelines.mixture import MixtureConfig
 from data_pipelines.planning import StreamConfig
+from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.documents import Documents, Keyed
-from data_pipelines.shards.format import Manifest, TokenDocument
-from data_pipelines.shards.reader import Shard, open_manifest
-from data_pipelines.shards.remote import DEFAULT_CACHE, local_folder
+from data_pipelines.shards.format import MANIFEST_FILE, Manifest, TokenDocument
+from data_pipelines.shards.reader import open_manifest
+from data_pipelines.shards.remote import (
+    DEFAULT_CACHE,
+    DEFAULT_CACHE_GIB,
+    check_cache,
+    folder_of,
+    is_remote,
+    local_folder,
+    open_shards,
+)
 from data_pipelines.spec import Contents, DataSpec, Described, FolderTotals, rank_of
 from data_pipelines.stream import FixedBatches, PackedStream
 from data_pipelines.templates import TemplateConfig
@@ -36,7 +45,8 @@ __all__ = ["ImageDataModule", "TokenDataModule"]
 class TokenDataModule(Described, L.LightningDataModule):
     """Token shards as packed batches; `validation_share` of the documents, picked by their key, is held out.
 
-    shards: folders, or addresses that fsspec knows (s3://, hf://, ...), of which a copy is kept in `cache`.
+    shards: folders, or addresses that fsspec knows (s3://, hf://, ...), whose shards are fetched into `cache` when they
+    are read. The processes of a machine share it; beyond `max_cache_gib` the least recently used are evicted.
     validation_batches: of the held-out documents, as many batches as these, all ranks' together; all where it is None.
     mixture: how often each folder is drawn from; None takes every document of all folders once an epoch.
     """
@@ -51,19 +61,33 @@ class TokenDataModule(Described, L.LightningDataModule):
         num_workers: int = 0,
         cache: Path = DEFAULT_CACHE,
         validation_batches: int | None = None,
+        max_cache_gib: float = DEFAULT_CACHE_GIB,
     ) -> None:
         super().__init__()
         if validation_batches is not None and validation_batches < 1:
             raise ValueError(f"validation takes at least 1 batch, got {validation_batches}")
+        if not 0 < max_cache_gib < math.inf:
+            raise ValueError(f"max_cache_gib is a finite number above 0, got {max_cache_gib}")
         if not 0 <= validation_share < 1:
             raise ValueError(f"the validation share lies in [0, 1), got {validation_share}")
         self.shards, self.mixture, self.cache = [str(folder) for folder in shards], mixture, cache
         self.stream, self.templates = stream or StreamConfig(), templates or TemplateConfig()
         self.validation_share, self.num_workers = validation_share, num_workers
-        self.validation_batches = validation_batches
+        self.validation_batches, self.max_cache_gib = validation_batches, max_cache_gib
         self.train_sources: list[Documents] = []
         self.val_documents = Documents([])
         self.contents: list[Contents] = []
+
+    def prepare_data(self) -> None:
+        """Fetch manifests and tokenizers of remote shards, in one process of each machine.
+
+        Where that fails `setup` tries again, so that every rank ends with the reason and none waits for another.
+        """
+        for address in filter(is_remote, self.shards):
+            try:
+                local_folder(address, self.cache)
+            except ValueError:
+                (folder_of(address, self.cache) / MANIFEST_FILE).unlink(missing_ok=True)
 
     def setup(self, stage: str) -> None:
         """Open and verify the shards once."""
@@ -72,7 +96,7 @@ class TokenDataModule(Described, L.LightningDataModule):
             return
         if not self.shards:
             raise ValueError("name at least one folder of token shards")
-        folders = [local_folder(address, self.cache) for address in self.shards]
+        folders = [self._folder(address) for address in self.shards]
         manifests = [open_manifest(folder) for folder in folders]
         space, media = manifests[0].space, self._checked_media(manifests[0], self.shards[0])
         for address, manifest in zip(self.shards[1:], manifests[1:], strict=True):
@@ -80,16 +104,22 @@ class TokenDataModule(Described, L.LightningDataModule):
             for name, spec in self._checked_media(manifest, address).items():
                 if spec != media[name]:
                     raise ValueError(f"{self.shards[0]} and {address} hold {name} that were not made alike")
-        opened = [
-            [Shard(folder, entry, manifest) for entry in manifest.shards]
-            for folder, manifest in zip(folders, manifests, strict=True)
-        ]
+        cache = ShardCache.of_gib(self.cache, self.max_cache_gib)
+        parts = zip(self.shards, folders, manifests, strict=True)
+        opened = [open_shards(address, folder, manifest, cache) for address, folder, manifest in parts]
         groups = opened if self.mixture else [[shard for shards in opened for shard in shards]]
+        check_cache(groups, self.stream.shards_together, cache)
         self.train_sources = [self.split_documents(shards, held_out=False) for shards in groups]
         self.val_documents = self.split_documents([shard for shards in opened for shard in shards], held_out=True)
         self.contents = [Contents.of(manifest) for manifest in manifests]
         totals = [FolderTotals.of(address, m.shards) for address, m in zip(self.shards, manifests, strict=True)]
         self.describe(space, media, folders[0], totals)
+
+    def _folder(self, address: str) -> Path:
+        """Of an address, brought up to date by `prepare_data` where there is a trainer, which calls it."""
+        folder = folder_of(address, self.cache)
+        prepared = self.trainer is not None and (folder / MANIFEST_FILE).is_file()
+        return folder if prepared else local_folder(address, self.cache)
 
     def describe(
         self, space: TokenSpace, media: Mapping[str, MediaSpec], tokenizers: Path, totals: Sequence[FolderTotals] = ()

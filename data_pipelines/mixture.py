@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from data_pipelines.shards.documents import epoch_order
+from data_pipelines.shards.documents import epoch_order, shard_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,17 @@ class Mixture:
         cursor.draws += 1
         return DrawnDocument(source, cursor.epoch, index)
 
+    def groups(self, source: int, epoch: int) -> list[list[int]]:
+        """The shards of a source in the order of an epoch, by the groups within which documents are shuffled."""
+        return shard_groups(len(self.sizes[source]), self.together, self._random(source, epoch))
+
+    def _random(self, source: int, epoch: int) -> Random:
+        return Random(f"order-{self.seed}-{source}-{epoch}")
+
     def _order(self, source: int, epoch: int) -> list[int]:
         known = self._orders.get(source)
         if known is None or known[0] != epoch:
-            random = Random(f"order-{self.seed}-{source}-{epoch}")
+            random = self._random(source, epoch)
             known = self._orders[source] = (epoch, epoch_order(self.sizes[source], self.together, random))
         return known[1]
 

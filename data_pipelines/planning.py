@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
+from data_pipelines.fetch_ahead import FetchAhead
 from data_pipelines.mixture import Mixture, MixtureConfig
 from data_pipelines.outline import Outline
 from data_pipelines.packing import best_fit, hold_back
@@ -105,6 +106,7 @@ class Plan:
         """second_stage_row: how many rows are given before the mixture's second stage starts."""
         self.sources, self.space, self.templates, self.config = sources, space, templates, config
         self.mixture = Mixture([s.sizes for s in sources], mixture, config.seed, config.shards_together)
+        self._ahead = FetchAhead(sources, self.mixture)
         self.second_stage_row = second_stage_row
         self.report = StreamReport(sources=[SourceReport() for _ in sources])
         self.windows = self.rows_given = 0
@@ -162,6 +164,7 @@ class Plan:
 
     def _pack_window(self) -> None:
         self.mixture.start_stage(int(self.rows_given + len(self.rows) >= self.second_stage_row))
+        self._ahead.follow()
         waited = len(self.waiting)
         parts = [*self.waiting, *self._drawn()]
         if not (parts or self.rows or self.report.trained) and self.report.documents >= sum(map(len, self.sources)):

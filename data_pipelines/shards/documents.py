@@ -55,11 +55,16 @@ def epoch_order(sizes: Sequence[int], together: int, random: Random) -> list[int
     other, so that only so many files are read at a time.
     """
     starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
-    shards = list(range(len(sizes)))
-    random.shuffle(shards)
     order: list[int] = []
-    for first in range(0, len(shards), together):
-        group = [starts[s] + i for s in shards[first : first + together] for i in range(sizes[s])]
+    for shards in shard_groups(len(sizes), together, random):
+        group = [starts[s] + i for s in shards for i in range(sizes[s])]
         random.shuffle(group)
         order += group
     return order
+
+
+def shard_groups(count: int, together: int, random: Random) -> list[list[int]]:
+    """Shards by number in the order of an epoch, those whose documents are shuffled among each other together."""
+    shards = list(range(count))
+    random.shuffle(shards)
+    return [shards[first : first + together] for first in range(0, count, together)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -80,6 +81,26 @@ class Locations:
         found = {name: array for name in self._starts if (array := self._array(name, index)) is not None}
         start, end = map(int, self._spans[index])
         return Location(self.key(index), start, end, found.pop(IDS), found)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays by name, without objects."""
+        kinds = [[array.str, list(shape)] for array, shape in self._arrays]
+        found = {"keys": np.frombuffer(self._keys, np.uint8), "key_ends": self._key_ends, "spans": self._spans}
+        found |= {f"starts.{name}": column for name, column in self._starts.items()}
+        found |= {f"kinds.{name}": column for name, column in self._kinds.items()}
+        return {**found, "arrays": np.frombuffer(json.dumps(kinds).encode(), np.uint8)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Locations:
+        """The inverse of `to_arrays`. Raises KeyError or ValueError for other arrays."""
+        made = cls(())
+        made._keys, made._key_ends, made._spans = arrays["keys"].tobytes(), arrays["key_ends"], arrays["spans"]
+        columns = {name: column for name, column in arrays.items() if "." in name}
+        made._starts = {name.partition(".")[2]: c for name, c in columns.items() if name.startswith("starts.")}
+        made._kinds = {name.partition(".")[2]: c for name, c in columns.items() if name.startswith("kinds.")}
+        kinds = json.loads(arrays["arrays"].tobytes())
+        made._arrays = [(np.dtype(dtype), tuple(shape)) for dtype, shape in kinds]
+        return made
 
     def _array(self, name: str, index: int) -> Array | None:
         kinds = self._kinds[name]

@@ -6,7 +6,7 @@ import mmap
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from data_pipelines.shards.format import DamagedShard
 
@@ -14,6 +14,19 @@ Data = bytes | mmap.mmap
 
 OPEN_FILES = 128
 """Mapped files kept open by a process; the usual limit of file handles is 1,024, and 256 on some systems."""
+
+
+class ShardFile(Protocol):
+    """Where the bytes of a shard come from."""
+
+    @property
+    def data(self) -> Data:
+        """All bytes, kept for further calls."""
+        ...
+
+    def opened(self) -> Data:
+        """The same bytes, for one pass over them."""
+        ...
 
 
 class FileStamp(NamedTuple):

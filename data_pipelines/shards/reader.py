@@ -27,7 +27,7 @@ from data_pipelines.shards.format import (
     TokenSegment,
 )
 from data_pipelines.shards.locations import Locations, find_locations
-from data_pipelines.shards.mapped import Data, MappedFile
+from data_pipelines.shards.mapped import Data, MappedFile, ShardFile
 from data_pipelines.shards.media import codecs
 from tokenizers_vq.token_space import TokenSpace
 
@@ -50,14 +50,27 @@ def open_manifest(folder: Path) -> Manifest:
 class Shard(DocumentSequence):
     """The documents of one verified shard, in order; ids are views into the file.
 
-    Raises DamagedShard for anything that is not as the manifest says.
+    file: where the bytes come from, if not from the folder. locations: of a shard that this machine has verified
+    before. Raises DamagedShard for anything that is not as the manifest says.
     """
 
-    def __init__(self, folder: Path, entry: ShardEntry, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        entry: ShardEntry,
+        manifest: Manifest,
+        file: ShardFile | None = None,
+        locations: Locations | None = None,
+    ) -> None:
         path = folder / entry.name
-        if Path(entry.name).name != entry.name or not path.is_file():
+        if file is None and (Path(entry.name).name != entry.name or not path.is_file()):
             raise DamagedShard(f"{path} is in the manifest but not in the folder")
-        self.file, self.codecs = MappedFile(path), codecs(manifest)
+        self.file, self.codecs = file or MappedFile(path), codecs(manifest)
+        self.locations = locations or self._verified(path, entry, manifest)
+        if len(self) != entry.documents:
+            raise DamagedShard(f"{path} holds {len(self)} documents, the manifest says {entry.documents}")
+
+    def _verified(self, path: Path, entry: ShardEntry, manifest: Manifest) -> Locations:
         data = self.file.opened()
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise DamagedShard(f"{path}: its SHA-256 is not the manifest's; the file was damaged or changed")
@@ -66,8 +79,7 @@ class Shard(DocumentSequence):
             check_documents([self._document(index, data) for index in range(len(self))], manifest.space)
         except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
             raise DamagedShard(f"{path}: {error}") from error
-        if len(self) != entry.documents:
-            raise DamagedShard(f"{path} holds {len(self)} documents, the manifest says {entry.documents}")
+        return self.locations
 
     def __len__(self) -> int:
         return len(self.locations)

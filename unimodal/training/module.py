@@ -32,7 +32,7 @@ from unimodal.training.parallel.activations import checkpoint_activations
 from unimodal.training.parallel.admission import check_memory
 from unimodal.training.parallel.sharding import ParallelConfig, first_weights, rank_mesh, shard
 from unimodal.training.parallel.strategy import ShardedStrategy
-from unimodal.training.precision import gathered_dtype
+from unimodal.training.precision import gathered_dtype, loss_scale
 from unimodal.training.random_state import (
     get_random_state,
     part_from_other_ranks,
@@ -205,7 +205,8 @@ class TransformerModule(L.LightningModule):
         for name, value in losses.terms.items():
             self._log_term("train", name, value)
         self.log("train/grad_norm", self._norm)
-        skips = self.skipped.skips(self._norm, losses.loss)
+        scale = loss_scale(self.trainer)
+        skips = self.skipped.skips(self._norm, losses.loss, scaled=scale is not None)
         for objective in self.objectives:
             for name, value in objective.end_step(self.trained, self.trainer.global_step, sound=not skips).items():
                 self.log(f"train/{name}", value.float())
@@ -213,6 +214,8 @@ class TransformerModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
             self.skipped.report(self.trainer, self.trained, self._norm, losses.loss)
         self.log("train/skipped_steps", float(self.skipped.total))
+        if scale is not None:
+            self.log_dict({"train/loss_scale": scale, "train/overflows": float(self.skipped.overflows)})
 
     def configure_gradient_clipping(
         self,

@@ -59,6 +59,34 @@ def trainer_precision(accelerator: Any) -> str:
     return "bf16-mixed" if dtype == torch.bfloat16 else "32-true"
 
 
+HALF = ("16", "16-mixed")
+"""Values of `trainer.precision` that train in float16 with a loss scale."""
+
+
+def check_precision(precision: Any, accelerator: Any, model: str) -> None:
+    """Raise ValueError for float16 with a loss scale where it would not be that: on a CPU, or of policies.
+
+    model: the path of the module's class.
+    """
+    if str(precision) not in HALF:
+        return
+    if model.endswith("PolicyModule"):
+        reason = "reinforcement learning clips gradients before the loss scale is taken out"
+        raise ValueError(f"trainer.precision {precision}: {reason}; use bf16-mixed")
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
+        raise ValueError(f"trainer.precision {precision} needs a GPU; on a CPU use bf16-mixed")
+
+
+def loss_scale(trainer: Any) -> float | None:
+    """By what the loss is multiplied in this step, so that small gradients are not 0 in float16; None without it.
+
+    Lightning's plugin divides the gradients by it before `on_before_optimizer_step`, skips a step in which one is not
+    finite and halves it then, and keeps it in checkpoints.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else float(scaler.get_scale())
+
+
 def gathered_dtype(precision: str) -> torch.dtype | None:
     """The type in which sharded matrices are gathered under this `trainer.precision`; None is their own."""
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)

@@ -21,6 +21,7 @@ HARMLESS = {
     r".*in eval mode at the start of training.*": "frozen parts stay in evaluation mode",
     r".*Using ModelCheckpoint with manual optimization.*": "a checkpoint after the step is what is wanted",
     r".*returned a view tensor.*": "no loss changes the scores of a head in place",
+    r".*Detected call of `lr_scheduler.step\(\)` before.*": "float16 skips first steps until its loss scale fits",
     r".*`training_step` returned `None`.*": "the module steps its own optimizers",
 }
 """Beginning of a warning, as a pattern -> why it says nothing to a user."""

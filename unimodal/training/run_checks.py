@@ -9,6 +9,7 @@ from typing import Any
 from data_pipelines.outputs import check_apart, check_folder
 from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE
+from unimodal.training.precision import check_precision
 
 ABOVE_ZERO = ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
 STRATEGIES = ("auto", "sharded")
@@ -30,7 +31,10 @@ def check_run(config: Any) -> None:
         value = trainer.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise ValueError(f"trainer.{name} is above 0, got {value}")
-    _check_strategy(trainer.get("strategy", "auto"), str((values.get("model") or {}).get("class_path", "")))
+    name = str((values.get("model") or {}).get("class_path", ""))
+    check_precision(trainer.get("precision"), trainer.get("accelerator"), name)
+    _check_strategy(trainer.get("strategy", "auto"), name)
+    _check_background(values)
     root = Path(trainer["default_root_dir"])
     check_folder(root)
     read = [Path(path) for path in _folders_read({name: values.get(name) for name in ("model", "data")})]
@@ -48,6 +52,21 @@ def _check_strategy(strategy: Any, model: str) -> None:
         raise ValueError(f"trainer.strategy: training runs on one device, under ddp or sharded, not under {name}")
     if name.endswith(("sharded", "ShardedStrategy")) and not model.endswith(("TransformerModule", "PolicyModule")):
         raise ValueError("trainer.strategy: sharded is for the transformer; image tokenizers train under ddp")
+
+
+def _check_background(values: Mapping[str, Any]) -> None:
+    """Only a sharded run writes in the background, and a link would name a checkpoint that is not there yet."""
+    parallel = ((values.get("model") or {}).get("init_args") or {}).get("parallel") or {}
+    if not parallel.get("async_checkpoints"):
+        return
+    strategy = values["trainer"].get("strategy")
+    name = strategy.get("class_path", "") if isinstance(strategy, Mapping) else str(strategy)
+    if not name.endswith(("sharded", "ShardedStrategy")):
+        raise ValueError(
+            "parallel.async_checkpoints is for trainer.strategy sharded: other checkpoints are written at once"
+        )
+    if (values.get("checkpoint") or {}).get("save_last") == "link":
+        raise ValueError("parallel.async_checkpoints writes checkpoint.save_last itself: set it to true, not to link")
 
 
 def _check_place(place: Path, writes: set[str], read: list[Path]) -> None:

@@ -18,11 +18,12 @@ from unimodal.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from unimodal.model.model import UnifiedModel
 from unimodal.model.sharded import local_parts, shard_group
 from unimodal.terminal import say
+from unimodal.training.precision import loss_scale
 
 SKIPPED_IN_A_ROW = 3
 """So many steps without a finite gradient end a run."""
-WITH_LOSS_SCALE = 20
-"""So many where float16's loss scale (65,536 at first) is halved after each of them, as it is meant to be."""
+OVERFLOWS_IN_A_ROW = 20
+"""So many overflows of float16's gradients end a run: its loss scale (65,536 at first) is halved after each of them."""
 KEPT_BATCHES = 3
 """So many skipped batches are written, with the weights that met them."""
 FOLDER, BATCH_FILE = "skipped", "batch.pt"
@@ -35,27 +36,44 @@ class Diverged(RuntimeError):
 class SkippedSteps:
     """Decides after each backward pass, with all ranks alike, whether the step is skipped and whether it is the last.
 
-    A step is skipped whose loss or gradient is not finite on any rank. It is the last where any rank is to stop.
+    A step is skipped whose loss or gradient is not finite on any rank. It is the last where any rank is to stop. Under
+    a loss scale, gradients that are not finite beside a finite loss are an overflow: the scale is halved, as it is
+    meant to be, and they are counted apart from faults.
     """
 
     def __init__(self) -> None:
         self.total = self.in_a_row = 0
+        self.overflows = self.overflows_in_a_row = 0
         self.stop_asked = self.stops = False
         self.last_batch: PackedBatch | None = None
         """Of this rank."""
 
-    def skips(self, norm: Tensor, loss: Tensor) -> bool:
-        """Whether this step is skipped. The host waits for the device here, once a step."""
+    def skips(self, norm: Tensor, loss: Tensor, *, scaled: bool = False) -> bool:
+        """Whether this step is skipped; scaled: under a loss scale. The host waits for the device here, once a step."""
         bad = torch.isfinite(norm.double() + loss.double()).logical_not()
-        found = torch.stack([bad, torch.tensor(self.stop_asked, device=bad.device)]).to(torch.int32)
+        bad_loss = torch.isfinite(loss).logical_not().to(bad.device)
+        found = torch.stack([bad, bad_loss, torch.tensor(self.stop_asked, device=bad.device)]).to(torch.int32)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        skip, self.stops = map(bool, found.tolist())
-        self.total, self.in_a_row = self.total + skip, self.in_a_row + 1 if skip else 0
+        skip, loss_is_bad, self.stops = map(bool, found.tolist())
+        overflow = skip and scaled and not loss_is_bad
+        if not skip:
+            self.in_a_row = self.overflows_in_a_row = 0
+        elif overflow:
+            self.overflows, self.overflows_in_a_row = self.overflows + 1, self.overflows_in_a_row + 1
+        else:
+            self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+            self.overflows_in_a_row = 0
         return skip
 
     def report(self, trainer: Any, model: UnifiedModel, norm: Tensor, loss: Tensor) -> None:
-        """Say what happened, and keep the last batch of this rank. Raises Diverged after SKIPPED_IN_A_ROW."""
+        """Say what happened, and keep the last batch of this rank where it was no overflow.
+
+        Raises Diverged after SKIPPED_IN_A_ROW faults or OVERFLOWS_IN_A_ROW overflows.
+        """
+        if self.overflows_in_a_row:
+            self._report_overflow(trainer)
+            return
         step, where = trainer.global_step, ""
         if self.total <= KEPT_BATCHES and self.last_batch is not None:
             folder = Path(trainer.default_root_dir) / FOLDER / f"step-{step:06d}-rank-{trainer.global_rank}"
@@ -64,9 +82,17 @@ class SkippedSteps:
         what = f"the loss is {float(loss):.4g} and the gradient norm is {float(norm):.4g} at step {step}"
         if trainer.is_global_zero:
             say(f"{what}: the step is skipped, {self.total} so far{where}")
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if self.in_a_row >= (WITH_LOSS_SCALE if scaled else SKIPPED_IN_A_ROW):
+        if self.in_a_row >= SKIPPED_IN_A_ROW:
             raise Diverged(f"{what}, {self.in_a_row} steps in a row: lower the learning rate; {_last_good(trainer)}")
+
+    def _report_overflow(self, trainer: Any) -> None:
+        scale, step = loss_scale(trainer), trainer.global_step
+        what = f"gradients overflow float16 at step {step} with a loss scale of {scale:.4g}"
+        if self.overflows == 1 and trainer.is_global_zero:
+            say(f"{what}: the step is skipped and the scale lowered; train/overflows counts such steps from here on")
+        if self.overflows_in_a_row >= OVERFLOWS_IN_A_ROW:
+            reason = f"{what}, {self.overflows_in_a_row} steps in a row"
+            raise Diverged(f"{reason}: use bf16-mixed, or lower the learning rate; {_last_good(trainer)}")
 
 
 def keep(folder: Path, batch: PackedBatch, model: UnifiedModel) -> None:

@@ -9,14 +9,16 @@ import io
 import os
 import pickle
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -60,24 +62,52 @@ def training_tensors(module: nn.Module, optimizers: Iterable[Any]) -> dict[str, 
     return tensors
 
 
-def save_sharded(path: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Write a checkpoint beside its place and rename it. All ranks call it with the same names."""
-    partial = path.with_name(path.name + ".partial")
-    first = _rank() == 0
-    if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    _barrier()
-    save(dict(tensors), storage_writer=FileSystemWriter(partial, single_file_per_rank=True))
-    if first:
-        torch.save(dict(rest), partial / REST_FILE)
-        old = path.with_name(path.name + OLD_SUFFIX)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(path, old) if path.is_dir() else path.unlink()
-        os.replace(partial, path)
+def save_sharded(
+    path: Path, tensors: Mapping[str, Tensor], rest: bytes, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write a checkpoint under another name and rename it. All ranks call it with the same names of tensors.
+
+    rest: what `torch.save` makes of all else. group: by which ranks wait for each other; None is that of training.
+    Raises OSError, on all ranks, where one of them could not write.
+    """
+    folder = path.with_name(path.name + ".partial")
+    try:
+        _first_rank_alone(partial(_make_empty, folder), group)
+        save(dict(tensors), storage_writer=FileSystemWriter(folder, single_file_per_rank=True), process_group=group)
+        _first_rank_alone(partial(_put_in_place, folder, path, rest), group)
+    except CheckpointException as error:
+        causes = [" ".join(str(cause[0]).split()) for cause in error.failures.values()]
+        raise OSError(f"{path} could not be written: {causes[0][:300]}") from error
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _put_in_place(folder: Path, path: Path, rest: bytes) -> None:
+    """The folder, whole now, takes the place of the checkpoint of that path."""
+    (folder / REST_FILE).write_bytes(rest)
+    old = path.with_name(path.name + OLD_SUFFIX)
+    if path.exists():
         shutil.rmtree(old, ignore_errors=True)
-    _barrier()
+        os.replace(path, old) if path.is_dir() else path.unlink()
+    os.replace(folder, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _first_rank_alone(act: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    """The first rank acts and the others wait for it. Raises OSError on all of them where it cannot."""
+    reason: list[str | None] = [None]
+    if _rank() == 0:
+        try:
+            act()
+        except OSError as error:
+            reason = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(reason, src=0, group=group)
+    if reason[0] is not None:
+        raise OSError(f"the checkpoint could not be written: {reason[0]}")
 
 
 def restore_interrupted(folder: Path) -> None:
@@ -151,8 +181,3 @@ class _IndexUnpickler(pickle.Unpickler):
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -38,12 +38,14 @@ class ParallelConfig:
     `replicate` groups of ranks each hold the whole model and share it within the group: ranks of a node that has fast
     links, say. 1 shares it over all ranks. `activation_checkpointing`: `block` keeps the input of each block,
     `selective` its matrix products and attention too. Only `trainer.strategy: sharded` shards. `check_memory` refuses a
-    model whose weights, gradients and optimizer states alone are more than a device holds.
+    model whose weights, gradients and optimizer states alone are more than a device holds. With
+    `async_checkpoints` training continues while a checkpoint is written, from a copy in host memory.
     """
 
     replicate: int = 1
     activation_checkpointing: Checkpointing = "none"
     check_memory: bool = True
+    async_checkpoints: bool = False
 
     def __post_init__(self) -> None:
         if self.replicate < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 
 from unimodal.training.checkpointing import SoundCheckpoints
-from unimodal.training.parallel.checkpoint import load_tensors, read_rest, save_sharded, training_tensors
+from unimodal.training.parallel.checkpoint import load_tensors, read_rest, training_tensors
+from unimodal.training.parallel.sharding import ParallelConfig
+from unimodal.training.parallel.writer import CheckpointWriter
 
 NAME = "sharded"
 
@@ -24,7 +25,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self._sound = SoundCheckpoints()
+        self._sound, self._writer = SoundCheckpoints(), CheckpointWriter()
+        self._interrupted = False
 
     def setup_environment(self) -> None:
         """All ranks share data; none shares tensors of a layer."""
@@ -52,11 +54,14 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         if not self._sound.is_worth_keeping(checkpoint, path):
             return
-        save_sharded(path, training_tensors(self.lightning_module, self.optimizers), checkpoint)
+        parallel: ParallelConfig = self.lightning_module.parallel  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
+        tensors = training_tensors(self.lightning_module, self.optimizers)
+        self._writer.save(path, tensors, checkpoint, in_background=parallel.async_checkpoints)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """What is no tensor, and shapes of the weights: enough to see whose checkpoint it is."""
         del weights_only
+        self._writer.wait()
         self._opened = Path(self.broadcast(str(checkpoint_path)))
         return read_rest(self._opened)
 
@@ -77,7 +82,22 @@ class ShardedStrategy(ModelParallelStrategy):
     def remove_checkpoint(self, filepath: Any) -> None:
         """A folder, by the first rank."""
         if self.is_global_zero and self._sound.may_remove():
-            shutil.rmtree(filepath, ignore_errors=True)
+            self._writer.remove(Path(filepath))
+
+    def on_exception(self, exception: BaseException) -> None:
+        """An error of the run is not replaced by one of a checkpoint that is still being written."""
+        del exception
+        self._interrupted = True
+
+    def teardown(self) -> None:
+        """The run ends once its last checkpoint is written. Raises OSError where it could not be."""
+        try:
+            self._writer.wait()
+        except OSError:
+            if not self._interrupted:
+                raise
+        finally:
+            super().teardown()
 
 
 StrategyRegistry.register(NAME, ShardedStrategy, description="FSDP2 (unimodal)")
