@@ -28,7 +28,7 @@ FIRST: dict[str, int] = {"reading": 600, "edits": 700}
 """Steps of a stage before: of reading alone, or of reading and of edits, whose pictures are seen and drawn."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Arm:
     """One way to see. `patch` is the side in pixels of what becomes a token or a resampler's key; None sees codes."""
 
@@ -95,7 +95,7 @@ class EyesStudy(Programs):
         tokenizer = self.out / "tokenizer" / "image_tokenizer"
         if not tokenizer.is_dir():
             self.run(*fit("configs/tokenizer/demo.yaml", tokenizer.parent), "--model.init_args.out", str(tokenizer))
-        for arm in arms:
+        for arm in dict.fromkeys((ARMS[0], *arms)):
             for edits in (False, True)[: 1 + (arm.first == "edits")]:
                 if (self.shards(arm.patch, edits) / "manifest.json").is_file():
                     continue
@@ -103,7 +103,9 @@ class EyesStudy(Programs):
                 for option in EDITS if edits else DOCUMENTS:
                     source += ["--option", option]
                 source += ["--patch", str(arm.patch)] if arm.patch else []
-                made = ("--image-tokenizer", str(tokenizer), "--out", str(self.shards(arm.patch, edits)))
+                made = ["--image-tokenizer", str(tokenizer), "--out", str(self.shards(arm.patch, edits))]
+                words = self.shards(None) / "text_tokenizer" / "tokenizer.json"  # one vocabulary for all stages
+                made += ["--text-tokenizer", str(words)] if words.is_file() else []
                 self.unimodal("tokenize", *source, *made)
 
     def train(self, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
