@@ -89,7 +89,8 @@ def test_the_table_of_eyes_has_an_arm_a_row(tmp_path: Path) -> None:
     eyes = loaded("eyes")
     study = eyes.EyesStudy(out=tmp_path, at_once=1)
     for number, arm in enumerate(eyes.ARMS):
-        root, value = study.root(arm, 3), dict.fromkeys(("accuracy_colour", "accuracy_shape", "exact_match"), 0.25)
+        root = study.root(arm, 3)
+        value: dict[str, float] = {"accuracy_colour": 0.25, "accuracy_shape": 0.25, "exact_match": 0.25}
         value["accuracy"] = 0.5 + 0.01 * number
         scores(root, vqa=value, caption=value, t2i=value)
         (root / "seconds.json").write_text("150")

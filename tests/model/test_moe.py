@@ -15,7 +15,7 @@ from unimodal.model.feedforward.config import MoEConfig
 from unimodal.model.feedforward.experts import Experts, Products, by_all, by_batches, by_groups, by_segments
 from unimodal.model.feedforward.moe import MixtureOfExperts
 from unimodal.model.model import UnifiedModel
-from unimodal.model.permuted import Permuted, RowsPicked, RowsPlaced
+from unimodal.model.permuted import Permuted, RowsPicked, RowsSpread
 
 TINY = MoEConfig(experts=5, top_k=2, shared=1, hidden_dim=12, first_dense=0)
 
@@ -117,14 +117,22 @@ def _one(experts: Experts, token: Tensor, expert: int) -> Tensor:
 
 def test_rows_that_are_moved_have_the_gradients_of_plain_indexing() -> None:
     x, order, slots = tokens(6).requires_grad_(), torch.tensor([3, 0, 5, 1, 4, 2]), torch.tensor([7, 1, 0, 4, 9, 3])
-    y = tokens(10).requires_grad_()
-    for function, given in (
-        (Permuted, (x, order, order.argsort())),
-        (RowsPlaced, (x, slots, 10)),
-        (RowsPicked, (y, slots)),
-    ):
-        assert torch.autograd.gradcheck(function.apply, given)  # pyright: ignore[reportArgumentType]
-    assert torch.equal(RowsPlaced.apply(x, slots, 10)[slots], x) and torch.equal(RowsPicked.apply(y, slots), y[slots])  # pyright: ignore
+    y, rows, pairs = tokens(10).requires_grad_(), torch.zeros(10, dtype=torch.int64), slots.view(3, 2)
+    rows[slots] = torch.arange(6) // 2
+
+    def permuted(x: Tensor) -> Tensor:
+        return Permuted.apply(x, order, order.argsort())  # pyright: ignore[reportReturnType]
+
+    def picked(y: Tensor) -> Tensor:
+        return RowsPicked.apply(y, slots)  # pyright: ignore[reportReturnType]
+
+    def spread(x: Tensor) -> Tensor:  # of the fillers nothing is used
+        return RowsSpread.apply(x[:3], rows, pairs)[slots]  # pyright: ignore[reportOptionalSubscript]
+
+    for function, given in ((permuted, x), (picked, y), (spread, x)):
+        assert torch.autograd.gradcheck(function, given)
+    assert torch.equal(permuted(x), x[order]) and torch.equal(picked(y), y[slots])
+    assert torch.equal(spread(x), x[[0, 0, 1, 1, 2, 2]])
 
 
 def test_an_expert_without_tokens_has_a_gradient_of_zero() -> None:

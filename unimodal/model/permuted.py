@@ -26,18 +26,21 @@ class Permuted(torch.autograd.Function):
         return grads[0][inverse], None, None
 
 
-class RowsPlaced(torch.autograd.Function):
-    """Rows (N, D) at distinct `slots` (N,) of `length` rows that are 0 otherwise; the gradient is gathered."""
+class RowsSpread(torch.autograd.Function):
+    """x[rows] (S, D): row n of x (N, D) stands at `slots[n]` (N, K), and its gradient is gathered from there.
+
+    The other rows are fillers, whose gradients are dropped.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: Tensor, length: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
         ctx.save_for_backward(slots)
-        return placed(x, slots, length)
+        return x[rows]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (slots,) = ctx.saved_tensors
-        return grads[0][slots], None, None
+        return grads[0][slots].sum(1), None, None
 
 
 class RowsPicked(torch.autograd.Function):
@@ -52,11 +55,6 @@ class RowsPicked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (slots,) = ctx.saved_tensors
-        return placed(grads[0], slots, ctx.length), None
-
-
-def placed(x: Tensor, slots: Tensor, length: int) -> Tensor:
-    """What `RowsPlaced` computes."""
-    out = x.new_zeros(length, *x.shape[1:])
-    out[slots] = x
-    return out
+        found = grads[0].new_zeros(ctx.length, *grads[0].shape[1:])
+        found[slots] = grads[0]
+        return found, None

@@ -1,6 +1,6 @@
 """The matrices of all experts, and the products of tokens with those of their experts, in four forms.
 
-by_batches    tokens of each expert filled up with rows of zeros, one batched product    CPUs while training
+by_batches    tokens of each expert side by side, filled up, one batched product        CPUs while training
 by_segments   tokens sorted by expert, one product for each                              CPUs otherwise
 by_groups     the same as one grouped product                                            CUDA in bfloat16
 by_all        every token through every expert, then weighed    elsewhere, where the host must not wait
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.model.config import INIT_STD
-from unimodal.model.permuted import Permuted, RowsPicked, RowsPlaced
+from unimodal.model.permuted import Permuted, RowsPicked, RowsSpread
 
 ROW_MULTIPLE = 64
 """Of which the rows of an expert are a multiple while training: oneDNN makes code for every new size of a product, and
@@ -98,8 +98,11 @@ def in_expert_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tens
     slots[order] = (
         torch.arange(len(order), device=x.device) + (torch.arange(count, device=x.device) * rows - first)[flat[order]]
     )
-    each = x[:, None].expand(-1, selected.shape[1], -1).flatten(0, 1)
-    tokens: Tensor = RowsPlaced.apply(each, slots, count * rows)  # pyright: ignore[reportAssignmentType]
+    spread = torch.zeros(
+        count * rows, dtype=torch.int64, device=x.device
+    )  # row 0 fills up, and no output of it is used
+    spread[slots] = torch.arange(len(slots), device=x.device) // selected.shape[1]
+    tokens: Tensor = RowsSpread.apply(x, spread, slots.view_as(selected))  # pyright: ignore[reportAssignmentType]
     tokens = tokens.unflatten(0, (count, rows))
     hidden = F.silu(tokens @ experts.gate_proj.mT) * (tokens @ experts.up_proj.mT)
     made: Tensor = RowsPicked.apply((hidden @ experts.down_proj.mT).flatten(0, 1), slots)  # pyright: ignore[reportAssignmentType]
