@@ -92,16 +92,12 @@ def in_expert_batches(experts: Experts, x: Tensor, selected: Tensor, gates: Tens
     """With `rows` for each expert, at least as many as it has tokens."""
     count, flat = len(experts.gate_proj), selected.flatten()
     order = flat.argsort(stable=True)
-    counts = _counts(experts, selected)
-    first = counts.cumsum(0) - counts
+    counts, device = _counts(experts, selected), x.device
+    behind = torch.arange(count, device=device) * rows - (counts.cumsum(0) - counts)  # the gaps before each expert's
     slots = torch.empty_like(order)
-    slots[order] = (
-        torch.arange(len(order), device=x.device) + (torch.arange(count, device=x.device) * rows - first)[flat[order]]
-    )
-    spread = torch.zeros(
-        count * rows, dtype=torch.int64, device=x.device
-    )  # row 0 fills up, and no output of it is used
-    spread[slots] = torch.arange(len(slots), device=x.device) // selected.shape[1]
+    slots[order] = torch.arange(len(order), device=device) + behind[flat[order]]
+    spread = torch.zeros(count * rows, dtype=torch.int64, device=device)  # token 0 fills up: nothing uses it
+    spread[slots] = torch.arange(len(slots), device=device) // selected.shape[1]
     tokens: Tensor = RowsSpread.apply(x, spread, slots.view_as(selected))  # pyright: ignore[reportAssignmentType]
     tokens = tokens.unflatten(0, (count, rows))
     hidden = F.silu(tokens @ experts.gate_proj.mT) * (tokens @ experts.up_proj.mT)
