@@ -23,10 +23,10 @@ from typing import NamedTuple
 from data_pipelines.shards.fetching import exclusive, fetch_file, file_size
 from data_pipelines.shards.format import DamagedShard
 from data_pipelines.shards.mapped import Data
+from data_pipelines.shards.writer import PARTIAL_SUFFIX
 
 LOCK = ".lock"
 LOCKS = "locks"
-PARTIAL = ".partial"
 WAIT = 120.0
 """Seconds for which a process waits for others to close shards where all of the cache is being read."""
 
@@ -143,9 +143,9 @@ class CachedFile:
             if self.path.exists():
                 return
             size = file_size(self.address)
-            for abandoned in self.path.parent.glob(f"{self.path.name}.*{PARTIAL}"):
+            for abandoned in self.path.parent.glob(f"{self.path.name}.*{PARTIAL_SUFFIX}"):
                 abandoned.unlink()
-            partial = self.path.with_name(f"{self.path.name}.{size}{PARTIAL}")
+            partial = self.path.with_name(f"{self.path.name}.{size}{PARTIAL_SUFFIX}")
             if not self.cache.reserve(partial, size, seconds):
                 if not seconds:
                     return
@@ -205,12 +205,12 @@ def _lock_of(path: Path) -> Path:
 def _stated_size(path: Path) -> int:
     """Of a file that is being fetched: `000001.tar.SIZE.partial`."""
     *_, size, ending = path.name.rsplit(".", 2)
-    return int(size) if f".{ending}" == PARTIAL and size.isdigit() else 0
+    return int(size) if f".{ending}" == PARTIAL_SUFFIX and size.isdigit() else 0
 
 
 def _evicted(path: Path) -> bool:
     """Remove a file unless it is being read or fetched."""
-    partial = path.name.endswith(PARTIAL)
+    partial = path.name.endswith(PARTIAL_SUFFIX)
     try:
         held = (_lock_of(path.with_name(path.name.rsplit(".", 2)[0])) if partial else path).open("rb")
         with held:

@@ -206,7 +206,7 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_no_shard_and_no_lock(
     server.seconds = 60
     process = reader(server, tmp_path, 3 * size_of(server))
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/*.partial")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("*/*.tar.*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.communicate()
