@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.oracles.passes import flow_branch, vision_branch
 from tests.oracles.tiny import tiny_config
 from tokenizers_vq.media import PatchSpec
+from unimodal.model.branches.vision.connectors import MLPConnector
 from unimodal.model.config import INIT_STD, FlowConfig, QKNormConfig, VisionConfig
 from unimodal.model.model import VELOCITY, UnifiedModel
 
@@ -97,6 +98,7 @@ def test_norms_start_as_nothing_biases_at_zero_and_matrices_with_the_same_size()
     config = tiny_config(dim=64, hidden_dim=128, num_layers=1, qkv_bias=True, mixture=True, flow=FLOW, vision=VISION)
     model = UnifiedModel(config)
     own_sizes = ("o_proj.weight", "down_proj.weight", "latent_in.weight", "heads.velocity.weight")
+    own_sizes += ("connector.in_proj.weight", "connector.out_proj.weight")
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight")))), name
@@ -105,6 +107,17 @@ def test_norms_start_as_nothing_biases_at_zero_and_matrices_with_the_same_size()
         elif not name.endswith(own_sizes):
             assert parameter.std().item() == pytest.approx(INIT_STD, rel=0.15), name
     assert not any(parameter.any() for parameter in model.heads[VELOCITY].parameters())
+
+
+def test_a_seen_patch_starts_of_the_size_of_its_position() -> None:
+    """Or the decoder would be given positions and hardly any picture."""
+    connector = vision_branch(
+        UnifiedModel(tiny_config(dim=256, hidden_dim=8, vision=replace(VISION, dim=64)))
+    ).connector
+    assert isinstance(connector, MLPConnector)
+    features = torch.randn(40, 64)
+    seen = connector.out_proj(torch.nn.functional.gelu(connector.in_proj(features), approximate="tanh"))
+    assert 0.5 < seen.std().item() / connector.positions.std().item() < 1.5
 
 
 def test_an_embedded_latent_starts_of_the_size_of_its_position() -> None:
