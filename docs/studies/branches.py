@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +85,7 @@ class Study(Programs):
     def train(self, seeds: Sequence[int]) -> None:
         """Every model that is not there yet, seed by seed."""
         jobs = [(arm, seed) for seed in seeds for arm in ARMS[:2]] + [(ARMS[2], seed) for seed in seeds]
-        with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(lambda job: self._train_one(*job), jobs))
+        self.each(self._train_one, jobs)
 
     def _train_one(self, arm: Arm, seed: int) -> None:
         root = self.root(arm, seed)

@@ -13,8 +13,8 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ class ExpertStudy(Programs):
     def train(self, shards: Path, seeds: Sequence[int]) -> None:
         """Every model that is not there yet."""
         jobs = [(arm, seed) for seed in seeds for arm in ARMS if not (self.root(arm, seed) / "model").is_dir()]
-        with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(lambda job: self._train_one(shards, *job), jobs))
+        self.each(partial(self._train_one, shards), jobs)
 
     def _train_one(self, shards: Path, arm: ExpertArm, seed: int) -> None:
         settings = {

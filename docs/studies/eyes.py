@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,8 +109,7 @@ class EyesStudy(Programs):
 
     def train(self, arms: Sequence[Arm], seeds: Sequence[int]) -> None:
         """Every model that is not there yet."""
-        with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(lambda job: self._train_one(*job), [(arm, seed) for seed in seeds for arm in arms]))
+        self.each(self._train_one, [(arm, seed) for seed in seeds for arm in arms])
 
     def _train_one(self, arm: Arm, seed: int) -> None:
         root = self.root(arm, seed)
@@ -137,7 +135,8 @@ class EyesStudy(Programs):
 
     def stages(self, arm: Arm) -> list[dict[str, Any]]:
         """Of its curriculum. In the first one, few questions are asked about each of many pictures."""
-        configs, joint = [str(ROOT / "configs" / "run" / "demo.yaml")], {"trainer.max_steps": arm.steps[-1]}
+        configs = [str(ROOT / "configs" / "run" / "demo.yaml")]
+        joint: dict[str, Any] = {"trainer.max_steps": arm.steps[-1]}
         joint["data.init_args.shards"] = [str(self.shards(arm.patch))]
         if not arm.first:
             return [{"name": "joint", "configs": configs, "settings": joint}]

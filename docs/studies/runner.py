@@ -7,10 +7,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLE = "<!-- table -->"
@@ -44,8 +45,12 @@ class Programs:
 
     def side_by_side(self, commands: Iterable[tuple[str, ...]]) -> None:
         """All of them, `at_once` at a time."""
+        self.each(lambda *command: self.run(*command), commands)
+
+    def each(self, act: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> None:
+        """Act on all jobs, `at_once` at a time."""
         with ThreadPoolExecutor(self.at_once) as pool:
-            list(pool.map(lambda command: self.run(*command), list(commands)))
+            list(pool.map(lambda job: act(*job), list(jobs)))
 
 
 def fit(config: str, root: Path) -> tuple[str, ...]:

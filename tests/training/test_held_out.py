@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.oracles.tiny import tiny_shards
-from tests.oracles.tiny_training import Options, fit_arguments, logged
+from tests.oracles.tiny_training import Options, finish, fit_arguments, logged, start_training
 from unimodal.training.callbacks.held_out import HeldOut, HeldOutLosses, LowestLoss
 from unimodal.training.cli import main, run
 
@@ -49,11 +50,11 @@ def test_a_model_that_memorises_is_warned_of_and_its_best_weights_are_taken(
     assert list(held_out)[-1] > best, "it did not memorise"
     assert said.count("held out, step") == 6 and said.count("warning: the held-out loss of image codes turned") == 1
     assert f"best held-out loss: {held_out[best]:.3f}, at step {best + 1}" in said
-    taken, kept, last = (weights(tmp_path / name) for name in ("model", "best", "model_last"))
+    taken, kept, last = (weights(tmp_path / name) for name in ("model", "best", "last"))
     assert taken == kept != last
     plain = tmp_path / "plain"
     run(fit_arguments(shards, plain, bundle__weights="last", **MEMORISES))
-    assert weights(plain / "model") == last and not (plain / "model_last").exists()
+    assert weights(plain / "model") == last and not (plain / "last").exists()
 
 
 @pytest.mark.slow
@@ -75,7 +76,7 @@ def test_a_run_whose_held_out_loss_falls_bundles_its_last_weights(
 ) -> None:
     run(fit_arguments(shards, tmp_path, **WATCHED, trainer__max_steps=4, trainer__val_check_interval=2))
     said = capsys.readouterr().out
-    assert "warning" not in said and not (tmp_path / "model_last").exists()
+    assert "warning" not in said and not (tmp_path / "last").exists()
     assert weights(tmp_path / "model") == weights(tmp_path / "best")
 
 
@@ -96,3 +97,32 @@ def test_nonsense_is_one_line(shards: Path, tmp_path: Path, capsys: pytest.Captu
         with pytest.raises(SystemExit, match="2"):
             main(fit_arguments(shards, tmp_path, **option))
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_folder_of_another_kind_is_not_overwritten(
+    name: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / name / "thesis.tex").write_text("mine")
+    with pytest.raises(SystemExit, match="2"):
+        main(fit_arguments(shards, tmp_path / "run"))
+    assert f"{name} holds other things than an earlier result, thesis.tex first" in capsys.readouterr().err
+    assert (tmp_path / "run" / name / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.ranks
+def test_two_ranks_keep_and_take_the_best_weights_as_one_does(shards: Path, tmp_path: Path) -> None:
+    """Ranks validate their shares, decide alike, and gather the weights together."""
+    given: Options = {**MEMORISES, "trainer__precision": "64-true", "data__stream__rows": 2}
+    alone: Options = {**given, "trainer__accumulate_grad_batches": 2, "trainer__val_check_interval": 20}
+    run(fit_arguments(shards, tmp_path / "one", **alone))
+    sharded: Options = {**given, "trainer__devices": 2, "trainer__strategy": "sharded"}
+    process = start_training(fit_arguments(shards, tmp_path / "two", **sharded))
+    output = finish(process, 240)
+    assert process.returncode == 0, output
+    for name in ("best", "last"):
+        one, two = (load_file(tmp_path / root / name / "model.safetensors") for root in ("one", "two"))
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(two[key], tensor, rtol=1e-6, atol=1e-8)

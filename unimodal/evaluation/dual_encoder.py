@@ -6,8 +6,7 @@ has never been given a drawing. What it is worth is said beside its scores: the 
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -20,14 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data_pipelines.documents import DamagedSample, Document, ImageSegment, TextSegment
+from data_pipelines.documents import DamagedSample, Document, ImageSegment
 from unimodal.evaluation.contract import DocumentSource
 from unimodal.evaluation.degrade import degrade
 from unimodal.evaluation.judge import JudgeNetwork, JudgeShape, to_unit
+from unimodal.evaluation.judge_file import read_network, save_network
+from unimodal.evaluation.samples import captions_of, picture_of
 
 # Shapes: B pictures or captions, S = 64 image side, E = 128 embedding; images lie in [-1, 1].
 
@@ -42,6 +41,8 @@ FEWEST, MANY = 200, 20_000
 """Captioned pictures that it takes to train one, and that it takes at most."""
 DUAL_ENCODER_FILE = "dual_encoder.safetensors"
 DUAL_ENCODER_VERSION = 1
+log = logging.getLogger(__name__)
+
 WORD = re.compile(r"\w+")
 
 
@@ -98,27 +99,13 @@ class DualEncoder:
 
     def save(self, folder: Path) -> None:
         """Write `dual_encoder.safetensors`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / DUAL_ENCODER_FILE
         metadata = {"version": DUAL_ENCODER_VERSION, "seed": self.seed, "data_sha256": self.data_sha256}
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        state = {name: value.contiguous() for name, value in self.network.state_dict().items()}
-        save_file(state, temporary, metadata={"dual_encoder": json.dumps(metadata)})
-        temporary.replace(path)
+        save_network(folder / DUAL_ENCODER_FILE, self.network, "dual_encoder", metadata)
 
     @classmethod
     def load(cls, folder: Path) -> DualEncoder:
         """The inverse of `save`. Raises ValueError where there is none of this version."""
-        path = folder / DUAL_ENCODER_FILE
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = json.loads((file.metadata() or {}).get("dual_encoder", "{}"))
-                names = list(file.keys())
-                state = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path}: cannot be read as a dual encoder ({error})") from error
-        if metadata.get("version") != DUAL_ENCODER_VERSION:
-            raise ValueError(f"{path}: version {metadata.get('version')}, this code reads {DUAL_ENCODER_VERSION}")
+        state, metadata = read_network(folder / DUAL_ENCODER_FILE, "dual_encoder", DUAL_ENCODER_VERSION)
         network = DualNetwork()
         network.load_state_dict(state)
         return cls(network=network.eval(), seed=metadata["seed"], data_sha256=metadata["data_sha256"])
@@ -131,9 +118,8 @@ class DualEncoder:
 
 def captioned(document: Document) -> tuple[ImageSegment, str] | None:
     """The picture of a sample and its first caption."""
-    texts = [s.text for s in document.segments if isinstance(s, TextSegment) and s.role == "caption"]
-    image = next((s for s in document.segments if isinstance(s, ImageSegment)), None)
-    return (image, texts[0]) if document.layout == "sample" and image is not None and texts else None
+    texts, image = captions_of(document), picture_of(document)
+    return (image, texts[0]) if image is not None and texts else None
 
 
 def as_square(picture: Image.Image) -> Tensor:
@@ -143,7 +129,8 @@ def as_square(picture: Image.Image) -> Tensor:
 
 
 def captioned_pictures(source: DocumentSource, limit: int = MANY) -> tuple[Tensor, list[str]]:
-    """The first `limit` pictures with captions that can be read: uint8 (n, 3, S, S), captions."""
+    """The first `limit` pictures with captions: uint8 (n, 3, S, S), captions. Those that cannot be read are counted in
+    the source's `failures`, of which too many raise TooMuchDamage."""
     pictures, captions = list[Tensor](), list[str]()
     for document in source.documents():
         found = captioned(document)
@@ -151,7 +138,8 @@ def captioned_pictures(source: DocumentSource, limit: int = MANY) -> tuple[Tenso
             continue
         try:
             pictures.append(as_square(found[0].open()))
-        except (OSError, ValueError, DamagedSample):
+        except DamagedSample as error:
+            source.failures.revoke(document.key, str(error))
             continue
         captions.append(found[1])
         if len(captions) == limit:
@@ -213,8 +201,8 @@ def cached_dual_encoder(
         found = DualEncoder.load(folder)
         if (found.seed, found.data_sha256) == (seed, source.fingerprint()):
             return found
-    except ValueError:
-        pass
+    except ValueError as error:
+        log.info("training a new dual encoder: %s", error)
     made = train_dual_encoder(source, seed, progress)
     made.save(folder)
     return made

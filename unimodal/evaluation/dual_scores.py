@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 from statistics import fmean
 
@@ -52,17 +54,26 @@ class CaptionPool:
         facts = self.facts.get(caption, {})
         if attribute not in facts:
             return [caption]
-        rest = {name: value for name, value in facts.items() if name != attribute}
-        found = {facts[attribute]: caption}
-        for other, its in self.facts.items():
-            if its.keys() == facts.keys() and all(its[name] == value for name, value in rest.items()):
-                found.setdefault(its[attribute], other)
-        return list(found.values())
+        known = self._by_others[attribute, _others(facts, attribute)]
+        return list({facts[attribute]: caption, **{v: c for v, c in known.items() if v != facts[attribute]}}.values())
+
+    @cached_property
+    def _by_others(self) -> dict[tuple[str, frozenset[tuple[str, str]]], dict[str, str]]:
+        """(attribute, the others with their values) -> value of the attribute -> the first caption that has all."""
+        found: defaultdict[tuple[str, frozenset[tuple[str, str]]], dict[str, str]] = defaultdict(dict)
+        for caption, facts in self.facts.items():
+            for attribute, value in facts.items():
+                found[attribute, _others(facts, attribute)].setdefault(value, caption)
+        return found
 
     def attributes(self, captions: Iterable[str]) -> list[str]:
         """In which any of these captions has alternatives."""
         names = dict.fromkeys(name for caption in captions for name in self.facts.get(caption, {}))
         return [name for name in names if any(len(self.alternatives(caption, name)) > 1 for caption in captions)]
+
+
+def _others(facts: Facts, attribute: str) -> frozenset[tuple[str, str]]:
+    return frozenset(item for item in facts.items() if item[0] != attribute)
 
 
 def facts_of(document: Document) -> Facts:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +20,7 @@ from data_pipelines.images import to_tensor
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES
 from data_pipelines.sources.registry import open_source
 from unimodal.evaluation.degrade import degrade
+from unimodal.evaluation.judge_file import read_network, save_network
 
 # Shapes: B images, S = 64 image side; images lie in [-1, 1]. Labels: (B, 2) int64, colour and shape.
 
@@ -116,28 +113,13 @@ class Judge:
 
     def save(self, folder: Path) -> Path:
         """Write `judge.safetensors` with its seed and data inside; returns its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / JUDGE_FILE
         metadata = {"version": JUDGE_VERSION, "seed": self.seed, "data_sha256": self.data_sha256, **vars(self.shape)}
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")  # ranks may save the same judge at once
-        state = {name: value.contiguous() for name, value in self.network.state_dict().items()}
-        save_file(state, temporary, metadata={"judge": json.dumps(metadata)})
-        temporary.replace(path)
-        return path
+        return save_network(folder / JUDGE_FILE, self.network, "judge", metadata)
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
         """The inverse of `save`. Raises ValueError when the file is not a judge of this version."""
-        path = folder / JUDGE_FILE
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = json.loads((file.metadata() or {}).get("judge", "{}"))
-                names = file.keys()
-                state = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path}: cannot be read as a judge ({error})") from error
-        if metadata.get("version") != JUDGE_VERSION:
-            raise ValueError(f"{path}: judge version {metadata.get('version')}, this code reads {JUDGE_VERSION}")
+        state, metadata = read_network(folder / JUDGE_FILE, "judge", JUDGE_VERSION)
         shape = JudgeShape(**{name: metadata[name] for name in vars(JudgeShape()) if name in metadata})
         network = JudgeNetwork(shape)
         network.load_state_dict(state)

@@ -7,9 +7,9 @@ from statistics import fmean
 
 from PIL import Image
 
-from data_pipelines.documents import ImageSegment, TextSegment
 from data_pipelines.images import to_image
 from unimodal.evaluation.contract import AnyToAnyModel, DocumentSource
+from unimodal.evaluation.samples import captions_of, picture_of
 
 CANDIDATES = 32
 """Captions that a picture is compared with, the right one among them."""
@@ -38,10 +38,9 @@ def real_pictures(source: DocumentSource, model: AnyToAnyModel, captions: Sequen
     found: dict[str, Image.Image] = {}
     wanted = set(captions)
     for document in source.documents():
-        texts = [s.text for s in document.segments if isinstance(s, TextSegment) and s.role == "caption"]
-        missing = [text for text in texts if text in wanted and text not in found]
-        picture = next((s for s in document.segments if isinstance(s, ImageSegment)), None)
-        if document.layout != "sample" or picture is None or not missing:
+        missing = [text for text in captions_of(document) if text in wanted and text not in found]
+        picture = picture_of(document)
+        if picture is None or not missing:
             continue
         try:
             shown = to_image(model.preprocess(picture.open()))

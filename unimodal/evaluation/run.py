@@ -19,6 +19,7 @@ from unimodal.evaluation.contract import DRAWN, GREEDY, AnyToAnyModel, DocumentS
 from unimodal.evaluation.dual_encoder import ENCODER_STEPS, cached_dual_encoder
 from unimodal.evaluation.dual_scores import CaptionPool
 from unimodal.evaluation.judge import STEPS, Judge, cached_judge
+from unimodal.evaluation.ranks import rank_and_world
 from unimodal.evaluation.results import write_results
 from unimodal.evaluation.tasks import caption, edit, reconstruction, t2i, vqa
 from unimodal.generation.options import to_words
@@ -203,9 +204,11 @@ def _judge(
         trained = open_source(config.source, path=config.path, split="train", failures=failures, **options)
         encoder = cached_dual_encoder(folder, trained, progress=reporter("judge", ENCODER_STEPS))
     except ValueError as error:
-        say(f"no dual encoder judges these drawings, the model itself does: {error}")
+        if rank_and_world()[0] == 0:
+            say(f"no dual encoder judges these drawings, the model itself does: {error}")
         return None
-    return t2i.JudgingEncoder(encoder=encoder, pool=CaptionPool.of(source, trained))
+    held_out = trained.fingerprint() != source.fingerprint()
+    return t2i.JudgingEncoder(encoder=encoder, pool=CaptionPool.of(source, trained), held_out=held_out)
 
 
 def judge_folder(config: EvaluationConfig, out: Path) -> Path:

@@ -15,6 +15,17 @@ from unimodal.generation.prompts import Prompt
 from unimodal.generation.settings import Mode
 
 
+def captions_of(document: Document) -> list[str]:
+    """Of a sample; none of other layouts."""
+    texts = [part for part in document.segments if isinstance(part, TextSegment) and part.role == "caption"]
+    return [part.text for part in texts] if document.layout == "sample" else []
+
+
+def picture_of(document: Document) -> ImageSegment | None:
+    """The first one."""
+    return next((segment for segment in document.segments if isinstance(segment, ImageSegment)), None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """A question with everything that people answered."""
@@ -42,7 +53,7 @@ def read_samples(source: DocumentSource, model: AnyToAnyModel, *, limit: int | N
         raise ValueError(f"the limit is at least 1, got {limit}")
     found = 0
     for document in source.documents():
-        picture = next((segment for segment in document.segments if isinstance(segment, ImageSegment)), None)
+        picture = picture_of(document)
         if document.layout != "sample" or picture is None:
             continue
         try:

@@ -7,12 +7,7 @@ from html import escape
 from unimodal.report.charts import line_chart
 from unimodal.report.parts import cell, code, section, table
 from unimodal.report.run_files import Points, RunFiles, StageFiles
-
-LOSSES = {
-    "Text loss, nats a token": ("train/loss_text", "val/loss_text"),
-    "Image loss, nats a code": ("train/loss_image", "val/loss_image"),
-    "Flow loss, squared error of the velocity": ("train/loss_flow", "val/loss_flow"),
-}
+from unimodal.report.sections import CHARTS
 
 
 def stages(files: RunFiles) -> str:
@@ -20,7 +15,7 @@ def stages(files: RunFiles) -> str:
     if not files.stages:
         return ""
     figures = []
-    for title, names in LOSSES.items():
+    for title, names in CHARTS["model"].items():
         for name in names:
             series = _one_after_the_other(files.stages, name)
             if series:

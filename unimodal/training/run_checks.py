@@ -9,6 +9,8 @@ from typing import Any
 from data_pipelines.outputs import check_apart, check_folder
 from tokenizers_vq.bundle_files import AUTOENCODER, IMAGE_TOKENIZER, TEXT_TOKENIZER
 from tokenizers_vq.token_space import TOKEN_SPACE_FILE
+from unimodal.training.callbacks.bundle import LAST
+from unimodal.training.callbacks.held_out import BEST
 from unimodal.training.precision import check_precision
 
 ABOVE_ZERO = ("val_check_interval", "accumulate_grad_batches", "log_every_n_steps", "check_val_every_n_epoch")
@@ -42,6 +44,9 @@ def check_run(config: Any) -> None:
     out = (model.get("init_args") or {}).get("out")
     bundle = (values.get("bundle") or {}).get("out") or root / "model"
     _check_place(Path(bundle if out is None else out), BUNDLE if out is None else WEIGHTS, read)
+    if out is None:
+        for kept in (BEST, LAST):
+            _check_place(root / kept, BUNDLE, read)
 
 
 def _check_strategy(strategy: Any, model: str) -> None:

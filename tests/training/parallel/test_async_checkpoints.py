@@ -94,7 +94,7 @@ def test_a_checkpoint_of_a_slow_disk_is_that_of_a_run_that_waits(shards: Path, t
 def test_training_continues_while_a_checkpoint_is_written_and_a_kill_leaves_the_one_before(
     shards: Path, tmp_path: Path, at_once: Path
 ) -> None:
-    """The second never ends: steps follow until the third is due, and the killed run resumes from the first."""
+    """The second never ends: steps follow until the third begins, and the killed run resumes from the first."""
     last: Options = {**SHARDED, **ASYNC, "checkpoint__every_n_train_steps": 2}
     process = start_training(arguments(shards, tmp_path, last, "still", first=2))
     wait_for(process, tmp_path / "flag", 240)

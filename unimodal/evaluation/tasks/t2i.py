@@ -11,7 +11,6 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipelines.documents import TextSegment
 from data_pipelines.images import to_image, to_tensor
 from data_pipelines.sources.easy_vqa import COLOURS, SHAPES, caption
 from unimodal.evaluation.contract import (
@@ -31,7 +30,7 @@ from unimodal.evaluation.dual_encoder import DualEncoder
 from unimodal.evaluation.dual_scores import CaptionPool, dual_scores
 from unimodal.evaluation.judge import Judge, Verdict, judge_recipe, verdicts_on
 from unimodal.evaluation.retrieval import real_pictures, retrieval_scores
-from unimodal.evaluation.samples import answerable
+from unimodal.evaluation.samples import answerable, captions_of
 from unimodal.evaluation.span_faults import span_faults
 
 PICTURES_SHOWN_PER_PROMPT = 4
@@ -89,7 +88,7 @@ def evaluate(
         "prompts": len(captions),
         "drawings_per_prompt": len(prompts) / len(captions),
         "span_checks": len(checks),
-        "judge": encoder.encoder.recipe() if encoder else judge_recipe(judge),
+        "judge": encoder.recipe() if encoder else judge_recipe(judge),
     }
     return TaskResult(
         task="t2i",
@@ -103,10 +102,15 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingEncoder:
-    """A dual encoder, and the captions that it compares."""
+    """A dual encoder, the captions that it compares, and whether it was trained on other pictures than these."""
 
     encoder: DualEncoder
     pool: CaptionPool
+    held_out: bool
+
+    def recipe(self) -> dict[str, Any]:
+        """As a results file tells of it."""
+        return self.encoder.recipe() | {"real_pictures_held_out": self.held_out}
 
 
 def _found_by_encoder(
@@ -139,13 +143,7 @@ def colour_shape_captions() -> list[str]:
 
 def source_captions(source: DocumentSource, count: int) -> list[str]:
     """The first `count` distinct captions. Raises ValueError when there is none."""
-    texts = (
-        part.text
-        for document in source.documents()
-        if document.layout == "sample"
-        for part in document.segments
-        if isinstance(part, TextSegment) and part.role == "caption"
-    )
+    texts = (text for document in source.documents() for text in captions_of(document))
     found: dict[str, None] = {}
     for text in texts:
         found[text] = None

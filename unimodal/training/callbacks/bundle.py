@@ -11,18 +11,20 @@ import lightning as L
 from data_pipelines.spec import data_spec
 from unimodal.bundle import Bundle
 from unimodal.terminal import say
-from unimodal.training.callbacks.held_out import TOTAL, HeldOut
+from unimodal.training.callbacks.held_out import BestWeights, HeldOut
 from unimodal.training.module import TransformerModule
 from unimodal.training.parallel.gathering import whole_model
 
 BundledWeights = Literal["auto", "best", "last"]
+LAST = "last"
+"""The folder of the last weights, in that of a run, where the best ones are its model."""
 
 
 class BundleWriter(L.Callback):
     """Writes `out`, or `model` in the run's folder, with the tokenizers that lie beside the first shards.
 
     weights: the last ones, or the best, those with the lowest held-out loss; `auto` takes the best where the last ones
-        are worse by more than `held_out.tolerance`, and leaves the last ones in `OUT_last`.
+        are worse by more than `held_out.tolerance`, and leaves the last ones in the folder `last` of the run.
     """
 
     def __init__(self, out: Path | None = None, weights: BundledWeights = "auto") -> None:
@@ -36,24 +38,23 @@ class BundleWriter(L.Callback):
         model = None if spec.tokenizers is None else whole_model(pl_module.model, keep=trainer.is_global_zero)
         if model is None or spec.tokenizers is None:
             return
-        out = Path(self.out) if self.out else Path(trainer.default_root_dir) / "model"
-        Bundle.beside(model.eval(), pl_module.space, spec.tokenizers).save(out)
-        self._take_best(trainer, out)
-        say(f"the model is in {out}; its curves and pictures: unimodal report {trainer.default_root_dir}")
+        root = Path(trainer.default_root_dir)
+        out = Path(self.out) if self.out else root / "model"
+        last = Bundle.beside(model.eval(), pl_module.space, spec.tokenizers)
+        if (best := self._best(trainer)) is None:
+            last.save(out)
+        else:
+            last.save(root / LAST)
+            shutil.copytree(best.folder, out, dirs_exist_ok=True)
+            say(
+                f"best held-out loss: {best.loss.lowest:.3f}, at step {best.loss.step}: its weights are taken; "
+                f"the last ones, with {best.loss.last:.3f}, are in {root / LAST}"
+            )
+        say(f"the model is in {out}; its curves and pictures: unimodal report {root}")
 
-    def _take_best(self, trainer: L.Trainer, out: Path) -> None:
-        """The best weights in the place of the last ones, where they are wanted and were kept."""
+    def _best(self, trainer: L.Trainer) -> BestWeights | None:
+        """The best weights, where they are wanted and were kept."""
         held_out = next((each for each in trainer.callbacks if isinstance(each, HeldOut)), None)  # pyright: ignore
-        best = None if held_out is None else held_out.best_bundle(trainer)
-        wanted = self.weights == "best" or (self.weights == "auto" and held_out is not None and held_out.turned)
-        if held_out is None or best is None or not wanted:
-            return
-        last = out.with_name(f"{out.name}_last")
-        shutil.rmtree(last, ignore_errors=True)
-        out.rename(last)
-        shutil.copytree(best, out)
-        found = held_out.found.losses[TOTAL]
-        say(
-            f"best held-out loss: {found.lowest:.3f}, at step {found.step}: its weights are taken; the last ones, with "
-            f"{found.last:.3f}, are in {last}"
-        )
+        if held_out is None or self.weights == "last" or (self.weights == "auto" and not held_out.turned):
+            return None
+        return held_out.best(trainer)

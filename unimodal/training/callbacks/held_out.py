@@ -10,7 +10,7 @@ import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
@@ -69,6 +69,13 @@ class HeldOutLosses:
         return cls(losses={name: LowestLoss(**one) for name, one in state["losses"].items()}, kept=state["kept"])
 
 
+class BestWeights(NamedTuple):
+    """Where the best weights lie, and the loss by which they are the best."""
+
+    folder: Path
+    loss: LowestLoss
+
+
 class HeldOut(L.Callback):
     """Compares held-out losses with their lowest values after each validation.
 
@@ -91,10 +98,12 @@ class HeldOut(L.Callback):
         total = self.found.losses.get(TOTAL)
         return total is not None and total.turned(self.tolerance)
 
-    def best_bundle(self, trainer: L.Trainer) -> Path | None:
-        """Where the best weights of this run lie, if they were kept."""
+    def best(self, trainer: L.Trainer) -> BestWeights | None:
+        """The best weights of this run, if they were kept."""
         folder, total = Path(trainer.default_root_dir) / BEST, self.found.losses.get(TOTAL)
-        return folder if total is not None and self.found.kept == total.step and folder.is_dir() else None
+        if total is None or self.found.kept != total.step or not folder.is_dir():
+            return None
+        return BestWeights(folder, total)
 
     def state_dict(self) -> dict[str, Any]:
         """Lowest losses, so that a resumed run compares with them."""
@@ -151,10 +160,9 @@ class HeldOut(L.Callback):
         model = whole_model(module.model, keep=trainer.is_global_zero)
         if model is None:
             return
-        training, folder = model.training, Path(trainer.default_root_dir) / BEST
+        folder = Path(trainer.default_root_dir) / BEST
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         Bundle.beside(model.eval(), module.space, spec.tokenizers).save(partial)
-        model.train(training)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

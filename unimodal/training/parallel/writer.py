@@ -80,7 +80,7 @@ class CheckpointWriter:
         except Exception as error:  # raised by `wait`, in the thread that trains
             self._error = error if isinstance(error, OSError) else OSError(f"{path} could not be written: {error}")
             if not dist.is_initialized() or dist.get_rank() == 0:
-                say(f"{self._error}; the checkpoint before it is kept, and the run ends when the next is due")
+                say(f"{self._error}; the checkpoint before it is kept, and the run ends at the next one")
         with self._lock:
             self._writing = False
             obsolete, self._obsolete = ([], self._obsolete) if self._error is not None else (self._obsolete, [])
