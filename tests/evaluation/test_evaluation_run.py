@@ -9,8 +9,10 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
+from tests.oracles.tiny import tiny_picture_folder, tiny_pipeline
 from unimodal.evaluation import results, run
 from unimodal.evaluation.contract import Example, Sampling, TaskResult
+from unimodal.evaluation.dual_encoder import train_dual_encoder
 from unimodal.evaluation.run import EvaluationConfig
 
 
@@ -73,6 +75,31 @@ def test_every_task_runs_on_a_folder_of_pictures(task: str, model: Any, folder: 
     assert content["data"]["source"] == "imagefolder" and len(content["data"]["sha256"]) == 64
     assert content["command"].startswith(f"unimodal evaluate --model runs/fake/model --task {task}")
     assert not (out.parent / "judge").exists()
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["of its own", "the whole folder"])
+def test_drawings_of_any_folder_are_judged_by_a_dual_encoder_of_its_training_split(
+    split: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder without splits is trained on as a whole, which the results say."""
+    pictures = tmp_path / "pictures"
+    tiny_picture_folder(pictures / "train" if split else pictures, 24)
+    if split:
+        tiny_picture_folder(pictures / "test", 6)
+    monkeypatch.setattr("unimodal.evaluation.dual_encoder.FEWEST", 20)
+    monkeypatch.setitem(train_dual_encoder.__kwdefaults__ or {}, "steps", 2)
+    out = tmp_path / "out" / "t2i.json"
+    config = EvaluationConfig(task="t2i", source="imagefolder", path=pictures, split="test", limit=3)
+    content = run.run(tiny_pipeline(), config, out, quiet=True)
+    scores = {"caption_among_50", "caption_among_50_of_real_pictures", "caption_among_50_of_reconstructions"}
+    assert scores < content["metrics"].keys() and "retrieval" not in content["metrics"]
+    assert content["recipe"]["judge"]["real_pictures_held_out"] is split
+    assert (out.parent / "judge" / "dual_encoder.safetensors").is_file() and not capsys.readouterr().out
+    monkeypatch.setattr("unimodal.evaluation.dual_encoder.FEWEST", 100)
+    (out.parent / "judge" / "dual_encoder.safetensors").unlink()
+    content = run.run(tiny_pipeline(), config, out, quiet=True)
+    assert "takes 100 captioned pictures for training, there are 24" in capsys.readouterr().out
+    assert content["recipe"]["judge"] is None and "retrieval" in content["metrics"]
 
 
 def test_settings_reach_the_model_and_the_recipe(model: Any, folder: Path, tmp_path: Path) -> None:
