@@ -15,7 +15,7 @@ from typing import Any
 from data_pipelines.documents import DamagedSample, Document, Segment, TextSegment
 from data_pipelines.failures import FailureLog
 from data_pipelines.sources.interleaved import aligned, list_field
-from data_pipelines.sources.reading import named, picture_of, text_field
+from data_pipelines.sources.reading import named, segment_of, text_field
 from data_pipelines.sources.rows import ROWS_AT_ONCE, as_object, hash_files
 
 USUAL = {
@@ -167,7 +167,7 @@ def _sample(row: dict[str, Any], asked: list[tuple[str, list[str]]], folder: Pat
         raise DamagedSample("neither text nor questions")
     if row["image"] is None:
         raise DamagedSample("no image")
-    return [picture_of(row["image"], folder), *segments]
+    return [segment_of(row["image"], folder), *segments]
 
 
 def _questions(row: dict[str, Any]) -> list[tuple[str, list[str]]]:

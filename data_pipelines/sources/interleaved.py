@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from data_pipelines.documents import DamagedSample, ImageSegment, Segment, TextSegment
 from data_pipelines.sources.files import is_hidden
 from data_pipelines.sources.imagefolder import IMAGE_SUFFIXES
-from data_pipelines.sources.reading import at, picture_of, text_field, whole_number
+from data_pipelines.sources.reading import at, segment_of, text_field, whole_number
 from data_pipelines.sources.rows import Reader, RowFiles, SourceRow, as_object, json_lines, parquet_rows
 from data_pipelines.sources.source import fingerprint_files
 
@@ -94,7 +94,7 @@ def _one_of_each(texts: list[Any], images: list[Any], folder: Path) -> Iterator[
         with at(f"index {index}"):
             if (text is None) == (image is None):
                 raise DamagedSample("neither a text nor an image" if text is None else "a text and an image at once")
-            yield _text(text) if image is None else picture_of(image, folder)
+            yield _text(text) if image is None else segment_of(image, folder)
 
 
 def _matched(texts: list[Any], infos: list[Any], file: Path) -> Iterator[str | ImageSegment]:
@@ -114,7 +114,7 @@ def _matched(texts: list[Any], infos: list[Any], file: Path) -> Iterator[str | I
 
 def _named_picture(name: str, folder: Path) -> ImageSegment:
     images = folder / IMAGES
-    return picture_of(name, images if os.path.isfile(images / name) else folder)
+    return segment_of(name, images if os.path.isfile(images / name) else folder)
 
 
 def _text(value: Any) -> str:

@@ -102,7 +102,7 @@ def inside(folder: Path, file_name: str, field: str = "file_name") -> Path:
     return picture
 
 
-def picture_of(value: Any, folder: Path) -> ImageSegment:
+def segment_of(value: Any, folder: Path) -> ImageSegment:
     """A picture that a row names by its path in the folder, or holds: bytes, or Hugging Face's {"bytes", "path"}.
 
     Its header is read, so that what is no picture is named now; it is decoded in its turn. Raises DamagedSample.

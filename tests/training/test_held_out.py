@@ -80,6 +80,17 @@ def test_a_run_whose_held_out_loss_falls_bundles_its_last_weights(
     assert weights(tmp_path / "model") == weights(tmp_path / "best")
 
 
+@pytest.mark.slow
+def test_best_weights_that_cannot_be_written_are_named_and_training_continues(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "best.partial").write_text("in the way")
+    run(fit_arguments(shards, tmp_path, **{**MEMORISES, "trainer__max_steps": 40}))
+    said = capsys.readouterr().out
+    assert "warning: the best weights are not kept, and training continues" in said and "weights are taken" not in said
+    assert (tmp_path / "model" / "model.safetensors").is_file() and not (tmp_path / "best").exists()
+
+
 def test_a_loss_turns_past_the_tolerance_and_not_before() -> None:
     loss = LowestLoss()
     assert loss.add(2.0, 10, 1.9) and not loss.turned(0.02)

@@ -54,7 +54,7 @@ class LowestLoss:
 
 @dataclass(kw_only=True)
 class HeldOutLosses:
-    """All names, and the step whose weights are kept, -1 for none; what a checkpoint holds."""
+    """All names, and the step whose weights the first rank has kept, -1 for none; what a checkpoint holds."""
 
     losses: dict[str, LowestLoss] = field(default_factory=dict)
     kept: int = -1
@@ -123,6 +123,8 @@ class HeldOut(L.Callback):
             name: logged[f"val/{name}"] for name in COMPARED if math.isfinite(logged.get(f"val/{name}", math.inf))
         }
         if TOTAL not in losses:
+            if f"val/{TOTAL}" in logged and trainer.is_global_zero:
+                say(f"held out, step {trainer.global_step}: the loss is {logged[f'val/{TOTAL}']}, no number to compare")
             return
         best = False
         for name, value in losses.items():
@@ -156,13 +158,18 @@ class HeldOut(L.Callback):
         spec = data_spec(trainer)
         if spec.tokenizers is None or module.model is None:
             return
-        self.found.kept = trainer.global_step
         model = whole_model(module.model, keep=trainer.is_global_zero)
         if model is None:
             return
         folder = Path(trainer.default_root_dir) / BEST
         partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        Bundle.beside(model.eval(), module.space, spec.tokenizers).save(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            Bundle.beside(model.eval(), module.space, spec.tokenizers).save(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        except (OSError, ValueError) as error:  # other ranks train already, and would wait for this one
+            self.found.kept = -1
+            say(f"warning: the best weights are not kept, and training continues: {error}")
+        else:
+            self.found.kept = trainer.global_step
