@@ -25,16 +25,20 @@ from tokenizers_vq import autoencoder_module as _autoencoder_module
 from tokenizers_vq import module as _tokenizer_module
 from unimodal.devices import flush_denormals
 from unimodal.model.config import ModelConfig
+from unimodal.terminal import say
 from unimodal.training import module as _transformer_module
 from unimodal.training import predicting as _predicting
 from unimodal.training.callbacks.bundle import BundleWriter
 from unimodal.training.callbacks.held_out import HeldOut
+from unimodal.training.callbacks.monitors import Monitors
+from unimodal.training.callbacks.parameters import ParameterTable
 from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
 from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.callbacks.stopping import CheckpointOnSigterm
 from unimodal.training.callbacks.throughput import Throughput
 from unimodal.training.checkpointing import AtomicCheckpointIO
+from unimodal.training.continued import HoldSettings, changed_settings, changes_line, config_before
 from unimodal.training.curriculum import StageRunner, run_curriculum
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import balance as _balance
@@ -97,21 +101,29 @@ class FitConfig(SaveConfigCallback):
     """Keeps the config of what trains; other commands leave nothing behind but what they were asked for."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the config before the first step."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Write the config before the first step; say what a resumed run changes."""
+        if stage != "fit":
+            return
+        before = config_before(Path(trainer.default_root_dir)) if self.config.get("ckpt_path") else None
+        super().setup(trainer, pl_module, stage)
+        if before is None or not trainer.is_global_zero:
+            return
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        if changes := list(changed_settings(before, now)):
+            say(changes_line(changes))
 
 
 class TrainingCLI(LightningCLI):
     """Adds checkpoints, logs, samples and the bundle; everything can be changed in the config."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Sections `checkpoint`, `samples`, `bundle`, `throughput` and `held_out` of a config."""
+        """Sections `checkpoint`, `samples`, `bundle`, `throughput`, `held_out` and `monitors` of a config."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(BundleWriter, "bundle")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(HeldOut, "held_out")
+        parser.add_lightning_class_args(Monitors, "monitors")
         parser.set_defaults({"checkpoint.every_n_train_steps": 500, "checkpoint.save_last": True})
         parser.set_defaults({"checkpoint.save_top_k": 0})
 
@@ -147,8 +159,10 @@ class TrainingCLI(LightningCLI):
         config["callbacks"] = [
             *(config.get("callbacks") or []),
             CheckpointOnSigterm(),
+            HoldSettings(),
             StepProgress(),
             SourceTable(),
+            ParameterTable(),
             ReconstructionPictures(),
             RolloutSamples(),
         ]

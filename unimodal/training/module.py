@@ -15,8 +15,7 @@ from data_pipelines.spec import DataSpec, data_spec
 from tokenizers_vq.identity import IDENTITY, check_identity, check_weights, plain
 from tokenizers_vq.run_length import planned_steps
 from tokenizers_vq.token_space import TokenSpace
-from unimodal.generation.batch_media import media_tokens
-from unimodal.model.branches.base import Branch, MediaBatch, MediaTokens
+from unimodal.model.branches.base import MediaBatch
 from unimodal.model.config import ModelConfig, MultiTokenConfig, TransformerConfig
 from unimodal.model.inference.compiling import compile_blocks
 from unimodal.model.model import UnifiedModel
@@ -27,7 +26,7 @@ from unimodal.training.objectives.base import EXPERTS, Objective, Terms, check_o
 from unimodal.training.objectives.usual import usual_objectives
 from unimodal.training.old_names import upgrade_checkpoint
 from unimodal.training.optimizers.build import MuonConfig, OptimizerConfig, build_optimizer
-from unimodal.training.packed_pass import packed_features
+from unimodal.training.packed_pass import clean_media, packed_features
 from unimodal.training.parallel.activations import checkpoint_activations
 from unimodal.training.parallel.admission import check_memory
 from unimodal.training.parallel.sharding import ParallelConfig, first_weights, rank_mesh, shard
@@ -43,6 +42,7 @@ from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.skipped import SkippedSteps, is_sound
 from unimodal.training.start import StartConfig, bundle_config, frozen_names, space_with_ends, start
 from unimodal.training.steps import StepSums
+from unimodal.training.trained_rows import check_rows, keep_gradients_from
 
 ON_THE_BAR = ("text", "image", "flow")
 
@@ -72,6 +72,7 @@ class TransformerModule(L.LightningModule):
         self.objectives: Sequence[Objective] = objectives or ()
         self.optimizer_config, self.schedule = optimizer or MuonConfig(), schedule or ScheduleConfig()
         self.start, self.compile_model, self.parallel = start or StartConfig(), compile, parallel or ParallelConfig()
+        check_rows(self.start, self.optimizer_config)
         self.model: UnifiedModel | None = None
         self.skipped, self._sums = SkippedSteps(), StepSums()
         self._norm: Tensor | None = None
@@ -155,20 +156,16 @@ class TransformerModule(L.LightningModule):
 
     def _forward(self, batch: PackedBatch, number: int) -> tuple[Tensor, list[Any]]:
         """Features (B, T, D) before the heads, and what each objective prepared."""
-        media, states = self._media(batch), list[Any]()
+        media, states = self.entering(batch, number)
+        return packed_features(self.trained, batch, media), states
+
+    def entering(self, batch: PackedBatch, number: int) -> tuple[MediaBatch, list[Any]]:
+        """Media as they enter the model, and what each objective prepared."""
+        media, states = clean_media(self.trained, batch), list[Any]()
         for objective in self.objectives:
             media, state = objective.prepare(self.trained, batch, media, number)
             states.append(state)
-        return packed_features(self.trained, batch, media), states
-
-    def _media(self, batch: PackedBatch) -> MediaBatch:
-        """Clean media for each branch; empty ones where a batch has none, so that every weight has a gradient."""
-        model = self.trained
-        media: dict[str, MediaTokens] = {name: media_tokens(packed) for name, packed in batch.media.items()}
-        for name, branch in model.branches.items():
-            assert isinstance(branch, Branch)
-            media.setdefault(name, branch.empty(torch.zeros((), dtype=model.dtype, device=batch.tokens.device)))
-        return media
+        return media, states
 
     def _batch_number(self) -> int:
         """The batch's number in the run, however ranks and accumulation share the batches."""
@@ -200,6 +197,8 @@ class TransformerModule(L.LightningModule):
         SKIPPED_IN_A_ROW of them.
         """
         losses = self._sums.reduced()
+        if self.start.trainable_rows == "image":
+            keep_gradients_from(self.trained, self.space.image_offset)
         self._norm = to_means(gradients_of(optimizer), losses.weight)
         self.log("train/loss", losses.loss, prog_bar=True)
         for name, value in losses.terms.items():

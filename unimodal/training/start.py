@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -35,7 +35,8 @@ class StartConfig:
     `vision` is a local folder of SigLIP or MoonViT for the ViT. `codebook` initialises the image rows of embedding
     and head from the image tokenizer. `upcycling` makes experts of the feed-forward parts of a dense bundle. `freeze`
     are patterns of parameter names that are not trained, such as `*.understanding.*` or `branches.patches.encoder.*`;
-    `trainable` are those that alone are.
+    `trainable` are those that alone are. With `trainable_rows: image`, embedding and head train the rows of image codes
+    alone (Anole, arXiv 2407.06135).
     """
 
     bundle: Path | None = None
@@ -44,12 +45,15 @@ class StartConfig:
     upcycling: UpcyclingConfig | None = None
     freeze: tuple[str, ...] = ()
     trainable: tuple[str, ...] = ()
+    trainable_rows: Literal["all", "image"] = "all"
 
     def __post_init__(self) -> None:
         if self.freeze and self.trainable:
             raise ValueError("start.freeze names what is not trained, start.trainable what alone is: leave out one")
         if (self.freeze or self.trainable) and not (self.bundle or self.vision):
             raise ValueError("start.freeze would keep random weights: name a bundle or a SigLIP folder to start from")
+        if self.trainable_rows != "all" and not self.bundle:
+            raise ValueError("start.trainable_rows would keep random rows: name a bundle to start from")
         if self.upcycling and not self.bundle:
             raise ValueError("start.upcycling makes experts of a dense model: name it in start.bundle")
         if self.bundle and self.codebook:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from sysconfig import get_paths
@@ -54,6 +55,19 @@ def compile_blocks(model: UnifiedModel) -> None:
 
 def _without_cache(compiled: Block, plain: Block, x: Tensor, context: LayerContext) -> Tensor:
     return (compiled if context.cache is None else plain)(x, context)
+
+
+@contextmanager
+def uncompiled(model: UnifiedModel) -> Iterator[None]:
+    """Blocks that `compile_blocks` compiled run as they are written, hooks and all."""
+    compiled = [(block, block._compiled_call_impl) for block in model.blocks]
+    for block, _ in compiled:
+        block._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for block, call in compiled:
+            block._compiled_call_impl = call  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def sizes_vary(tensors: Iterable[Tensor]) -> None:

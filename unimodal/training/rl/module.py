@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.module import TransformerModule
 from unimodal.training.optimizers.build import AdamWConfig, OptimizerConfig
-from unimodal.training.packed_pass import packed_features
+from unimodal.training.packed_pass import clean_media, packed_features
 from unimodal.training.parallel.sharding import ParallelConfig
 from unimodal.training.rl.advantages.base import Advantage
 from unimodal.training.rl.advantages.generalized import ValueConfig
@@ -203,11 +204,12 @@ class PolicyModule(TransformerModule):
         }
         if self._by_flow:
             packer = FlowPacker(space, reading, self.decoder.grid, **sizes)
-            return FlowUpdate(packer=packer, velocities=flow_velocities(self._media, packed_features), **shared)
+            media_of = partial(clean_media, self.trained)
+            return FlowUpdate(packer=packer, velocities=flow_velocities(media_of, packed_features), **shared)
         return TokenUpdate(
             packer=AnswerPacker(space, reading, context=self.trained.config.trunk.max_length, **sizes),
             machine=ModalityMachine(space, self.device),
-            forward=lambda model, batch: packed_features(model, batch.packed, self._media(batch.packed)),
+            forward=lambda model, batch: packed_features(model, batch.packed, clean_media(self.trained, batch.packed)),
             head=self.trained.token_head,
             value_head=self.value_head,
             **shared,

@@ -1,0 +1,276 @@
+"""The study of docs/studies/stability.md: what diverges without QK-norm, z-loss, dropout or reordered norms, and how
+long before that the monitors say so.
+
+    python docs/studies/stability.py --shards runs/demo/shards --out runs/stability
+
+trains a small mixed-modal decoder for each arm, learning rate and seed on the same batches, writes curves of loss and
+monitors to OUT, and the table and the picture of the page beside this file. Killed, it resumes when it is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from runner import fill_in
+from torch import Tensor
+
+from data_pipelines.batch import PackedBatch
+from data_pipelines.datamodule import TokenDataModule
+from data_pipelines.planning import StreamConfig
+from data_pipelines.templates import TemplateConfig
+from tokenizers_vq.token_space import Modality
+from unimodal.model.branches.base import NO_MEDIA
+from unimodal.model.config import ModelConfig, TransformerConfig
+from unimodal.model.masks import dense_mask
+from unimodal.model.model import UnifiedModel
+from unimodal.training.gradients import clip, gradients_of, to_means
+from unimodal.training.monitors.activations import activation_sums
+from unimodal.training.monitors.alarms import History, Limits, warnings
+from unimodal.training.monitors.observed import Observer
+from unimodal.training.monitors.predictions import predict, prediction_sums
+from unimodal.training.monitors.weights import gain_sums
+from unimodal.training.objectives.base import total
+from unimodal.training.objectives.next_token import next_token_terms
+from unimodal.training.optimizers.build import AdamWConfig, build_optimizer
+
+HERE = Path(__file__).resolve().parent
+STEPS, WARM_UP, WATCHED_EVERY = 400, 40, 10
+RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+SEEDS = (0, 1, 2)
+ROWS, LENGTH = 4, 288
+SHAPE = {"dim": 64, "num_layers": 4, "num_heads": 4, "hidden_dim": 176, "max_length": 512}
+ROSE = 0.5
+"""Nats by which the mean of twenty losses is above an earlier one where a run has diverged."""
+WINDOW = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityArm:
+    """What is taken from Chameleon's recipe, or added to it."""
+
+    name: str
+    trunk: Mapping[str, Any] = field(default_factory=dict)
+    z_weight: float = 1e-5
+    images: bool = True
+    """Whether image codes are learnt; without, only text has a loss."""
+    dtype: str = "float32"
+    """Of weights and products, or `autocast` for float32 weights whose products are in bfloat16."""
+
+
+BARE: dict[str, Any] = {"qk_norm": None}
+ARMS = (
+    StabilityArm(name="QK-norm, z-loss"),
+    StabilityArm(name="no QK-norm", trunk=BARE),
+    StabilityArm(name="no z-loss", z_weight=0.0),
+    StabilityArm(name="neither", trunk=BARE, z_weight=0.0),
+    StabilityArm(name="neither, norms reordered", trunk={**BARE, "norm_placement": "swin"}, z_weight=0.0),
+    StabilityArm(name="neither, dropout 0.1", trunk={**BARE, "dropout": 0.1}, z_weight=0.0),
+    StabilityArm(name="neither, text alone", trunk=BARE, z_weight=0.0, images=False),
+    StabilityArm(name="neither, bfloat16 products", trunk=BARE, z_weight=0.0, dtype="autocast"),
+    StabilityArm(name="neither, bfloat16 weights", trunk=BARE, z_weight=0.0, dtype="bfloat16"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityRun:
+    """One training."""
+
+    arm: StabilityArm
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.arm.name.replace(', ', '-').replace(' ', '_')}-{self.rate:g}-{self.seed}"
+
+
+@cache
+def batches(shards: str) -> tuple[list[PackedBatch], Any]:
+    """The batches that all runs of a process train on, and the token space."""
+    data = TokenDataModule(
+        shards=[shards],
+        stream=StreamConfig(length=LENGTH, rows=ROWS),
+        templates=TemplateConfig(image_first=0.4, drawn_image_weight=1.0, max_branches=12),
+    )
+    data.setup("fit")
+    return list(itertools.islice(iter(data.train_dataloader()), STEPS)), data.spec.space
+
+
+def train(run: StabilityRun, shards: str) -> dict[str, Any]:
+    """Losses of every step, figures of every tenth, and the first step of each warning."""
+    torch.set_num_threads(1)
+    torch.manual_seed(run.seed)
+    given, space = batches(shards)
+    arm = run.arm
+    model = UnifiedModel(ModelConfig(vocab_size=space.vocab_size, trunk=TransformerConfig(**{**SHAPE, **arm.trunk})))
+    model = model.to(torch.bfloat16 if arm.dtype == "bfloat16" else torch.float32)
+    optimizer = build_optimizer(model, AdamWConfig(learning_rate=run.rate, weight_decay=0.0))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    losses: list[float] = []
+    figures: list[dict[str, float]] = []
+    alarms: dict[str, int] = {}
+    history, limits = History(), Limits(after=2 * WARM_UP)
+    for step, batch in enumerate(given, 1):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, step / WARM_UP)
+        loss, norm = _step(model, optimizer, batch, arm)
+        losses.append(loss)
+        if step % WATCHED_EVERY == 0 or not math.isfinite(loss):
+            found = {"step": step, "loss": loss, "grad_norm": norm, **_figures(model, batch, space.image_offset, arm)}
+            figures.append(found)
+            if step > limits.after:
+                for name, _ in warnings(found, history, limits, step):
+                    alarms.setdefault(name, step)
+                history.follow(found, step)
+        if not math.isfinite(loss):
+            break
+    return {"losses": losses, "figures": figures, "alarms": alarms}
+
+
+def _autocast(arm: StabilityArm) -> Any:
+    return torch.autocast("cpu", torch.bfloat16) if arm.dtype == "autocast" else nullcontext()
+
+
+def _step(model: UnifiedModel, optimizer: Any, batch: PackedBatch, arm: StabilityArm) -> tuple[float, float]:
+    weights = batch.loss_weights
+    if not arm.images:
+        weights = torch.where(batch.modality == int(Modality.IMAGE), 0.0, weights)
+    optimizer.zero_grad()
+    with _autocast(arm):
+        features = model.train()(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
+        terms = next_token_terms(features, model.token_head, batch.targets, weights, batch.modality, arm.z_weight)
+    total(terms).backward()
+    weight = weights.sum()
+    norm = to_means(gradients_of(optimizer), weight)
+    clip(gradients_of(optimizer), 1.0, norm)
+    optimizer.step()
+    loss = (terms["text"].weighted + terms["image"].weighted) / weight
+    return float(loss), float(norm)
+
+
+def _figures(model: UnifiedModel, batch: PackedBatch, image_offset: int, arm: StabilityArm) -> dict[str, float]:
+    observer = Observer(model=model, rows=ROWS, precision=lambda: _autocast(arm))
+    observed = observer.observe(observer.sample(batch), NO_MEDIA)
+    index = observed.batch.loss_weights.flatten().nonzero().flatten()
+    targets: Tensor = observed.batch.targets.flatten()[index]
+    with torch.no_grad(), _autocast(arm):
+        predicted = predict(model.token_head, observed.features.flatten(0, 1)[index], targets, image_offset)
+    sums = activation_sums(observed).add(gain_sums(model)).add(prediction_sums(observed, predicted, index))
+    return dict(sums.over_ranks())
+
+
+def diverged_at(losses: Sequence[float], steps: int = STEPS) -> int | None:
+    """The step from which on a run is worse than it was, for good; None for a run that is not."""
+    if len(losses) < steps:
+        return len(losses)
+    means = [fmean(losses[start : start + WINDOW]) for start in range(len(losses) - WINDOW + 1)]
+    if means[-1] < min(means) + ROSE:
+        return None
+    last_good = max(at for at, mean in enumerate(means) if mean < min(means) + ROSE)
+    return last_good + WINDOW
+
+
+def first_alarm(alarms: Mapping[str, int]) -> tuple[str, int] | None:
+    """Of those that watch activations, not the loss itself."""
+    early = {name: step for name, step in alarms.items() if name not in ("loss_rise", "grad_norm_rise")}
+    return min(early.items(), key=lambda one: one[1]) if early else None
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each arm: of each learning rate how many seeds diverged, and where; how early the monitors were."""
+    head = " | ".join(f"{rate:g}" for rate in RATES)
+    lines = [f"| arm | {head} | loss at the best rate | warned before it diverged |", "|---" * (len(RATES) + 3) + "|"]
+    for arm in ARMS:
+        columns, ends, early, diverged = [], {}, [], 0
+        for rate in RATES:
+            runs = [found[StabilityRun(arm=arm, rate=rate, seed=seed).name] for seed in SEEDS]
+            at = [diverged_at(run["losses"]) for run in runs]
+            finals = [fmean(run["losses"][-WINDOW:]) for run in runs]
+            ends[rate] = fmean(finals)
+            shown = f"{fmean(finals):.2f}" if all(map(math.isfinite, finals)) else "no number"
+            gone = [step for step in at if step is not None]
+            columns.append(shown + (f", {len(gone)} of {len(runs)} diverged" if gone else ""))
+            diverged += len(gone)
+            for run, step in zip(runs, at, strict=True):
+                alarm = first_alarm(run["alarms"])
+                if step is not None and alarm is not None and alarm[1] < step:
+                    early.append(step - alarm[1])
+        best = min((value, rate) for rate, value in ends.items() if math.isfinite(value))
+        lead = f"{len(early)} of {diverged}" + (f", by {fmean(early):.0f} steps" if early else "") if diverged else "-"
+        lines.append(f"| {arm.name} | {' | '.join(columns)} | {best[0]:.3f} at {best[1]:g} | {lead} |")
+    return "\n".join(lines)
+
+
+def draw(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Curves of loss, output norm and largest score, for each arm at each rate, seed 0."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    names = ("loss", "output_norm", "attention_logit")
+    figure, axes = pyplot.subplots(len(names), len(ARMS), figsize=(2.6 * len(ARMS), 7), sharex=True, sharey="row")
+    for column, arm in enumerate(ARMS):
+        for rate in RATES:
+            figures = found[StabilityRun(arm=arm, rate=rate, seed=SEEDS[0]).name]["figures"]
+            for row, name in enumerate(names):
+                values = [(each["step"], each[name]) for each in figures if name in each]
+                axes[row, column].plot(*zip(*values, strict=True), label=f"{rate:g}", linewidth=1)
+        axes[0, column].set_title(arm.name, fontsize=8)
+    for row, name in enumerate(names):
+        axes[row, 0].set_ylabel(name.replace("_", " "))
+        axes[row, 0].set_yscale("linear" if name == "loss" else "log")
+    axes[0, 0].set_ylim(0, 10)
+    axes[0, -1].legend(title="learning rate", fontsize=6)
+    figure.tight_layout()
+    figure.savefig(out, dpi=70)
+
+
+def _train_one(run: StabilityRun, shards: str, out: Path) -> str:
+    path = out / f"{run.name}.json"
+    if not path.is_file():
+        started = time.perf_counter()
+        found = train(run, shards)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({**found, "seconds": time.perf_counter() - started}))
+        partial.rename(path)
+    return run.name
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is missing, then draw and fill in the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/stability"))
+    parser.add_argument("--page", type=Path, default=HERE / "stability.md", help="whose table is filled in")
+    parser.add_argument("--at-once", type=int, default=2, help="runs side by side, a core each (default 2)")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    runs = [StabilityRun(arm=arm, rate=rate, seed=seed) for seed in SEEDS for rate in RATES for arm in ARMS]
+    with ProcessPoolExecutor(given.at_once) as pool:
+        jobs = [pool.submit(_train_one, run, given.shards, given.out) for run in runs]
+        for number, job in enumerate(jobs, 1):
+            print(f"{number}/{len(runs)} {job.result()}", flush=True)  # noqa: T201
+    found = {run.name: json.loads((given.out / f"{run.name}.json").read_text()) for run in runs}
+    draw(found, given.page.with_suffix(".png"))
+    fill_in(given.page, table(found))
+    print(table(found))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
