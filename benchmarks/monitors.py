@@ -27,11 +27,11 @@ from unimodal.model.branches.base import NO_MEDIA
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.training.callbacks.monitors import Monitors
-from unimodal.training.monitors.activations import activation_sums
 from unimodal.training.monitors.gradients import modality_gradients
+from unimodal.training.monitors.measuring import measure_sample
 from unimodal.training.monitors.observed import Observer
-from unimodal.training.monitors.predictions import CodeUse, predict, prediction_sums
-from unimodal.training.monitors.weights import Updates, gain_sums
+from unimodal.training.monitors.predictions import CodeUse
+from unimodal.training.monitors.weights import Updates
 from unimodal.training.objectives.next_token import next_token_terms
 
 ALLOWED = 0.02
@@ -47,15 +47,9 @@ def observe(model: UnifiedModel, batch: PackedBatch, codes: CodeUse, updates: Up
     """All figures but the gradients."""
     updates.before(model)
     observer = Observer(model=model, rows=1, precision=autocast)
-    sample = observer.sample(batch)
-    observed = observer.observe(sample, NO_MEDIA)
-    index = sample.loss_weights.flatten().nonzero().flatten()
-    targets = sample.targets.flatten()[index]
-    with torch.no_grad(), autocast():
-        predicted = predict(model.token_head, observed.features.flatten(0, 1)[index], targets, SPACE.image_offset)
-    codes.add(predicted, targets, SPACE.image_offset)
-    sums = activation_sums(observed).add(gain_sums(model)).add(prediction_sums(observed, predicted, index))
-    sums.over_ranks()
+    found = measure_sample(observer, observer.sample(batch), NO_MEDIA, SPACE.image_offset)
+    codes.add(found.predicted, found.targets, SPACE.image_offset)
+    found.sums.over_ranks()
     updates.after(model).over_ranks()
     codes.figures()
 

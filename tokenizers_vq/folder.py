@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tokenizers_vq.backbones import PatchBackboneConfig, VQGANBackboneConfig
 from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.identity import check_finite
 from tokenizers_vq.quantizers import FSQConfig, LFQConfig, VQConfig
+from tokenizers_vq.weights_file import write_weights
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 KINDS: dict[str, type[Any]] = {
@@ -71,7 +72,7 @@ def save_module(folder: Path, config: dict[str, Any], module: nn.Module) -> None
     """Write config.json and model.safetensors. Raises ValueError, and writes nothing, where a weight is not finite."""
     check_finite(module.state_dict(), f"{folder} is not written")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS_FILE)
+    write_weights({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2))
 
 

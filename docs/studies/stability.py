@@ -24,7 +24,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data_pipelines.batch import PackedBatch
 from data_pipelines.datamodule import TokenDataModule
@@ -36,11 +35,9 @@ from unimodal.model.config import ModelConfig, TransformerConfig
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import clip, gradients_of, to_means
-from unimodal.training.monitors.activations import activation_sums
 from unimodal.training.monitors.alarms import History, Limits, warnings
+from unimodal.training.monitors.measuring import measure_sample
 from unimodal.training.monitors.observed import Observer
-from unimodal.training.monitors.predictions import predict, prediction_sums
-from unimodal.training.monitors.weights import gain_sums
 from unimodal.training.objectives.base import total
 from unimodal.training.objectives.next_token import next_token_terms
 from unimodal.training.optimizers.build import AdamWConfig, build_optimizer
@@ -161,13 +158,7 @@ def _step(model: UnifiedModel, optimizer: Any, batch: PackedBatch, arm: Stabilit
 
 def _figures(model: UnifiedModel, batch: PackedBatch, image_offset: int, arm: StabilityArm) -> dict[str, float]:
     observer = Observer(model=model, rows=ROWS, precision=lambda: _autocast(arm))
-    observed = observer.observe(observer.sample(batch), NO_MEDIA)
-    index = observed.batch.loss_weights.flatten().nonzero().flatten()
-    targets: Tensor = observed.batch.targets.flatten()[index]
-    with torch.no_grad(), _autocast(arm):
-        predicted = predict(model.token_head, observed.features.flatten(0, 1)[index], targets, image_offset)
-    sums = activation_sums(observed).add(gain_sums(model)).add(prediction_sums(observed, predicted, index))
-    return dict(sums.over_ranks())
+    return dict(measure_sample(observer, observer.sample(batch), NO_MEDIA, image_offset).sums.over_ranks())
 
 
 def diverged_at(losses: Sequence[float], steps: int = STEPS) -> int | None:

@@ -20,12 +20,17 @@ from benchmarks.gpu_parts.shapes import packed_batch
 from data_pipelines.batch import PackedBatch
 from tests.oracles.fake_cuda import Launches, cuda_model, fake_like
 from unimodal.model.block_masks import block_mask, training_mask
+from unimodal.model.branches.base import NO_MEDIA
 from unimodal.model.config import QKNormConfig
 from unimodal.model.feedforward.config import MoEConfig
 from unimodal.model.kernels import has_flash
 from unimodal.model.masks import DocumentEnds
 from unimodal.model.model import UnifiedModel
 from unimodal.training.gradients import gradients_of, to_means
+from unimodal.training.monitors.activations import activation_sums
+from unimodal.training.monitors.observed import Observer
+from unimodal.training.monitors.predictions import predict, prediction_sums
+from unimodal.training.monitors.weights import Updates, gain_sums
 from unimodal.training.objectives.balance import ExpertBalance
 from unimodal.training.objectives.base import total
 from unimodal.training.objectives.next_token import counted_terms
@@ -80,6 +85,27 @@ def test_a_step_waits_for_nothing_and_keeps_all_states_beside_their_parameters(
     assert norm.device.type == "cuda" and not launches.waits
     states = [tensor for state in optimizer.state.values() for tensor in state.values()]
     assert len(states) > len(list(trained.parameters())) and {each.device.type for each in states} == {"cuda"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": None}, {"num_kv_heads": 2, "norm_placement": "swin"}])
+def test_monitors_mix_no_devices(changes: dict[str, Any]) -> None:
+    """All of a pass but what waits for numbers: which tokens have a loss, and the sums when they are logged."""
+    trained, given, updates = cuda_model(**changes).train(), batch(), Updates()
+    for name, parameter in trained.named_parameters():
+        parameter.requires_grad_("norm" not in name)  # no vector is trained: its sums are of nothing
+    updates.before(trained)
+    observer = Observer(model=trained, rows=2, precision=lambda: torch.autocast("cuda", torch.bfloat16))
+    observed = observer.observe(given, NO_MEDIA)
+    index = given.facts.counted.index
+    with torch.no_grad(), observer.precision():
+        features, targets = observed.features.flatten(0, 1)[index], given.targets.flatten()[index]
+        predicted = predict(trained.token_head, features, targets, 32_768)
+    sums = activation_sums(observed).add(gain_sums(trained)).add(prediction_sums(observed, predicted, index))
+    sums = sums.add(updates.after(trained))
+    numbers = [each for pair in sums.means.values() for each in pair]
+    largest = list(sums.largest.values())
+    assert observed.attention.dtype == torch.float32 and predicted.log_z.dtype == torch.float32 and trained.training
+    assert {each.device.type for each in (*numbers, *largest)} == {"cuda"} and "update_vectors" in sums.means
 
 
 def test_the_step_counts_of_a_checkpoint_are_moved_to_their_parameters() -> None:

@@ -137,6 +137,20 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(pictures: P
     assert open_autoencoder(resumed / "autoencoder").hash == open_autoencoder(unbroken / "autoencoder").hash
 
 
+@pytest.mark.slow
+def test_a_resumed_run_has_the_rates_of_its_config_the_discriminators_too(pictures: Path, tmp_path: Path) -> None:
+    options = {
+        "model__adversarial__start": 2,
+        "model__adversarial__width": 8,
+        "model__adversarial__learning_rate": 1e-3,
+    }
+    run(fit_arguments(pictures, tmp_path, **options, trainer__max_steps=LAST_SAVED))
+    raised = {**options, "model__adversarial__learning_rate": 4e-3, "model__optimizer__learning_rate": 6e-3}
+    cli = run([*fit_arguments(pictures, tmp_path, **raised), "--ckpt_path=last"])
+    of_network, of_discriminator = (optimizer.param_groups[0] for optimizer in cli.trainer.optimizers)
+    assert of_network["initial_lr"] == 6e-3 and of_discriminator["lr"] == 4e-3
+
+
 def test_latents_are_measured_over_the_pictures_as_they_are(tmp_path: Path) -> None:
     module = make_module(out=tmp_path / "autoencoder")
     make_trainer(tmp_path).fit(module, datamodule=Pictures())

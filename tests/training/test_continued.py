@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning as L
 import pytest
+import torch
 
 from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import Options, fit_arguments, logged
+from unimodal.training.callbacks.settings import HoldSettings
 from unimodal.training.cli import run
-from unimodal.training.continued import changed_settings
+from unimodal.training.continued import changed_settings, config_before
 
 RESUMED: Options = {
     "model__optimizer": "AdamWConfig",
@@ -28,6 +33,28 @@ def test_only_values_that_differ_are_said() -> None:
         "gone: was 3, is None",
     ]
     assert list(changed_settings(before, before)) == []
+
+
+def test_a_config_that_a_kill_cut_off_is_passed_over(tmp_path: Path) -> None:
+    assert config_before(tmp_path) is None
+    for version, content in ((2, "a: 1"), (10, "a: 2"), (11, "a: [1, "), (12, "")):
+        folder = tmp_path / "logs" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(content)
+    assert config_before(tmp_path) == {"a": 2}
+
+
+def test_a_scheduler_of_another_kind_keeps_the_rates_it_has_come_to() -> None:
+    """Its state is the only place where they are; decay is the config's all the same."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.2)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    trainer: Any = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)])
+    hold, module = HoldSettings(), L.LightningModule()
+    hold.on_fit_start(trainer, module)
+    optimizer.param_groups[0].update(lr=0.025, weight_decay=0.9)
+    hold.on_train_start(trainer, module)
+    assert optimizer.param_groups[0]["lr"] == 0.025 and optimizer.param_groups[0]["weight_decay"] == 0.2
 
 
 @pytest.mark.slow

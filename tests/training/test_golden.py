@@ -1,4 +1,4 @@
-"""A run beside golden losses: normal or not, told in lines that a person reads, and exit codes for a program."""
+"""A run beside golden losses: normal or not, in lines that a person reads, and exit codes for a program."""
 
 from __future__ import annotations
 
@@ -56,6 +56,10 @@ def test_a_run_within_the_seeds_is_normal_and_others_are_not(bands: Golden, tmp_
     for factor, normal in ((1.0, True), (1.05, True), (1.3, False), (0.7, False)):
         root = write_run(tmp_path / str(factor), falling(factor))
         assert compare(curve(root, STEPS), bands).normal is normal
+    textless = dict(curve(write_run(tmp_path / "whole", falling()), STEPS))
+    del textless["train/loss_text"]
+    found = compare(textless, bands)
+    assert not found.normal and found.outside == 3  # a loss that was never logged
     broken = {step: (float("nan"), float("nan")) for step in range(10)}
     assert not compare(curve(write_run(tmp_path / "nan", broken), STEPS), bands).normal
 

@@ -40,7 +40,7 @@ def test_a_run_prints_what_is_frozen_and_at_which_rate_the_rest_is_trained(
     capsys.readouterr()
     run(fit_arguments(shards, tmp_path / "run", **options))
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "│" in line]
-    cells = [[word for word in line if word != "│"] for line in lines]
+    rows = [[word for word in line if word != "│"] for line in lines]
     head = load_file(tmp_path / "start" / "model" / "model.safetensors")["heads.tokens.weight"].numel()
-    assert ["heads.tokens", "decayed", "0.04", f"{head:,}"] in cells
-    assert {cell[0] for cell in cells if FROZEN in " ".join(cell)} == {"trunk.embedding", "trunk.blocks", "trunk.norm"}
+    assert ["heads.tokens", "decayed", "0.04", f"{head:,}"] in rows
+    assert {row[0] for row in rows if FROZEN in " ".join(row)} == {"trunk.embedding", "trunk.blocks", "trunk.norm"}

@@ -12,6 +12,7 @@ from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import Options, finish, fit_arguments, start_training
 from tokenizers_vq.token_space import TokenSpace
 from unimodal.training.cli import main, run
+from unimodal.training.run_checks import check_run
 
 ROWS: Options = {
     "model__start__trainable": '["heads.tokens.weight"]',
@@ -62,6 +63,13 @@ def test_two_sharded_ranks_leave_the_same_rows(shards: Path, start: Path, tmp_pa
     output = finish(process, 240)
     assert process.returncode == 0, output
     check(start, tmp_path / "model", {"heads.tokens.weight"})
+
+
+def test_reinforcement_learning_moves_all_rows_and_says_so() -> None:
+    start = {"bundle": "somewhere", "trainable_rows": "image"}
+    model = {"class_path": "unimodal.training.rl.module.PolicyModule", "init_args": {"start": start}}
+    with pytest.raises(ValueError, match="in reinforcement learning all rows move"):
+        check_run({"trainer": {"accelerator": "cpu", "default_root_dir": "runs/unnamed"}, "model": model, "data": None})
 
 
 @pytest.mark.parametrize(

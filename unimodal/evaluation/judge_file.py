@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from tokenizers_vq.weights_file import write_weights
 
 
 def save_network(path: Path, network: nn.Module, kind: str, metadata: Mapping[str, Any]) -> Path:
@@ -18,7 +19,7 @@ def save_network(path: Path, network: nn.Module, kind: str, metadata: Mapping[st
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(state, temporary, metadata={kind: json.dumps(dict(metadata))})
+    write_weights(state, temporary, metadata={kind: json.dumps(dict(metadata))})
     temporary.replace(path)
     return path
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenizers_vq.identity import check_finite
 from tokenizers_vq.token_space import TokenSpace
+from tokenizers_vq.weights_file import write_weights
 from unimodal.model.config import ModelConfig
 from unimodal.model.model import TOKENS, UnifiedModel
 from unimodal.model.old_names import state_name, upgrade_model_config, upgrade_state
@@ -32,7 +33,7 @@ def save_model(model: UnifiedModel, space: TokenSpace, folder: Path) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.trunk.tied_head:
         del tensors[HEAD]
-    save_file(tensors, folder / WEIGHTS_FILE)
+    write_weights(tensors, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2))
     space.save(folder)
 

@@ -47,6 +47,8 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "Model: text loss, nats a token": ("train/loss_text", "val/loss_text"),
         "Model: image loss, nats a code": ("train/loss_image", "val/loss_image"),
         "Model: flow loss, squared error of the velocity": ("train/loss_flow", "val/loss_flow"),
+        "Model: norm of the last layer's output": ("monitor/output_norm",),
+        "Model: largest score of attention": ("monitor/attention_logit",),
     },
 }
 EDIT_IMAGES = ("shown", "drawn", "known")

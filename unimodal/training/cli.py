@@ -34,11 +34,12 @@ from unimodal.training.callbacks.monitors import Monitors
 from unimodal.training.callbacks.parameters import ParameterTable
 from unimodal.training.callbacks.pictures import ReconstructionPictures, Samples
 from unimodal.training.callbacks.progress import StepProgress
+from unimodal.training.callbacks.settings import HoldSettings
 from unimodal.training.callbacks.sources import SourceTable
 from unimodal.training.callbacks.stopping import CheckpointOnSigterm
 from unimodal.training.callbacks.throughput import Throughput
 from unimodal.training.checkpointing import AtomicCheckpointIO
-from unimodal.training.continued import HoldSettings, changed_settings, changes_line, config_before
+from unimodal.training.continued import changed_settings, changes_line, config_before
 from unimodal.training.curriculum import StageRunner, run_curriculum
 from unimodal.training.heap import keep_freed_memory
 from unimodal.training.objectives import balance as _balance
@@ -104,9 +105,10 @@ class FitConfig(SaveConfigCallback):
         """Write the config before the first step; say what a resumed run changes."""
         if stage != "fit":
             return
-        before = config_before(Path(trainer.default_root_dir)) if self.config.get("ckpt_path") else None
+        asks = trainer.is_global_zero and self.config.get("ckpt_path")
+        before = config_before(Path(trainer.default_root_dir)) if asks else None
         super().setup(trainer, pl_module, stage)
-        if before is None or not trainer.is_global_zero:
+        if before is None:
             return
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         if changes := list(changed_settings(before, now)):

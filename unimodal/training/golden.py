@@ -147,13 +147,14 @@ def _means(values: Mapping[int, float], steps: Sequence[int]) -> dict[int, float
 
 
 def compare(found: LossCurve, golden: Golden) -> Comparison:
-    """A run's losses beside the bands; a loss that is no number is outside of any."""
+    """A run's losses beside the bands, at the steps that it reached. A loss that is no number is outside of any band,
+    and so is one that the run never logged."""
+    reached = max((step for values in found.values() for step in values), default=0)
     rows = [
-        (name, step, value, golden.bands[name][step])
-        for name, values in found.items()
-        if name in golden.bands
-        for step, value in values.items()
-        if step in golden.bands[name]
+        (name, step, found.get(name, {}).get(step, math.nan), band)
+        for name, of_loss in golden.bands.items()
+        for step, band in of_loss.items()
+        if step <= reached
     ]
     return Comparison(rows=tuple(rows))
 

@@ -37,6 +37,9 @@ def check_run(config: Any) -> None:
     check_precision(trainer.get("precision"), trainer.get("accelerator"), name)
     _check_strategy(trainer.get("strategy", "auto"), name)
     _check_background(values)
+    start = ((values.get("model") or {}).get("init_args") or {}).get("start") or {}
+    if name.endswith("PolicyModule") and start.get("trainable_rows", "all") != "all":
+        raise ValueError("start.trainable_rows is for training on data; in reinforcement learning all rows move")
     root = Path(trainer["default_root_dir"])
     check_folder(root)
     read = [Path(path) for path in _folders_read({name: values.get(name) for name in ("model", "data")})]

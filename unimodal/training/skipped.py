@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch
 from data_pipelines.media_batch import PackedMedia
+from tokenizers_vq.weights_file import write_weights
 from unimodal.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from unimodal.model.model import UnifiedModel
 from unimodal.model.sharded import local_parts, shard_group
@@ -105,7 +105,7 @@ def keep(folder: Path, batch: PackedBatch, model: UnifiedModel) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2))
     if shard_group(list(model.parameters())) is None:
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS_FILE)
+        write_weights(tensors, folder / WEIGHTS_FILE)
 
 
 def kept_batch(folder: Path) -> PackedBatch:

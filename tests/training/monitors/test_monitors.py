@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +14,21 @@ from torch import Tensor
 from data_pipelines.batch import PackedBatch, collate
 from data_pipelines.outline import Outline, Run
 from tests.oracles.passes import logits
-from tests.oracles.tiny import tiny_model, tiny_shards, tiny_space
-from tests.oracles.tiny_training import FLOW, ROOT, VISION, Options, fit_arguments, logged, losses
+from tests.oracles.ranks import on_ranks
+from tests.oracles.tiny import tiny_model, tiny_space
 from unimodal.model.attention import QKVProjection
 from unimodal.model.branches.base import NO_MEDIA
+from unimodal.model.feedforward.config import MoEConfig
+from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
-from unimodal.training.callbacks.monitors import Monitors
-from unimodal.training.cli import main, run
 from unimodal.training.monitors import observed as observed_module
-from unimodal.training.monitors.activations import activation_sums
+from unimodal.training.monitors import weights
 from unimodal.training.monitors.gradients import modality_gradients
+from unimodal.training.monitors.measuring import measure_sample
 from unimodal.training.monitors.observed import Observed, Observer, first_tokens
-from unimodal.training.monitors.predictions import CodeUse, predict, prediction_sums
+from unimodal.training.monitors.predictions import CodeUse, predict
 from unimodal.training.monitors.weights import COMPARED_NUMBERS, Updates, gain_sums, ratios
+from unimodal.training.objectives.balance import expert_parts
 from unimodal.training.objectives.next_token import next_token_terms
 
 SPACE = tiny_space()
@@ -65,11 +64,8 @@ def observe(model: UnifiedModel, batch: PackedBatch, rows: int = 3) -> Observed:
 
 def read(model: UnifiedModel, batch: PackedBatch) -> dict[str, float]:
     """All figures of a pass over all rows."""
-    found = observe(model, batch, len(batch.tokens))
-    index = found.batch.loss_weights.flatten().nonzero().flatten()
-    targets = found.batch.targets.flatten()[index]
-    predicted = predict(model.token_head, found.features.flatten(0, 1)[index], targets, SPACE.image_offset)
-    return dict(activation_sums(found).add(prediction_sums(found, predicted, index)).over_ranks())
+    observer = Observer(model=model, rows=len(batch.tokens))
+    return dict(measure_sample(observer, observer.sample(batch), NO_MEDIA, SPACE.image_offset).sums.over_ranks())
 
 
 def alone(model: UnifiedModel, ids: Tensor) -> tuple[list[float], Tensor]:
@@ -117,12 +113,13 @@ def test_figures_of_packed_rows_are_those_of_documents_alone(shape: dict[str, An
 
 
 def test_a_pass_leaves_the_model_as_it_was() -> None:
-    model = tiny_model(dropout=0.5, moe=None).train()
+    model = tiny_model(dropout=0.5, moe=MoEConfig(experts=4, top_k=2, hidden_dim=12)).train()
     state, random = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
     observe(model, batch_of())
     assert model.training and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert not model.trunk._forward_hooks and not model.trunk.norm._forward_pre_hooks
+    assert all(part.routing is None for part in expert_parts(model))
 
 
 def test_hidden_pairs_and_padding_do_not_count() -> None:
@@ -155,26 +152,15 @@ def test_long_rows_are_read_in_parts_and_cut_at_a_document(monkeypatch: pytest.M
 
 def test_gradients_of_modalities_are_those_of_each_term_alone() -> None:
     batch = batch_of()
-
-    def terms(model: UnifiedModel) -> Any:
-        features = model(batch.tokens, batch.positions, mask_of(batch))
-        return next_token_terms(features, model.token_head, batch.targets, batch.loss_weights, batch.modality, 1e-5)
-
     model = tiny_model()
-    found = modality_gradients(model, terms(model))
+    found = modality_gradients(model, terms_of(model, batch))
     assert set(found) == {"grad_norm_text", "grad_norm_image"} and all(p.grad is None for p in model.parameters())
     for name, value in found.items():
         other = tiny_model()
-        term = terms(other)[name.removeprefix("grad_norm_")]
+        term = terms_of(other, batch)[name.removeprefix("grad_norm_")]
         (term.weighted / term.weight).backward()
         norm = math.sqrt(sum(float(p.grad.square().sum()) for p in other.parameters() if p.grad is not None))
         assert value == pytest.approx(norm, rel=1e-6)
-
-
-def mask_of(batch: PackedBatch) -> Tensor:
-    from unimodal.model.masks import dense_mask
-
-    return dense_mask(batch.documents)
 
 
 def test_updates_and_gains_are_those_of_the_weights() -> None:
@@ -202,9 +188,12 @@ def test_updates_and_gains_are_those_of_the_weights() -> None:
     assert updates.after(model).over_ranks() == {}
 
 
-def test_a_large_matrix_is_read_at_even_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unimodal.training.monitors import weights
+def test_a_rank_without_a_row_of_any_norm_reduces_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "local_parts", lambda tensors: [tensor[:0] for tensor in tensors])
+    assert gain_sums(tiny_model()).over_ranks() == {"qk_gain": 0}
 
+
+def test_a_large_matrix_is_read_at_even_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "COMPARED_NUMBERS", 50)
     model, updates = tiny_model(dtype=torch.float32), Updates()
     updates.before(model)
@@ -257,75 +246,11 @@ dist.destroy_process_group()
 
 
 def terms_of(model: UnifiedModel, batch: PackedBatch) -> Any:
-    features = model(batch.tokens, batch.positions, mask_of(batch))
+    features = model(batch.tokens, batch.positions, dense_mask(batch.documents))
     return next_token_terms(features, model.token_head, batch.targets, batch.loss_weights, batch.modality, 1e-5)
 
 
 @pytest.mark.slow
 def test_two_ranks_with_uneven_rows_have_the_figures_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = on_ranks(RANKS, tmp_path, 2)
     assert done.returncode == 0 and done.stdout.count("equal") == 2, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_shards(tmp_path_factory.mktemp("data") / "shards", latents=True, patch=4)
-
-
-EXPERTS: Options = {"model__trunk__moe": "{experts: 4, top_k: 2, hidden_dim: 12}"}
-KINDS: dict[str, Options] = {
-    "discrete": {"model__trunk__dropout": 0.1},
-    "flow": FLOW,
-    "ViT": VISION,
-    "experts": EXPERTS,
-    "multi-token": {"model__multi_token": "{depth: 1}"},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
-def test_every_kind_of_model_is_monitored_and_trains_as_without(options: Options, shards: Path, tmp_path: Path) -> None:
-    found = []
-    for every in (0, 2):
-        root = tmp_path / str(every)
-        root.mkdir()
-        extra = [
-            "--trainer.callbacks+=tests.oracles.tiny_training.LossFile",
-            f"--trainer.callbacks.path={root / 'losses'}",
-        ]
-        settings: Options = {
-            "monitors__every": every,
-            "monitors__gradients_every": 4,
-            "monitors__rows": 4,
-            "data__templates__image_first": 0.2,
-        }
-        run([*fit_arguments(shards, root, **{**options, **settings, "trainer__max_steps": 6}), *extra])
-        found.append(losses(root / "losses"))
-    assert found[0] == found[1] and len(found[0]) == 6
-    names = ["output_norm", "attention_logit", "attention_logit_layer_01", "qk_gain", "log_z", "update_matrices"]
-    names += ["accuracy_text", "entropy_text"]
-    names += [] if options is FLOW else ["accuracy_image", "code_entropy", "dead_codes"]
-    for name in names:
-        values = logged(tmp_path / "2", f"monitor/{name}")
-        assert len(values) == 3 and all(math.isfinite(float(value)) for value in values.values()), name
-    assert len(logged(tmp_path / "2", f"monitor/grad_norm_{'flow' if options is FLOW else 'image'}")) == 1
-    assert "monitor/" not in (tmp_path / "0" / "logs" / "version_0" / "metrics.csv").read_text()
-
-
-def test_settings_that_monitor_nothing_are_one_line(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for option, words in (
-        ("--monitors.rows=0", "1 row at least"),
-        ("--monitors.every=-1", "every 0 steps at least"),
-        ("--monitors.limits.update=-1", "monitors.limits.update is finite and not negative"),
-    ):
-        with pytest.raises(SystemExit) as end:
-            main([*fit_arguments(shards, tmp_path), option])
-        said = capsys.readouterr().err.strip().splitlines()
-        assert end.value.code == 2 and words in said[-1]
-    assert Monitors(every=0).every == 0

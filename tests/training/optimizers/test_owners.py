@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.oracles.tiny_training import ROOT
+from tests.oracles.ranks import on_ranks
 from unimodal.training.optimizers import owners
 from unimodal.training.optimizers.owners import rounds
 
@@ -62,9 +59,5 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_three_ranks_give_what_one_gives_also_where_a_rank_has_no_row(tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = on_ranks(RANKS, tmp_path, 3)
     assert done.returncode == 0 and done.stdout.count("equal") == 3, done.stderr[-3000:]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.oracles.ranks import on_ranks
 from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import (
     ADAMW,
     FLOW,
-    ROOT,
     VISION,
     Options,
     finish,
@@ -228,11 +225,7 @@ def test_samples_are_drawn_by_a_model_gathered_from_both_ranks(shards: Path, tmp
 @pytest.mark.slow
 def test_a_model_is_built_on_the_meta_device_and_only_shards_take_memory(tmp_path: Path) -> None:
     """On one of two ranks of a model of 1.5 GiB: the first weights cost its half, and one whole tensor at a time."""
-    script = tmp_path / "memory.py"
-    script.write_text(BUILDING)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run([sys.executable, *ranks], env=environment, capture_output=True, text=True, timeout=300)
+    done = on_ranks(BUILDING, tmp_path, 2, timeout=300)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(rows) == 2

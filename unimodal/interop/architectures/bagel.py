@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2Config
 
+from tokenizers_vq.weights_file import write_weights
 from unimodal.interop.architectures.bagel_names import BAGEL_POSITIONS, BAGEL_VISION, bagel_names
 from unimodal.interop.architectures.decoder import decoder_fields, decoder_trunk
 from unimodal.interop.architectures.rope import rope_parameters
@@ -205,7 +205,7 @@ def write_bagel(model: UnifiedModel, folder: Path) -> None:
     tensors = {table[name]: x.detach().cpu().contiguous() for name, x in kept.items()}
     tensors[BAGEL_POSITIONS] = branch.positions.to("cpu", branch.latent_in.weight.dtype)
     with fresh_folder(folder) as unfinished:
-        save_file(tensors, unfinished / BAGEL_WEIGHTS_FILE, metadata={"format": "pt"})
+        write_weights(tensors, unfinished / BAGEL_WEIGHTS_FILE, metadata={"format": "pt"})
         (unfinished / BAGEL_CONFIG_FILE).write_text(json.dumps(_their_config(config), indent=2))
 
 

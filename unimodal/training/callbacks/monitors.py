@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch
 from unimodal.terminal import say
 from unimodal.training.module import TransformerModule
-from unimodal.training.monitors.activations import activation_sums
 from unimodal.training.monitors.alarms import History, Limits, warnings
 from unimodal.training.monitors.gradients import modality_gradients
+from unimodal.training.monitors.measuring import measure_sample
 from unimodal.training.monitors.observed import Observer
-from unimodal.training.monitors.predictions import CodeUse, predict, prediction_sums
-from unimodal.training.monitors.weights import Updates, gain_sums, ratios
+from unimodal.training.monitors.predictions import CodeUse
+from unimodal.training.monitors.weights import Updates, ratios
 from unimodal.training.parallel.strategy import ShardedStrategy
 
 MONITOR_PREFIX = "monitor/"
@@ -28,8 +27,8 @@ class Monitors(L.Callback):
     """Every `every` optimizer steps a pass over the first `rows` rows of each rank's batch, whose figures are logged as
     `monitor/...` and compared with `limits`; 0 turns them off.
 
-    The gradients of modalities need passes of their own, backward too: they come every `gradients_every` steps, and
-    never where weights are sharded.
+    A run of reinforcement learning has its own alarms and is not observed. The gradients of modalities need passes of
+    their own, backward too: they come every `gradients_every` steps, and never where weights are sharded.
     """
 
     def __init__(
@@ -57,7 +56,8 @@ class Monitors(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         del optimizer
-        if self._observes(trainer.global_step + 1) and isinstance(pl_module, TransformerModule) and pl_module.model:
+        observes = self._observes(trainer.global_step + 1) and pl_module.automatic_optimization
+        if observes and isinstance(pl_module, TransformerModule) and pl_module.model:
             self._updates.before(pl_module.model)
 
     def on_train_batch_end(
@@ -83,18 +83,12 @@ class Monitors(L.Callback):
     def _figures(self, trainer: L.Trainer, module: TransformerModule, batch: PackedBatch) -> dict[str, float]:
         model, step = module.trained, trainer.global_step
         observer = Observer(model=model, rows=self.rows, precision=trainer.precision_plugin.forward_context)
-        sample = observer.sample(batch)
+        sample, offset = observer.sample(batch), module.space.image_offset
+        figures = ratios(dict(self._updates.after(model).over_ranks()))
         media, _ = module.entering(sample, step)
-        observed = observer.observe(sample, media)
-        sums = activation_sums(observed).add(gain_sums(model))
-        index = sample.loss_weights.flatten().nonzero().flatten()
-        targets, offset = sample.targets.flatten()[index], module.space.image_offset
-        with torch.no_grad(), observer.precision():
-            predicted = predict(model.token_head, observed.features.flatten(0, 1)[index], targets, offset)
-        self.codes.add(predicted, targets, offset)
-        figures = dict(sums.add(prediction_sums(observed, predicted, index)).over_ranks())
-        figures |= ratios(dict(self._updates.after(model).over_ranks()))
-        figures |= self.codes.figures()
+        found = measure_sample(observer, sample, media, offset)
+        self.codes.add(found.predicted, found.targets, offset)
+        figures |= {**found.sums.over_ranks(), **self.codes.figures()}
         gradients = self.gradients_every and step % self.gradients_every == 0
         if gradients and not isinstance(trainer.strategy, ShardedStrategy):
             with observer.quietly():

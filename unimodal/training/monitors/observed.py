@@ -21,6 +21,7 @@ from unimodal.model.feedforward.moe import MixtureOfExperts
 from unimodal.model.inference.compiling import uncompiled
 from unimodal.model.masks import dense_mask
 from unimodal.model.model import UnifiedModel
+from unimodal.model.sharded import reshard
 
 # Shapes: B rows, T tokens of a row, H query heads, K key/value heads, W head width, D model width, L layers.
 
@@ -80,7 +81,7 @@ class Observer:
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
-        """Uncompiled, without dropout, in the run's precision; the model trains on afterwards."""
+        """Uncompiled, without dropout, in the run's precision; the model trains on afterwards, as sharded as it was."""
         training = self.model.training
         self.model.eval()
         try:
@@ -88,6 +89,7 @@ class Observer:
                 yield
         finally:
             self.model.train(training)
+            reshard(self.model)
             for part in self.model.modules():
                 if isinstance(part, MixtureOfExperts):
                     part.routing = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class MonitorSums:
-    """By name: a sum and the weight that makes a mean of it, and a largest value."""
+    """By name: a sum and the weight that makes a mean of it, and a largest value. All ranks have the same names,
+    and all numbers lie on the device of the model."""
 
     means: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     largest: dict[str, Tensor] = field(default_factory=dict)
@@ -23,13 +24,18 @@ class MonitorSums:
 
     def over_ranks(self) -> Mapping[str, float]:
         """Means and largest values of all ranks, which all call it; a mean of nothing is not there."""
-        parts = [number.detach().double() for pair in self.means.values() for number in pair]
-        sums = torch.stack(parts) if parts else torch.zeros(0)
-        largest = torch.stack([one.detach().double() for one in self.largest.values()] or [torch.zeros(()).double()])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        values = sums.tolist()
+        values = _over_ranks([number for pair in self.means.values() for number in pair], dist.ReduceOp.SUM)
         pairs = zip(self.means, values[::2], values[1::2], strict=True)
         found = {name: total / weight for name, total, weight in pairs if weight}
-        return found | dict(zip(self.largest, largest.tolist(), strict=False))
+        largest = _over_ranks(list(self.largest.values()), dist.ReduceOp.MAX)
+        return found | dict(zip(self.largest, largest, strict=True))
+
+
+def _over_ranks(numbers: Sequence[Tensor], operation: dist.ReduceOp.RedOpType) -> list[float]:
+    """Numbers, each reduced over all ranks, which have as many of them."""
+    if not numbers:
+        return []
+    stacked = torch.stack([one.detach().double() for one in numbers])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(stacked, op=operation)
+    return stacked.tolist()

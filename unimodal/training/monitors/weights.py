@@ -19,9 +19,12 @@ PLURAL = {"matrix": "matrices", "table": "tables", "vector": "vectors"}
 
 def gain_sums(model: nn.Module) -> MonitorSums:
     """`qk_gain`: the largest weight of all norms of queries and keys, by absolute value."""
-    norms = [module for module in model.modules() if isinstance(module, HeadLayerNorm | HeadRMSNorm)]
-    gains = [part.detach().abs().amax().float() for part in local_parts(norm.weight for norm in norms) if len(part)]
-    return MonitorSums(largest={"qk_gain": torch.stack(gains).amax()}) if gains else MonitorSums()
+    weights = [module.weight for module in model.modules() if isinstance(module, HeadLayerNorm | HeadRMSNorm)]
+    if not weights:
+        return MonitorSums()
+    gains = [part.detach().abs().amax().float() for part in local_parts(weights) if part.numel()]
+    none = torch.zeros((), device=weights[0].device)  # of a rank that has no row of any
+    return MonitorSums(largest={"qk_gain": torch.stack([none, *gains]).amax()})
 
 
 @dataclass(kw_only=True)
@@ -38,10 +41,11 @@ class Updates:
         """The squares of what has moved since `before`; nothing where that was not called."""
         means: dict[str, tuple[Tensor, Tensor]] = {}
         trained = _trained(model) if self._before else {}
+        none = torch.zeros((), device=next(model.parameters()).device)  # of a role in which nothing is trained
         for role, old in self._before.items():
             new = [_numbers(one) for one in trained[role]]
-            moved = sum(((n - o).square().sum() for n, o in zip(new, old, strict=True)), torch.zeros(()))
-            means[f"update_{PLURAL[role]}"] = (moved, sum((o.square().sum() for o in old), torch.zeros(())))
+            moved = sum(((n - o).square().sum() for n, o in zip(new, old, strict=True)), none)
+            means[f"update_{PLURAL[role]}"] = (moved, sum((o.square().sum() for o in old), none))
         self._before = {}
         return MonitorSums(means=means)
 
