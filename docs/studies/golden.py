@@ -52,8 +52,8 @@ def unshifted_targets() -> None:
     """Every token is asked for itself."""
     terms = TransformerModule.terms
 
-    def broken(module: TransformerModule, batch: PackedBatch, number: int) -> Any:
-        return terms(module, dataclasses.replace(batch, targets=batch.tokens), number)
+    def broken(self: TransformerModule, batch: PackedBatch, number: int) -> Any:
+        return terms(self, dataclasses.replace(batch, targets=batch.tokens), number)
 
     TransformerModule.terms = broken
 

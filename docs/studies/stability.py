@@ -24,6 +24,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data_pipelines.batch import PackedBatch
 from data_pipelines.datamodule import TokenDataModule
@@ -38,18 +39,20 @@ from unimodal.training.gradients import clip, gradients_of, to_means
 from unimodal.training.monitors.alarms import History, Limits, warnings
 from unimodal.training.monitors.measuring import measure_sample
 from unimodal.training.monitors.observed import Observer
-from unimodal.training.objectives.base import total
+from unimodal.training.objectives.base import Terms, total
 from unimodal.training.objectives.next_token import next_token_terms
 from unimodal.training.optimizers.build import AdamWConfig, build_optimizer
 
 STEPS, WARM_UP, WATCHED_EVERY = 250, 30, 10
-RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2)
 ROWS, LENGTH = 4, 288
 SHAPE = {"dim": 64, "num_layers": 4, "num_heads": 4, "hidden_dim": 176, "max_length": 512}
+FIXED = 3
+"""Batches that no run trains on, and on which the losses of all are compared: those of training hold more images or
+fewer."""
 ROSE = 0.5
-"""Nats by which the mean of twenty losses is above an earlier one where a run has diverged."""
-WINDOW = 20
+"""Nats by which the loss on them is above an earlier one, for good, where a run has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ ARMS = (
     StabilityArm(name="neither", trunk=BARE, z_weight=0.0),
     StabilityArm(name="neither, norms reordered", trunk={**BARE, "norm_placement": "swin"}, z_weight=0.0),
     StabilityArm(name="neither, dropout 0.1", trunk={**BARE, "dropout": 0.1}, z_weight=0.0),
+    StabilityArm(name="neither, 12 layers", trunk={**BARE, "num_layers": 12}, z_weight=0.0),
     StabilityArm(name="neither, text alone", trunk=BARE, z_weight=0.0, images=False),
     StabilityArm(name="neither, bfloat16 weights", trunk=BARE, z_weight=0.0, dtype="bfloat16"),
 )
@@ -94,18 +98,18 @@ class StabilityRun:
 
 @cache
 def batches(shards: str) -> tuple[list[PackedBatch], Any]:
-    """The batches that all runs of a process train on, and the token space."""
+    """The batches that all runs of a process train on, FIXED others behind them, and the token space."""
     data = TokenDataModule(
         shards=[shards],
         stream=StreamConfig(length=LENGTH, rows=ROWS),
         templates=TemplateConfig(image_first=0.4, drawn_image_weight=1.0, max_branches=12),
     )
     data.setup("fit")
-    return list(itertools.islice(iter(data.train_dataloader()), STEPS)), data.spec.space
+    return list(itertools.islice(iter(data.train_dataloader()), STEPS + FIXED)), data.spec.space
 
 
 def train(run: StabilityRun, shards: str) -> dict[str, Any]:
-    """Losses of every step, figures of every tenth, and the first step of each warning."""
+    """Losses of every step, figures of every tenth with that on the fixed batches, the first step of each warning."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
     given, space = batches(shards)
@@ -118,13 +122,14 @@ def train(run: StabilityRun, shards: str) -> dict[str, Any]:
     figures: list[dict[str, float]] = []
     alarms: dict[str, int] = {}
     history, limits = History(), Limits(after=2 * WARM_UP)
-    for step, batch in enumerate(given, 1):
+    for step, batch in enumerate(given[:STEPS], 1):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, step / WARM_UP)
         loss, norm = _step(model, optimizer, batch, arm)
         losses.append(loss)
         if step % WATCHED_EVERY == 0 or not math.isfinite(loss):
             found = {"step": step, "loss": loss, "grad_norm": norm, **_figures(model, batch, space.image_offset, arm)}
+            found["fixed_loss"] = fmean(_loss(model.eval(), each, arm)[0].item() for each in given[STEPS:])
             figures.append(found)
             if step > limits.after:
                 for name, _ in warnings(found, history, limits, step):
@@ -139,20 +144,25 @@ def _autocast(arm: StabilityArm) -> Any:
     return torch.autocast("cpu", torch.bfloat16) if arm.dtype == "autocast" else nullcontext()
 
 
-def _step(model: UnifiedModel, optimizer: Any, batch: PackedBatch, arm: StabilityArm) -> tuple[float, float]:
+def _loss(model: UnifiedModel, batch: PackedBatch, arm: StabilityArm) -> tuple[Tensor, Terms, Tensor]:
+    """The mean over tokens without regularising terms, all terms, and the summed weight."""
     weights = batch.loss_weights
     if not arm.images:
         weights = torch.where(batch.modality == int(Modality.IMAGE), 0.0, weights)
-    optimizer.zero_grad()
-    with _autocast(arm):
-        features = model.train()(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
+    with _autocast(arm), torch.set_grad_enabled(model.training):
+        features = model(batch.tokens, batch.positions, dense_mask(batch.documents, batch.branches))
         terms = next_token_terms(features, model.token_head, batch.targets, weights, batch.modality, arm.z_weight)
-    total(terms).backward()
     weight = weights.sum()
+    return (terms["text"].weighted + terms["image"].weighted).detach() / weight, terms, weight
+
+
+def _step(model: UnifiedModel, optimizer: Any, batch: PackedBatch, arm: StabilityArm) -> tuple[float, float]:
+    optimizer.zero_grad()
+    loss, terms, weight = _loss(model.train(), batch, arm)
+    total(terms).backward()
     norm = to_means(gradients_of(optimizer), weight)
     clip(gradients_of(optimizer), 1.0, norm)
     optimizer.step()
-    loss = (terms["text"].weighted + terms["image"].weighted).detach() / weight
     return float(loss), float(norm)
 
 
@@ -161,15 +171,20 @@ def _figures(model: UnifiedModel, batch: PackedBatch, image_offset: int, arm: St
     return dict(measure_sample(observer, observer.sample(batch), NO_MEDIA, image_offset).sums.over_ranks())
 
 
-def diverged_at(losses: Sequence[float], steps: int = STEPS) -> int | None:
+def diverged_at(run: Mapping[str, Any]) -> int | None:
     """The step from which on a run is worse than it was, for good; None for a run that is not."""
-    if len(losses) < steps:
-        return len(losses)
-    means = [fmean(losses[start : start + WINDOW]) for start in range(len(losses) - WINDOW + 1)]
-    if means[-1] < min(means) + ROSE:
+    losses, steps = fixed_losses(run), [each["step"] for each in run["figures"]]
+    if len(run["losses"]) < STEPS or not all(map(math.isfinite, losses)):
+        return len(run["losses"])
+    if losses[-1] < min(losses) + ROSE:
         return None
-    last_good = max(at for at, mean in enumerate(means) if mean < min(means) + ROSE)
-    return last_good + WINDOW
+    last_good = max(number for number, loss in enumerate(losses) if loss < min(losses) + ROSE)
+    return steps[last_good + 1]
+
+
+def fixed_losses(run: Mapping[str, Any]) -> list[float]:
+    """On the fixed batches, every WATCHED_EVERY steps."""
+    return [each["fixed_loss"] for each in run["figures"]]
 
 
 def first_alarm(alarms: Mapping[str, int]) -> tuple[str, int] | None:
@@ -186,8 +201,8 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
         columns, ends, early, diverged = [], {}, [], 0
         for rate in RATES:
             runs = [found[StabilityRun(arm=arm, rate=rate, seed=seed).name] for seed in SEEDS]
-            at = [diverged_at(run["losses"]) for run in runs]
-            finals = [fmean(run["losses"][-WINDOW:]) for run in runs]
+            at = [diverged_at(run) for run in runs]
+            finals = [fixed_losses(run)[-1] for run in runs]
             ends[rate] = fmean(finals)
             shown = f"{fmean(finals):.2f}" if all(map(math.isfinite, finals)) else "no number"
             gone = [step for step in at if step is not None]
@@ -210,7 +225,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    names = ("loss", "output_norm", "attention_logit")
+    names = ("fixed_loss", "output_norm", "attention_logit")
     figure, axes = pyplot.subplots(len(names), len(ARMS), figsize=(2.6 * len(ARMS), 7), sharex=True, sharey="row")
     for column, arm in enumerate(ARMS):
         for rate in RATES:
@@ -221,7 +236,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
         axes[0, column].set_title(arm.name, fontsize=8)
     for row, name in enumerate(names):
         axes[row, 0].set_ylabel(name.replace("_", " "))
-        axes[row, 0].set_yscale("linear" if name == "loss" else "log")
+        axes[row, 0].set_yscale("linear" if name == "fixed_loss" else "log")
     axes[0, 0].set_ylim(0, 10)
     axes[0, -1].legend(title="learning rate", fontsize=6)
     figure.tight_layout()

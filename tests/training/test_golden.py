@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.oracles.tiny_training import ROOT
 from unimodal.training import golden
-from unimodal.training.golden import Golden, compare, curve, main
+from unimodal.training.golden import Band, Golden, compare, curve, main
 
 STEPS = (2, 4, 8)
 RECIPES = sorted(path.stem for path in (ROOT / "docs" / "results" / "golden").glob("*.json"))
@@ -64,11 +65,22 @@ def test_a_run_within_the_seeds_is_normal_and_others_are_not(bands: Golden, tmp_
     assert not compare(curve(write_run(tmp_path / "nan", broken), STEPS), bands).normal
 
 
+def test_documents_without_separators_are_abnormal_where_a_run_has_monitors(bands: Golden, tmp_path: Path) -> None:
+    """The losses say nothing of them."""
+    band = {step: Band(low=1.0, high=1.0) for step in STEPS}
+    watched = dataclasses.replace(bands, bands={**bands.bands, "monitor/separators": band})
+    losses = curve(write_run(tmp_path / "run", falling()), STEPS)
+    for separators, normal in ((1.0, True), (0.0, False)):
+        found = compare({**losses, "monitor/separators": dict.fromkeys(STEPS, separators)}, watched)
+        assert found.normal is normal and found.outside == (0 if normal else 3)
+    assert len(compare(losses, watched).rows) == 6
+
+
 def test_the_command_says_it_in_lines_and_exit_codes(
     bands: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(write_run(tmp_path / "a", falling())), "--recipe", "tiny"]) == 0
-    assert "normal: 0 of 6 losses outside of 3 seeds of tiny" in capsys.readouterr().out
+    assert "normal: 0 of 6 figures outside of 3 seeds of tiny" in capsys.readouterr().out
     assert main([str(write_run(tmp_path / "b", falling(2.0))), "--recipe", "tiny"]) == 1
     said = capsys.readouterr().out
     assert "too high" in said and "abnormal: 6 of 6" in said

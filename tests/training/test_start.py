@@ -25,6 +25,10 @@ def names(model: UnifiedModel) -> set[str]:
     return {name for name, _ in model.named_parameters()}
 
 
+def frozen(*patterns: str) -> StartConfig:
+    return StartConfig(bundle=Path(), freeze=patterns)
+
+
 def test_a_bundle_gives_its_architecture_and_all_weights(bundle: Path) -> None:
     config = bundle_config(StartConfig(bundle=bundle))
     assert config is not None and bundle_config(StartConfig()) is None
@@ -72,9 +76,9 @@ def test_a_dense_run_does_not_start_from_a_mixture(tmp_path: Path) -> None:
 
 def test_frozen_weights_are_those_that_match_and_were_trained() -> None:
     model = tiny_model()
-    freeze(model, ["trunk.blocks.0.*", "*.embedding.weight"], names(model))
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert frozen == {name for name in names(model) if name.startswith("trunk.blocks.0.") or "embedding" in name}
+    freeze(model, frozen("trunk.blocks.0.*", "*.embedding.weight"), names(model))
+    kept = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert kept == {name for name in names(model) if name.startswith("trunk.blocks.0.") or "embedding" in name}
 
 
 def test_what_a_bundle_set_may_be_frozen(bundle: Path) -> None:
@@ -95,7 +99,7 @@ def test_what_a_bundle_set_may_be_frozen(bundle: Path) -> None:
 def test_a_wrong_pattern_is_one_line(patterns: list[str], loaded: bool, reason: str) -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match=reason.replace("*", r"\*")) as error:
-        freeze(model, patterns, names(model) if loaded else set())
+        freeze(model, frozen(*patterns), names(model) if loaded else set())
     assert "\n" not in str(error.value)
 
 

@@ -28,6 +28,8 @@ from unimodal.model.config import ModelConfig
 from unimodal.terminal import say
 from unimodal.training import module as _transformer_module
 from unimodal.training import predicting as _predicting
+from unimodal.training.callbacks.averaging import ExponentialAverage
+from unimodal.training.callbacks.balance import ModalityBalance
 from unimodal.training.callbacks.bundle import BundleWriter
 from unimodal.training.callbacks.held_out import HeldOut
 from unimodal.training.callbacks.monitors import Monitors
@@ -119,13 +121,14 @@ class TrainingCLI(LightningCLI):
     """Adds checkpoints, logs, samples and the bundle; everything can be changed in the config."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Sections `checkpoint`, `samples`, `bundle`, `throughput`, `held_out` and `monitors` of a config."""
+        """Sections `checkpoint`, `samples`, `bundle`, `throughput`, `held_out`, `monitors` and `ema` of a config."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(BundleWriter, "bundle")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(HeldOut, "held_out")
         parser.add_lightning_class_args(Monitors, "monitors")
+        parser.add_lightning_class_args(ExponentialAverage, "ema")
         parser.set_defaults({"checkpoint.every_n_train_steps": 500, "checkpoint.save_last": True})
         parser.set_defaults({"checkpoint.save_top_k": 0})
 
@@ -164,6 +167,7 @@ class TrainingCLI(LightningCLI):
             HoldSettings(),
             StepProgress(),
             SourceTable(),
+            ModalityBalance(),
             ParameterTable(),
             ReconstructionPictures(),
             RolloutSamples(),

@@ -22,6 +22,8 @@ from unimodal.terminal import say
 
 BANDS_FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "golden"
 LOSSES = ("train/loss_text", "train/loss_image", "train/loss_flow")
+COMPARED = (*LOSSES, "monitor/separators")
+"""What is compared: losses, and a figure of the documents, where a run has monitors."""
 MARGIN = 0.05
 """Of a loss: what other processors, libraries and orders of summing may change."""
 ALLOWED = 0.1
@@ -124,14 +126,14 @@ def curve(root: Path, steps: Sequence[int]) -> LossCurve:
 
     Raises ValueError where it logged none.
     """
-    found: dict[str, dict[int, float]] = {name: {} for name in LOSSES}
+    found: dict[str, dict[int, float]] = {name: {} for name in COMPARED}
     for path in sorted(root.glob("logs/version_*/metrics.csv"), key=lambda each: int(each.parent.name.split("_")[1])):
         with path.open() as file:
             for row in csv.DictReader(file):
-                for name in LOSSES:
+                for name in COMPARED:
                     if row.get(name):
                         found[name][int(row["step"]) + 1] = float(row[name])
-    if not any(found.values()):
+    if not any(found[name] for name in LOSSES):
         raise ValueError(f"{root}: no logs/version_*/metrics.csv with the losses of training")
     return {name: _means(values, steps) for name, values in found.items() if values}
 
@@ -148,11 +150,12 @@ def _means(values: Mapping[int, float], steps: Sequence[int]) -> dict[int, float
 
 def compare(found: LossCurve, golden: Golden) -> Comparison:
     """A run's losses beside the bands, at the steps that it reached. A loss that is no number is outside of any band,
-    and so is one that the run never logged."""
+    and so is one that the run never logged; figures of monitors are compared where a run has monitors."""
     reached = max((step for values in found.values() for step in values), default=0)
     rows = [
         (name, step, found.get(name, {}).get(step, math.nan), band)
         for name, of_loss in golden.bands.items()
+        if name in LOSSES or name in found
         for step, band in of_loss.items()
         if step <= reached
     ]
@@ -164,10 +167,10 @@ def show(verdict: Comparison, golden: Golden) -> None:
     for name, step, value, band in verdict.rows:
         of_band = "" if band.holds(value) else "  too high" if not value < band.high else "  too low"
         shown = "no number" if math.isnan(value) else f"{value:.3f}"
-        kind = name.removeprefix("train/loss_")
-        say(f"{kind:<6}step {step:>5}  {shown}  seeds {band.low:.3f} to {band.high:.3f}{of_band}")
+        kind = name.removeprefix("train/loss_").removeprefix("monitor/")
+        say(f"{kind:<11}step {step:>5}  {shown}  seeds {band.low:.3f} to {band.high:.3f}{of_band}")
     word = "normal" if verdict.normal else "abnormal"
-    say(f"{word}: {verdict.outside} of {len(verdict.rows)} losses outside of {golden.seeds} seeds of {golden.recipe}")
+    say(f"{word}: {verdict.outside} of {len(verdict.rows)} figures outside of {golden.seeds} seeds of {golden.recipe}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,10 +41,8 @@ from unimodal.training.random_state import (
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.skipped import SkippedSteps, is_sound
 from unimodal.training.start import StartConfig, bundle_config, frozen_names, space_with_ends, start
-from unimodal.training.steps import StepSums
+from unimodal.training.steps import MODALITIES, StepSums
 from unimodal.training.trained_rows import check_rows, keep_gradients_from
-
-ON_THE_BAR = ("text", "image", "flow")
 
 
 class TransformerModule(L.LightningModule):
@@ -203,6 +201,7 @@ class TransformerModule(L.LightningModule):
         self.log("train/loss", losses.loss, prog_bar=True)
         for name, value in losses.terms.items():
             self._log_term("train", name, value)
+        self.log_dict({f"train/share_{name}": value for name, value in losses.shares.items()})
         self.log("train/grad_norm", self._norm)
         scale = loss_scale(self.trainer)
         skips = self.skipped.skips(self._norm, losses.loss, scaled=scale is not None)
@@ -256,7 +255,7 @@ class TransformerModule(L.LightningModule):
         return self.trained.token_head(features).argmax(-1)
 
     def _log_term(self, stage: str, name: str, value: Tensor, **settings: Any) -> None:
-        shown = name in ON_THE_BAR
+        shown = name in MODALITIES
         self.log(f"{stage}/loss_{name}" if shown else f"{stage}/{name}", value, prog_bar=shown, **settings)
 
     # -- checkpoints

@@ -40,6 +40,9 @@ def check_run(config: Any) -> None:
     start = ((values.get("model") or {}).get("init_args") or {}).get("start") or {}
     if name.endswith("PolicyModule") and start.get("trainable_rows", "all") != "all":
         raise ValueError("start.trainable_rows is for training on data; in reinforcement learning all rows move")
+    if start.get("lora"):
+        _check_adapters(trainer.get("strategy"), name)
+    _check_average(values, name)
     root = Path(trainer["default_root_dir"])
     check_folder(root)
     read = [Path(path) for path in _folders_read({name: values.get(name) for name in ("model", "data")})]
@@ -75,6 +78,25 @@ def _check_background(values: Mapping[str, Any]) -> None:
         )
     if (values.get("checkpoint") or {}).get("save_last") == "link":
         raise ValueError("parallel.async_checkpoints writes checkpoint.save_last itself: set it to true, not to link")
+
+
+def _check_adapters(strategy: Any, model: str) -> None:
+    kind = strategy.get("class_path", "") if isinstance(strategy, Mapping) else str(strategy)
+    if model.endswith("PolicyModule"):
+        raise ValueError("start.lora is for training on data: an engine decodes without adapters")
+    if kind.endswith(("sharded", "ShardedStrategy")):
+        raise ValueError("start.lora is for one device or ddp: sharded weights take no adapters yet")
+
+
+def _check_average(values: Mapping[str, Any], model: str) -> None:
+    """An average is of a transformer's float32 weights that learn from data."""
+    if not (values.get("ema") or {}).get("decay"):
+        return
+    if not model.endswith("TransformerModule"):
+        raise ValueError("ema.decay is for training the transformer on data: leave it at 0")
+    precision = str(values["trainer"].get("precision"))
+    if precision.endswith("-true") and not precision.startswith(("32", "64")):
+        raise ValueError(f"ema.decay: an average of {precision} weights would not move; train with bf16-mixed")
 
 
 def _check_place(place: Path, writes: set[str], read: list[Path]) -> None:

@@ -21,6 +21,7 @@ from unimodal.model.mixture import expert_names
 from unimodal.model.model import MULTI_TOKEN, VELOCITY, UnifiedModel
 from unimodal.model.sharded import local_parts, write_rows
 from unimodal.training.codebook_init import CodebookInitConfig, init_from_codebook, open_beside
+from unimodal.training.lora import LoraSettings, add_adapters, lora_targets, opened_peft
 from unimodal.training.upcycling import UpcyclingConfig, expert_layers, upcycle
 
 NEW_WITH_A_BRANCH = (f"branches.{LATENTS}.", f"branches.{PATCHES}.", f"heads.{VELOCITY}.", f"heads.{MULTI_TOKEN}.")
@@ -36,7 +37,8 @@ class StartConfig:
     and head from the image tokenizer. `upcycling` makes experts of the feed-forward parts of a dense bundle. `freeze`
     are patterns of parameter names that are not trained, such as `*.understanding.*` or `branches.patches.encoder.*`;
     `trainable` are those that alone are. With `trainable_rows: image`, embedding and head train the rows of image codes
-    alone (Anole, arXiv 2407.06135).
+    alone (Anole, arXiv 2407.06135). With `lora`, adapters are trained and, of the bundle, what `trainable` names.
+    `dropout` takes the place of the bundle's.
     """
 
     bundle: Path | None = None
@@ -46,6 +48,8 @@ class StartConfig:
     freeze: tuple[str, ...] = ()
     trainable: tuple[str, ...] = ()
     trainable_rows: Literal["all", "image"] = "all"
+    lora: LoraSettings | None = None
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
         if self.freeze and self.trainable:
@@ -54,6 +58,10 @@ class StartConfig:
             raise ValueError("start.freeze would keep random weights: name a bundle or a SigLIP folder to start from")
         if self.trainable_rows != "all" and not self.bundle:
             raise ValueError("start.trainable_rows would keep random rows: name a bundle to start from")
+        if self.lora and (not self.bundle or self.freeze):
+            raise ValueError("start.lora adapts a bundle that stays as it is: name start.bundle, and no start.freeze")
+        if self.dropout is not None and not (self.bundle and 0 <= self.dropout < 1):
+            raise ValueError(f"start.dropout, from 0 to 1, is for a run that starts from a bundle, got {self.dropout}")
         if self.upcycling and not self.bundle:
             raise ValueError("start.upcycling makes experts of a dense model: name it in start.bundle")
         if self.bundle and self.codebook:
@@ -74,7 +82,9 @@ def start(model: UnifiedModel, config: StartConfig, space: TokenSpace, tokenizer
         loaded |= load_bundle(model, config.bundle, space, config.upcycling)
     if config.vision is not None:
         loaded |= _load_vision(model, config.vision)
-    freeze(model, config.freeze, loaded, config.trainable)
+    freeze(model, config, loaded)
+    if config.lora is not None:
+        add_adapters(model, config.lora)
 
 
 def space_with_ends(space: TokenSpace, bundle: Path | None) -> TokenSpace:
@@ -88,8 +98,11 @@ def space_with_ends(space: TokenSpace, bundle: Path | None) -> TokenSpace:
 
 
 def bundle_config(config: StartConfig) -> ModelConfig | None:
-    """The architecture of the bundle that a run starts from; None where it starts from nothing."""
-    return None if config.bundle is None else read_config(config.bundle)
+    """The architecture of the bundle that a run starts from, with the run's dropout; None where there is none."""
+    if config.bundle is None:
+        return None
+    found = read_config(config.bundle)
+    return found if config.dropout is None else replace(found, trunk=replace(found.trunk, dropout=config.dropout))
 
 
 def load_bundle(
@@ -164,24 +177,26 @@ def check_patterns(model: UnifiedModel, config: StartConfig) -> None:
         for pattern in getattr(config, setting):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"start.{setting}: no parameter is called {pattern!r}; there is {names[0]}, ...")
-    if len(frozen_names(model, config)) == len(names):
+    if config.lora is not None:
+        lora_targets(model, config.lora)
+        opened_peft()
+    elif len(frozen_names(model, config)) == len(names):
         raise ValueError("start.freeze leaves nothing to train")
 
 
 def frozen_names(model: UnifiedModel, config: StartConfig) -> list[str]:
     """The parameters that patterns take out of training."""
     names = [name for name, _ in model.named_parameters()]
-    if config.trainable:
+    if config.trainable or config.lora:
         return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in config.trainable)]
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in config.freeze)]
 
 
-def freeze(model: UnifiedModel, patterns: Sequence[str], loaded: set[str], trainable: Sequence[str] = ()) -> None:
-    """Parameters that match `patterns`, or do not match `trainable`, take no gradient.
+def freeze(model: UnifiedModel, config: StartConfig, loaded: set[str]) -> None:
+    """Parameters that match `freeze`, or do not match `trainable`, take no gradient.
 
     Raises ValueError as `check_patterns`, and for one that is not among `loaded`: nothing trained it.
     """
-    config = StartConfig(bundle=Path(), freeze=tuple(patterns), trainable=tuple(trainable))
     check_patterns(model, config)
     names = frozen_names(model, config)
     if untrained := [name for name in names if name not in loaded]:

@@ -11,6 +11,9 @@ from torch import Tensor
 from data_pipelines.batch import MIN_WEIGHT
 from unimodal.training.objectives.base import Terms, total
 
+MODALITIES = ("text", "image", "flow")
+"""Terms that learn tokens, and do not regularise."""
+
 
 class StepLosses(NamedTuple):
     """What an optimizer step logs: means over the tokens of all its batches and ranks."""
@@ -19,6 +22,8 @@ class StepLosses(NamedTuple):
     """The summed weight of all tokens, float64."""
     loss: Tensor
     terms: dict[str, Tensor]
+    shares: dict[str, Tensor]
+    """Of MODALITIES that have a loss: the share of the tokens' weight that lies on each."""
 
 
 class StepSums:
@@ -50,4 +55,8 @@ class StepSums:
         self._sums, self.batches = None, 0
         weight, loss, *pairs = sums.to(self._dtype)
         values = [weighted / of.clamp_min(MIN_WEIGHT) for weighted, of in zip(pairs[::2], pairs[1::2], strict=True)]
-        return StepLosses(sums[0], loss / weight.clamp_min(MIN_WEIGHT), dict(zip(self._names, values, strict=True)))
+        terms = dict(zip(self._names, values, strict=True))
+        learnt = {name: of for name, of in zip(self._names, pairs[1::2], strict=True) if name in MODALITIES}
+        whole = sum(learnt.values(), torch.zeros_like(weight)).clamp_min(MIN_WEIGHT)
+        shares = {name: of / whole for name, of in learnt.items()}
+        return StepLosses(sums[0], loss / weight.clamp_min(MIN_WEIGHT), terms, shares)

@@ -11,6 +11,7 @@ import lightning as L
 from data_pipelines.spec import data_spec
 from unimodal.bundle import Bundle
 from unimodal.terminal import say
+from unimodal.training.averaging import averaged_weights
 from unimodal.training.callbacks.held_out import BestWeights, HeldOut
 from unimodal.training.module import TransformerModule
 from unimodal.training.parallel.gathering import whole_model
@@ -35,12 +36,16 @@ class BundleWriter(L.Callback):
         if not isinstance(pl_module, TransformerModule) or pl_module.model is None:
             return
         spec = data_spec(trainer)
-        model = None if spec.tokenizers is None else whole_model(pl_module.model, keep=trainer.is_global_zero)
-        if model is None or spec.tokenizers is None:
+        if spec.tokenizers is None:
             return
+        with averaged_weights(pl_module.model, trainer.optimizers):
+            model = whole_model(pl_module.model, keep=trainer.is_global_zero)
+            if model is not None:
+                self._write(trainer, Bundle.beside(model.eval(), pl_module.space, spec.tokenizers))
+
+    def _write(self, trainer: L.Trainer, last: Bundle) -> None:
         root = Path(trainer.default_root_dir)
         out = Path(self.out) if self.out else root / "model"
-        last = Bundle.beside(model.eval(), pl_module.space, spec.tokenizers)
         if (best := self._best(trainer)) is None:
             last.save(out)
         else:

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from data_pipelines.spec import data_spec
 from unimodal.bundle import Bundle
 from unimodal.terminal import say
+from unimodal.training.averaging import averaged_weights
 from unimodal.training.module import TransformerModule
 from unimodal.training.parallel.gathering import whole_model
 
@@ -80,8 +81,8 @@ class HeldOut(L.Callback):
     """Compares held-out losses with their lowest values after each validation.
 
     tolerance: the share above the lowest from which a loss has turned, which is warned of once for each kind of loss.
-    keep_best: whether the weights with the lowest total are kept as a bundle, the folder `best` of the run. Averaged
-        weights are not: a validation does not leave the average behind.
+    keep_best: whether the weights with the lowest total are kept as a bundle, the folder `best` of the run. Those
+        of Lightning's own averaging are not: its validation does not leave the average behind.
     """
 
     def __init__(self, tolerance: float = 0.02, keep_best: bool = True) -> None:
@@ -134,9 +135,9 @@ class HeldOut(L.Callback):
         if trainer.is_global_zero:
             say(f"held out, step {trainer.global_step}: {self._shown()}")
             self._warn()
-        averaged = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # pyright: ignore
-        if best and self.keep_best and not averaged:
-            self._keep(trainer, pl_module)
+        if best and self.keep_best and not _lightning_averages(trainer) and pl_module.model is not None:
+            with averaged_weights(pl_module.model, trainer.optimizers):
+                self._keep(trainer, pl_module)
 
     def _shown(self) -> str:
         one = self.found.losses
@@ -173,3 +174,7 @@ class HeldOut(L.Callback):
             say(f"warning: the best weights are not kept, and training continues: {error}")
         else:
             self.found.kept = trainer.global_step
+
+
+def _lightning_averages(trainer: L.Trainer) -> bool:
+    return any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # pyright: ignore

@@ -11,6 +11,7 @@ from data_pipelines.batch import PackedBatch
 from unimodal.terminal import say
 from unimodal.training.module import TransformerModule
 from unimodal.training.monitors.alarms import History, Limits, warnings
+from unimodal.training.monitors.documents import document_sums
 from unimodal.training.monitors.gradients import modality_gradients
 from unimodal.training.monitors.measuring import measure_sample
 from unimodal.training.monitors.observed import Observer
@@ -88,7 +89,8 @@ class Monitors(L.Callback):
         media, _ = module.entering(sample, step)
         found = measure_sample(observer, sample, media, offset)
         self.codes.add(found.predicted, found.targets, offset)
-        figures |= {**found.sums.over_ranks(), **self.codes.figures()}
+        sums = found.sums.add(document_sums(sample, module.space.specials))
+        figures |= {**sums.over_ranks(), **self.codes.figures()}
         gradients = self.gradients_every and step % self.gradients_every == 0
         if gradients and not isinstance(trainer.strategy, ShardedStrategy):
             with observer.quietly():

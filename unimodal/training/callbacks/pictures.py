@@ -21,6 +21,7 @@ from unimodal.generation.pipeline import Pipeline
 from unimodal.generation.requests import DecodeConfig, Request
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.model import UnifiedModel
+from unimodal.training.averaging import averaged_weights
 from unimodal.training.module import TransformerModule
 from unimodal.training.parallel.gathering import whole_model
 
@@ -91,12 +92,13 @@ class Samples(L.Callback):
         self._last, spec = step, data_spec(trainer)
         if spec.tokenizers is None:
             return
-        model = whole_model(pl_module.model, keep=trainer.is_global_zero)  # all ranks give their rows of it
-        if model is not None:
-            state, training = torch.get_rng_state(), model.training
-            self._write(trainer, model.eval(), spec)
-            model.train(training)
-            torch.set_rng_state(state)
+        with averaged_weights(pl_module.model, trainer.optimizers):
+            model = whole_model(pl_module.model, keep=trainer.is_global_zero)  # all ranks give their rows of it
+            if model is not None:
+                state, training = torch.get_rng_state(), model.training
+                self._write(trainer, model.eval(), spec)
+                model.train(training)
+                torch.set_rng_state(state)
 
     def _write(self, trainer: L.Trainer, model: UnifiedModel, spec: DataSpec) -> None:
         documents = [document for document in spec.held_out if document.layout == "sample"][: self.count]

@@ -112,7 +112,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """AdamW's state of a parameter. The fused kernel reads `step` where the parameter is, and Lightning leaves the
         step of a checkpoint on the CPU."""
         state = self.state[parameter]
-        if not state:
+        if "step" not in state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         if state["step"].device != parameter.device:

@@ -7,15 +7,17 @@ from torch import Tensor
 from unimodal.model.checkpoint import assembled
 from unimodal.model.model import UnifiedModel
 from unimodal.model.sharded import shard_group, whole
+from unimodal.training.lora import has_adapters, merged
 
 
 def whole_model(model: UnifiedModel, *, keep: bool) -> UnifiedModel | None:
     """The model itself where it is not sharded, else one of gathered weights on the CPU; None where it is not kept.
+    One with adapters is merged.
 
     All ranks call it. Tensors are gathered one by one, and ranks that keep none free them at once.
     """
     if shard_group(list(model.parameters())) is None:
-        return model if keep else None
+        return (merged(model) if has_adapters(model) else model) if keep else None
     gathered: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         all_of_it = whole(tensor.detach())
