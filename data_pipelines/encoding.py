@@ -143,7 +143,7 @@ def image_bodies(
     bodies: dict[int, np.ndarray] = {}
     for group in stackable(pictures, at_once):
         pixels = torch.stack([pictures[index] for index in group])
-        size = (pixels.shape[2] // image.reduction, pixels.shape[3] // image.reduction)
+        size = image.size_of(*pixels.shape[2:])
         ids = space.to_image_ids(image.encode(pixels).cpu()).tolist()
         bodies |= {index: np.array(space.image_body(row, size)) for index, row in zip(group, ids, strict=True)}
     return [bodies[index] for index in range(len(pictures))]

@@ -97,7 +97,7 @@ class RawDocuments(DocumentSequence):
         if isinstance(segment, TextSegment):
             return TokenSegment(kind="text", role=segment.role, ids=spelled(segment, self.text))
         original, coded = self.documents[document].sizes[number]
-        grid = (coded[0] // self.image.reduction, coded[1] // self.image.reduction)
+        grid = self.image.size_of(*coded)
         ids: Any = Deferred((self.space.layout.span_of(grid) - 2,), partial(self.body, document, number))
         media: dict[str, Any] = {}
         for name, maker in self.makers.items():

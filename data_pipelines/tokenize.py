@@ -76,10 +76,12 @@ class TokenizeConfig:
 def layout_of(image: ImageTokenizer, aspect_ratio: float) -> Layout:
     """The tokenizer's square alone, or a grid of sizes with about as many codes and sides in a ratio up to this one.
 
-    Raises ValueError for a ratio that no size but the square has.
+    Raises ValueError for a ratio that no size but the square has, and where a place has several codes.
     """
     if aspect_ratio == 1:
         return image.layout
+    if image.layout.rows != image.layout.columns:
+        raise ValueError("an image tokenizer with several codes a place (residual VQ) takes squares alone")
     return GridLayout(sizes=bucket_sizes(image.layout.rows, aspect_ratio))
 
 

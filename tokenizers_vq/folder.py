@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tokenizers_vq.backbones import PatchBackboneConfig, VQGANBackboneConfig
 from tokenizers_vq.field_types import from_plain
 from tokenizers_vq.identity import check_finite
-from tokenizers_vq.quantizers import FSQConfig, LFQConfig, VQConfig
+from tokenizers_vq.quantizers import FSQConfig, LFQConfig, ResidualVQConfig, VQConfig
 from tokenizers_vq.weights_file import write_weights
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -25,6 +25,7 @@ KINDS: dict[str, type[Any]] = {
     "patch": PatchBackboneConfig,
     "vqgan": VQGANBackboneConfig,
     "vq": VQConfig,
+    "residual_vq": ResidualVQConfig,
     "fsq": FSQConfig,
     "lfq": LFQConfig,
 }

@@ -100,7 +100,13 @@ class ImageTokenizer(nn.Module):
     @property
     def layout(self) -> FixedLayout:
         """How the codes of a square image lie in a sequence."""
-        return FixedLayout(rows=self.config.grid, columns=self.config.grid)
+        rows, columns = self.size_of(self.image_size, self.image_size)
+        return FixedLayout(rows=rows, columns=columns)
+
+    def size_of(self, height: int, width: int) -> Size:
+        """Rows and columns of the codes of an image of so many pixels; codes of one place are columns of their own."""
+        rows, columns = height // self.reduction, width // self.reduction
+        return rows, columns * self.config.quantizer.codes_of_a_place
 
     def forward(self, images: Tensor) -> Reconstruction:
         """images (B, 3, H, W) in [-1, 1] -> Reconstruction, for training."""
@@ -128,14 +134,15 @@ class ImageTokenizer(nn.Module):
         Raises ValueError for another number of codes, and for a code that does not exist.
         """
         rows, columns = self.layout.sizes[0] if size is None else size
-        if codes.ndim != 2 or min(rows, columns) < 1 or codes.shape[1] != rows * columns:
+        width, rest = divmod(columns, self.config.quantizer.codes_of_a_place)
+        if codes.ndim != 2 or min(rows, width) < 1 or rest or codes.shape[1] != rows * columns:
             shape = tuple(codes.shape)
             raise ValueError(f"an image of {rows} x {columns} has {rows * columns} codes, got a batch of shape {shape}")
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
             raise ValueError(
                 f"codes lie in 0 to {self.codebook_size - 1}, got {int(codes.min())} to {int(codes.max())}"
             )
-        return self._pixels(self.quantizer.lookup(codes.to(self.device)), (rows, columns)).clamp(-1, 1)
+        return self._pixels(self.quantizer.lookup(codes.to(self.device)), (rows, width)).clamp(-1, 1)
 
     def _pixels(self, vectors: Tensor, size: Size) -> Tensor:
         grid = vectors.transpose(1, 2).unflatten(2, size)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-# Shapes: B images, N codes an image, D code width.
+# Shapes: B images, P places of an image, Q codes of a place, N = P * Q codes of an image, D code width.
 
 
 class Quantized(NamedTuple):
-    """codes (B, N, D) for the decoder, with a straight-through gradient; indices (B, N) int64; named losses."""
+    """codes (B, P, D) for the decoder, with a straight-through gradient; indices (B, N) int64; named losses."""
 
     codes: Tensor
     indices: Tensor
@@ -26,6 +26,11 @@ class QuantizerConfig:
 
     codebook_size: int
     dim: int
+
+    @property
+    def codes_of_a_place(self) -> int:
+        """How many codes, one after another, a place of the grid has."""
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,34 @@ class LFQConfig(QuantizerConfig):
         return self.bits
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResidualVQConfig(QuantizerConfig):
+    """Residual quantisation (arXiv 2107.03312): each of `levels` codebooks of `level_size` codes quantises what those
+    before it leave. A place has a code of each level, one after another, whose ids differ from level to level."""
+
+    levels: int = 2
+    level_size: int = 512
+    dim: int = 8
+    decay: float = 0.99
+    commitment: float = 1.0
+    revive_below: float = 1.0
+    kmeans_iters: int = 10
+
+    def __post_init__(self) -> None:
+        if self.levels < 2 or self.level_size < 2:
+            raise ValueError(f"residual quantisation has two levels at least, of two codes at least, got {self}")
+
+    @property
+    def codebook_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Codes of all levels."""
+        return self.levels * self.level_size
+
+    @property
+    def codes_of_a_place(self) -> int:
+        """One of each level."""
+        return self.levels
+
+
 DISTANCES_AT_ONCE = 2**24
 """Distances between vectors and codes that exist at a time while pictures are encoded."""
 
@@ -90,16 +123,20 @@ class Quantizer(nn.Module):
     dim: int
 
     def forward(self, x: Tensor) -> Quantized:
-        """x (B, N, D) -> Quantized."""
+        """x (B, P, D) -> Quantized."""
         raise NotImplementedError
 
     def encode(self, x: Tensor) -> Tensor:
-        """x (B, N, D) -> indices (B, N) int64, without what training needs."""
+        """x (B, P, D) -> indices (B, N) int64, without what training needs."""
         return self(x).indices
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """indices (B, N) -> codes (B, N, D)."""
+        """indices (B, N) -> codes (B, P, D)."""
         raise NotImplementedError
+
+    def vectors(self) -> Tensor:
+        """(codebook_size, D): what each code stands for."""
+        return self.lookup(torch.arange(self.codebook_size)[None])[0]
 
     def join_ranks(self) -> None:
         """From now on learn with all ranks of the process group, which was made after the quantizer."""
@@ -152,6 +189,48 @@ class VQ(Quantizer):
         return self.layer.get_output_from_indices(indices)
 
 
+class ResidualVQ(Quantizer):
+    """ResidualVQ: the codes of a place lie beside one another, in the order of their levels."""
+
+    def __init__(self, config: ResidualVQConfig) -> None:
+        from vector_quantize_pytorch import ResidualVQ as Layer
+
+        super().__init__()
+        self.codebook_size, self.dim = config.codebook_size, config.dim
+        self.levels, self.level_size = config.levels, config.level_size
+        self._layer = partial(
+            Layer,
+            dim=config.dim,
+            num_quantizers=config.levels,
+            codebook_size=config.level_size,
+            decay=config.decay,
+            commitment_weight=config.commitment,
+            kmeans_init=True,
+            kmeans_iters=config.kmeans_iters,
+            threshold_ema_dead_code=config.revive_below,
+        )
+        self.layer = self._layer(sync_codebook=False)
+
+    def join_ranks(self) -> None:
+        """As VQ."""
+        joined = self._layer(sync_codebook=True)
+        joined.load_state_dict(self.layer.state_dict())
+        self.layer = joined
+
+    def forward(self, x: Tensor) -> Quantized:
+        codes, indices, losses = self.layer(x)
+        first = torch.arange(self.levels, device=indices.device) * self.level_size
+        return Quantized(codes, (indices + first).flatten(1), {"commitment": losses.sum()})
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """A code of another level than its place in the order counts as that of the same number of the right one."""
+        return self.layer.get_output_from_indices(indices.unflatten(1, (-1, self.levels)) % self.level_size)
+
+    def vectors(self) -> Tensor:
+        codebooks: Any = self.layer.codebooks
+        return codebooks.flatten(0, 1)
+
+
 class FiniteScalar(Quantizer):
     """FSQ."""
 
@@ -199,6 +278,8 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
     match config:
         case VQConfig():
             return VQ(config)
+        case ResidualVQConfig():
+            return ResidualVQ(config)
         case FSQConfig():
             return FiniteScalar(config)
         case LFQConfig():

@@ -17,7 +17,7 @@ from data_pipelines.failures import FailureLog
 from data_pipelines.shards import TokenDocument, TokenSegment
 from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from tokenizers_vq.quantizers import FSQConfig, LFQConfig, QuantizerConfig, VQConfig
+from tokenizers_vq.quantizers import FSQConfig, LFQConfig, QuantizerConfig, ResidualVQConfig, VQConfig
 from tokenizers_vq.token_space import FixedLayout, GridLayout, TokenSpace
 
 SIZE = 16
@@ -29,6 +29,7 @@ QUANTIZERS: dict[str, QuantizerConfig] = {
     "vq": VQConfig(codebook_size=16, dim=4),
     "fsq": FSQConfig(levels=(5, 4, 3)),
     "lfq": LFQConfig(bits=4),
+    "residual": ResidualVQConfig(levels=2, level_size=8, dim=4),
 }
 FINE = FSQConfig(levels=(8, 8, 8, 8))
 SPACE = TokenSpace(
@@ -62,7 +63,7 @@ def tiny_tokenizer(backbone: str = "patch", quantizer: str = "fsq", size: int = 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         tokenizer = ImageTokenizer(config)
-        if quantizer == "vq":
+        if quantizer in ("vq", "residual"):
             tokenizer.train()(random_images(32))
     return tokenizer.eval()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_pipelines.tokenize import layout_of
 from tests.oracles.pictures import BACKBONES, QUANTIZERS, SIZE, random_images, sharp_tokenizer, tiny_tokenizer
 from tokenizers_vq.backbones import BackboneConfig, PatchBackboneConfig, VQGANBackboneConfig, build_backbone
 from tokenizers_vq.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
@@ -20,12 +21,13 @@ PAIRS = list(itertools.product(sorted(BACKBONES), sorted(QUANTIZERS)))
 def test_pictures_become_codes_in_range_and_codes_become_pictures_in_range(backbone: str, quantizer: str) -> None:
     tokenizer = tiny_tokenizer(backbone, quantizer)
     codes = tokenizer.encode(random_images(5))
-    assert codes.shape == (5, 4) and codes.dtype == torch.int64
+    number = 4 * QUANTIZERS[quantizer].codes_of_a_place
+    assert codes.shape == (5, number) and codes.dtype == torch.int64
     assert int(codes.min()) >= 0 and int(codes.max()) < tokenizer.codebook_size
     images = tokenizer.decode(codes)
     assert images.shape == (5, 3, SIZE, SIZE) and images.dtype == torch.float32
     assert images.abs().max() <= 1
-    assert tokenizer.layout.num_codes == 4
+    assert tokenizer.layout.num_codes == number
 
 
 @pytest.mark.parametrize(("backbone", "quantizer"), PAIRS)
@@ -79,8 +81,9 @@ def test_pictures_of_other_sides_become_codes_and_pictures_of_those_sides_again(
     tokenizer = tiny_tokenizer(backbone, quantizer)
     images = wide_images(3)
     codes = tokenizer.encode(images)
-    assert codes.shape == (3, 6)
-    decoded = tokenizer.decode(codes, (2, 3))
+    columns = 3 * QUANTIZERS[quantizer].codes_of_a_place
+    assert codes.shape == (3, 2 * columns) and tokenizer.size_of(16, 24) == (2, columns)
+    decoded = tokenizer.decode(codes, (2, columns))
     assert decoded.shape == images.shape
     seen = tokenizer(images)
     assert torch.equal(seen.indices, codes)
@@ -127,6 +130,15 @@ def test_another_number_of_codes_is_refused(codes: list) -> None:
 def test_codes_that_do_not_fill_their_size_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=rf"an image of {size[0]} x {size[1]} has .* codes, got .*\(1, 4\)"):
         tiny_tokenizer().decode(torch.tensor([[0, 1, 2, 3]]), size)
+
+
+def test_a_place_has_all_its_codes() -> None:
+    tokenizer = tiny_tokenizer(quantizer="residual")
+    assert (tokenizer.layout.rows, tokenizer.layout.columns) == (2, 4)
+    with pytest.raises(ValueError, match="an image of 2 x 3 has 6 codes"):
+        tokenizer.decode(torch.zeros(1, 6, dtype=torch.int64), (2, 3))
+    with pytest.raises(ValueError, match="several codes a place"):
+        layout_of(tokenizer, 2.0)
 
 
 @pytest.mark.parametrize("code", [-1, 60])

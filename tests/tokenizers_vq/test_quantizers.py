@@ -1,4 +1,4 @@
-"""Quantizers: one contract for VQ, FSQ and LFQ, and a VQ codebook that lives."""
+"""Quantizers: one contract for VQ, FSQ, LFQ and residual VQ, and a VQ codebook that lives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.oracles.pictures import QUANTIZERS
 from tokenizers_vq import quantizers
-from tokenizers_vq.quantizers import VQ, LFQConfig, QuantizerConfig, VQConfig, build_quantizer
+from tokenizers_vq.quantizers import VQ, LFQConfig, QuantizerConfig, ResidualVQConfig, VQConfig, build_quantizer
 
 KINDS = sorted(QUANTIZERS)
 
@@ -24,7 +24,7 @@ def test_shapes_types_and_ranges_are_the_same_for_every_quantizer(kind: str, tra
     x = vectors(kind)
     codes, indices, losses = quantizer(x)
     assert codes.shape == x.shape and codes.dtype == torch.float32
-    assert indices.shape == (6, 9) and indices.dtype == torch.int64
+    assert indices.shape == (6, 9 * QUANTIZERS[kind].codes_of_a_place) and indices.dtype == torch.int64
     assert int(indices.min()) >= 0 and int(indices.max()) < quantizer.codebook_size
     assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
     assert quantizer.dim == x.shape[-1]
@@ -43,7 +43,7 @@ def test_lookup_gives_the_codes_that_the_decoder_saw(kind: str) -> None:
 def test_every_code_that_exists_can_be_looked_up_and_all_differ(kind: str) -> None:
     quantizer = build_quantizer(QUANTIZERS[kind])
     quantizer(vectors(kind, images=64))
-    codes = quantizer.eval().lookup(torch.arange(quantizer.codebook_size)[None])[0]
+    codes = quantizer.eval().vectors()
     assert len(codes.unique(dim=0)) == quantizer.codebook_size == QUANTIZERS[kind].codebook_size
 
 
@@ -63,6 +63,34 @@ def test_evaluation_changes_nothing(kind: str) -> None:
     before = {name: tensor.clone() for name, tensor in quantizer.eval().state_dict().items()}
     quantizer(vectors(kind) + 3)
     assert all(torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items())
+
+
+def test_residual_levels_add_up_and_each_has_its_own_ids() -> None:
+    torch.manual_seed(0)
+    config = ResidualVQConfig(levels=3, level_size=8, dim=4)
+    quantizer = build_quantizer(config)
+    for _ in range(20):
+        quantizer(torch.randn(4, 30, 4))
+    x = torch.randn(2, 9, 4)
+    codes, indices, _ = quantizer.eval()(x)
+    places = indices.view(2, 9, 3)
+    assert all(torch.equal(places[..., level] // 8, torch.full((2, 9), level)) for level in range(3))
+    vectors = quantizer.vectors()
+    torch.testing.assert_close(vectors[places].sum(2), codes, rtol=0, atol=1e-6)
+    first = torch.cdist(x, vectors[:8][None]).argmin(-1)
+    assert torch.equal(places[..., 0], first)  # the nearest, then the nearest of what is left
+    second = torch.cdist(x - vectors[first], vectors[8:16][None]).argmin(-1)
+    assert torch.equal(places[..., 1] - 8, second)
+    errors = [(x - vectors[places[..., :level]].sum(2)).square().mean() for level in (1, 2, 3)]
+    assert errors[0] > errors[1] > errors[2]
+    moved = (indices + 8) % 24
+    torch.testing.assert_close(quantizer.lookup(moved), codes)  # a code of another level counts by its number
+
+
+@pytest.mark.parametrize("wrong", [{"levels": 1}, {"level_size": 1}])
+def test_residual_quantisation_has_levels(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="two levels at least"):
+        ResidualVQConfig(**wrong)
 
 
 def codebook(quantizer: VQ) -> Tensor:

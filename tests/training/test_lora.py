@@ -13,7 +13,7 @@ from tests.oracles.tiny import tiny_model, tiny_shards
 from tests.oracles.tiny_training import Options, finish, fit_arguments, losses, start_training
 from unimodal.model.checkpoint import open_model
 from unimodal.training.cli import main, run
-from unimodal.training.lora import LoraSettings, add_adapters, has_adapters, lora_targets, merged
+from unimodal.training.lora import LoraSettings, add_adapters, has_adapters, lora_targets, without_adapters
 from unimodal.training.start import StartConfig
 
 pytest.importorskip("peft")
@@ -61,7 +61,7 @@ def test_adapters_start_at_nothing_and_merge_to_the_same_answers() -> None:
     assert taken and all(".lora_" in name for name in taken)
     for name in taken:
         torch.nn.init.normal_(model.get_parameter(name), std=0.3)
-    whole = merged(model).eval()
+    whole = without_adapters(model).eval()
     assert not has_adapters(whole) and dict(whole.named_parameters()).keys() == dict(plain.named_parameters()).keys()
     torch.testing.assert_close(logits(whole, ids), logits(model, ids), rtol=1e-4, atol=1e-5)
     assert (logits(whole, ids) - logits(plain, ids)).abs().max() > 0.01

@@ -30,8 +30,9 @@ class ImageCodec(Protocol):
     @property
     def codebook_size(self) -> int: ...
 
-    @property
-    def reduction(self) -> int: ...
+    def size_of(self, height: int, width: int) -> Size:
+        """Rows and columns of the codes of an image of so many pixels."""
+        ...
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N) int64."""

@@ -44,8 +44,7 @@ def redrawn(model: AnyToAnyModel, images: Tensor) -> Tensor:
     if model.autoencoder is not None:
         return model.autoencoder.decode(model.autoencoder.encode(images)).to(images.device)
     codec = codec_of(model)
-    size = (images.shape[2] // codec.reduction, images.shape[3] // codec.reduction)
-    return codec.decode(codec.encode(images), size).float().clamp(-1, 1).to(images.device)
+    return codec.decode(codec.encode(images), codec.size_of(*images.shape[2:])).float().clamp(-1, 1).to(images.device)
 
 
 def diversity(prompts: Sequence[str], pictures: Sequence[Image.Image | None]) -> float:

@@ -34,8 +34,7 @@ def init_from_codebook(
     model: UnifiedModel, space: TokenSpace, tokenizer: ImageTokenizer, config: CodebookInitConfig
 ) -> None:
     """Overwrite the image rows, which keep the size (standard deviation) of the usual start."""
-    codes = torch.arange(tokenizer.codebook_size)[None]
-    vectors = tokenizer.quantizer.lookup(codes)[0].detach().float()
+    vectors = tokenizer.quantizer.vectors().detach().float()
     for chosen, table in ((config.embedding, model.trunk.embedding.weight), (config.head, model.token_head.weight)):
         if chosen:
             rows = projected(vectors, table.shape[1])

@@ -22,7 +22,7 @@ from unimodal.terminal import say
 
 BANDS_FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "golden"
 LOSSES = ("train/loss_text", "train/loss_image", "train/loss_flow")
-COMPARED = (*LOSSES, "monitor/separators")
+GOLDEN_FIGURES = (*LOSSES, "monitor/separators")
 """What is compared: losses, and a figure of the documents, where a run has monitors."""
 MARGIN = 0.05
 """Of a loss: what other processors, libraries and orders of summing may change."""
@@ -126,11 +126,11 @@ def curve(root: Path, steps: Sequence[int]) -> LossCurve:
 
     Raises ValueError where it logged none.
     """
-    found: dict[str, dict[int, float]] = {name: {} for name in COMPARED}
+    found: dict[str, dict[int, float]] = {name: {} for name in GOLDEN_FIGURES}
     for path in sorted(root.glob("logs/version_*/metrics.csv"), key=lambda each: int(each.parent.name.split("_")[1])):
         with path.open() as file:
             for row in csv.DictReader(file):
-                for name in COMPARED:
+                for name in GOLDEN_FIGURES:
                     if row.get(name):
                         found[name][int(row["step"]) + 1] = float(row[name])
     if not any(found[name] for name in LOSSES):

@@ -78,7 +78,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def merged(model: UnifiedModel) -> UnifiedModel:
+def without_adapters(model: UnifiedModel) -> UnifiedModel:
     """A model of the same answers without adapters: their products are added to copies of the weights."""
     tensors: dict[str, Tensor] = {
         name.replace(BASE, "."): tensor for name, tensor in model.state_dict().items() if OURS not in name

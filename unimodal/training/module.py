@@ -41,7 +41,7 @@ from unimodal.training.random_state import (
 from unimodal.training.schedule import ScheduleConfig
 from unimodal.training.skipped import SkippedSteps, is_sound
 from unimodal.training.start import StartConfig, bundle_config, frozen_names, space_with_ends, start
-from unimodal.training.steps import MODALITIES, StepSums
+from unimodal.training.steps import LEARNT_TERMS, StepSums
 from unimodal.training.trained_rows import check_rows, keep_gradients_from
 
 
@@ -255,7 +255,7 @@ class TransformerModule(L.LightningModule):
         return self.trained.token_head(features).argmax(-1)
 
     def _log_term(self, stage: str, name: str, value: Tensor, **settings: Any) -> None:
-        shown = name in MODALITIES
+        shown = name in LEARNT_TERMS
         self.log(f"{stage}/loss_{name}" if shown else f"{stage}/{name}", value, prog_bar=shown, **settings)
 
     # -- checkpoints

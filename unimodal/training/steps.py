@@ -11,7 +11,7 @@ from torch import Tensor
 from data_pipelines.batch import MIN_WEIGHT
 from unimodal.training.objectives.base import Terms, total
 
-MODALITIES = ("text", "image", "flow")
+LEARNT_TERMS = ("text", "image", "flow")
 """Terms that learn tokens, and do not regularise."""
 
 
@@ -23,7 +23,7 @@ class StepLosses(NamedTuple):
     loss: Tensor
     terms: dict[str, Tensor]
     shares: dict[str, Tensor]
-    """Of MODALITIES that have a loss: the share of the tokens' weight that lies on each."""
+    """Of LEARNT_TERMS that have a loss: the share of the tokens' weight that lies on each."""
 
 
 class StepSums:
@@ -56,7 +56,7 @@ class StepSums:
         weight, loss, *pairs = sums.to(self._dtype)
         values = [weighted / of.clamp_min(MIN_WEIGHT) for weighted, of in zip(pairs[::2], pairs[1::2], strict=True)]
         terms = dict(zip(self._names, values, strict=True))
-        learnt = {name: of for name, of in zip(self._names, pairs[1::2], strict=True) if name in MODALITIES}
+        learnt = {name: of for name, of in zip(self._names, pairs[1::2], strict=True) if name in LEARNT_TERMS}
         whole = sum(learnt.values(), torch.zeros_like(weight)).clamp_min(MIN_WEIGHT)
         shares = {name: of / whole for name, of in learnt.items()}
         return StepLosses(sums[0], loss / weight.clamp_min(MIN_WEIGHT), terms, shares)

@@ -52,7 +52,7 @@ def evaluate(
     progress = reporter("pictures", len(pictures))
     for group in stackable(pictures, batch_size):
         batch = torch.stack([pictures[index] for index in group])
-        size = (batch.shape[2] // codec.reduction, batch.shape[3] // codec.reduction)
+        size = codec.size_of(*batch.shape[2:])
         with torch.inference_mode():
             codes = codec.encode(batch).cpu()
             decoded = codec.decode(codes, size).float().clamp(-1, 1).cpu()

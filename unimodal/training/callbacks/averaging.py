@@ -14,8 +14,8 @@ from unimodal.training.module import TransformerModule
 class ExponentialAverage(L.Callback):
     """Keeps an exponential moving average of the weights, as BAGEL does (arXiv 2505.14683, table 3); 0 keeps none.
 
-    Validation, samples and bundles take the average, training goes on with the weights. Parameters that are not trained
-    are no part of it, nor are routers' biases, which follow their counts.
+    Validation, samples and bundles take the average, training continues from the weights. Parameters that are not
+    trained are no part of it, nor are routers' biases, which follow their counts.
     """
 
     def __init__(self, decay: float = 0.0) -> None:

@@ -8,9 +8,9 @@ import lightning as L
 
 from unimodal.terminal import say
 from unimodal.training.module import TransformerModule
-from unimodal.training.steps import MODALITIES
+from unimodal.training.steps import LEARNT_TERMS
 
-KINDS = {"text": "text", "image": "image codes", "flow": "latents"}
+MODALITY_TITLES = {"text": "text", "image": "image codes", "flow": "latents"}
 FEW = 0.05
 """Below this share a modality that has a loss is warned of: out of balance, a model learns to write, or to draw,
 whatever it is asked (arXiv 2405.09818, section 3.1)."""
@@ -34,7 +34,7 @@ class ModalityBalance(L.Callback):
         if self._steps >= self.after or step == self._step or not isinstance(pl_module, TransformerModule):
             return
         self._step, self._steps = step, self._steps + 1
-        for name in MODALITIES:
+        for name in LEARNT_TERMS:
             if (share := trainer.callback_metrics.get(f"train/share_{name}")) is not None:
                 self._sums[name] = self._sums.get(name, 0.0) + float(share)
         if self._steps == self.after:
@@ -49,11 +49,11 @@ class ModalityBalance(L.Callback):
         if not trainer.is_global_zero or not self._sums:
             return
         shares = {name: total / self._steps for name, total in self._sums.items()}
-        listed = ", ".join(f"{KINDS[name]} {share:.0%}" for name, share in shares.items())
+        listed = ", ".join(f"{MODALITY_TITLES[name]} {share:.0%}" for name, share in shares.items())
         say(f"modalities share the loss: {listed} (of the weight of {self._steps} steps)")
-        for name, share in shares.items():
+        for title, share in ((MODALITY_TITLES[name], share) for name, share in shares.items()):
             if 0 < share < FEW:
                 say(
-                    f"warning: {KINDS[name]} have {share:.1%} of the loss: change data.mixture, templates.image_first "
-                    "or templates.drawn_image_weight where the model is to learn them"
+                    f"warning: {title} have {share:.1%} of the loss: change data.mixture, templates.image_first or "
+                    "templates.drawn_image_weight where the model is to learn them"
                 )

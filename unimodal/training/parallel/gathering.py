@@ -7,7 +7,7 @@ from torch import Tensor
 from unimodal.model.checkpoint import assembled
 from unimodal.model.model import UnifiedModel
 from unimodal.model.sharded import shard_group, whole
-from unimodal.training.lora import has_adapters, merged
+from unimodal.training.lora import has_adapters, without_adapters
 
 
 def whole_model(model: UnifiedModel, *, keep: bool) -> UnifiedModel | None:
@@ -17,7 +17,7 @@ def whole_model(model: UnifiedModel, *, keep: bool) -> UnifiedModel | None:
     All ranks call it. Tensors are gathered one by one, and ranks that keep none free them at once.
     """
     if shard_group(list(model.parameters())) is None:
-        return (merged(model) if has_adapters(model) else model) if keep else None
+        return (without_adapters(model) if has_adapters(model) else model) if keep else None
     gathered: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         all_of_it = whole(tensor.detach())
