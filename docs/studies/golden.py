@@ -28,7 +28,7 @@ from unimodal.training.cli import run
 from unimodal.training.golden import Golden, compare, curve, show
 from unimodal.training.module import TransformerModule
 
-STEPS = (20, 50, 100, 150, 200, 300)
+STEPS = (20, 50, 100, 150, 200)
 BROKEN_AT = 200
 """Steps within which a broken recipe has to be found."""
 PLANNED = {"demo": 2200, "easy_vqa": 3600, "easy_vqa_flow": 2100, "easy_vqa_edits": 2400, "easy_vqa_vit": 1800}
@@ -127,7 +127,7 @@ def main() -> int:
     parser.add_argument("--recipe", choices=tuple(PLANNED), default="demo")
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/golden"))
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="bands are of N seeds (default 3)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="bands are of N seeds (default 5)")
     parser.add_argument("--broken", action="store_true", help="train broken recipes too, which must be abnormal")
     return make(parser.parse_args())
 
