@@ -1,10 +1,10 @@
 """Image tokenizers on pictures that are not flat shapes: bits a picture against what is left of it, and seconds.
 
-    python docs/studies/tokenizers.py --emoji FOLDER --out runs/tokenizers
+    python docs/studies/image_tokenizers.py --emoji FOLDER --out runs/tokenizers
 
 trains every tokenizer of ARMS for the same steps on Noto's emoji (FOLDER is where Debian's packages lie unpacked), then
 measures held-out emoji and tiles of seven photographs that ship with scikit-image and scikit-learn, with JPEG at equal
-bits beside each, and fills in docs/studies/tokenizers.md. Killed, it resumes when it is given again.
+bits beside each, and fills in docs/studies/image_tokenizers.md. Killed, it resumes when it is given again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tokenizers_vq.metrics import psnr, ssim
 from unimodal.terminal import say
 
 SIDE, STEPS, BATCH = 64, 1500, 32
-PAGE = ROOT / "docs" / "studies" / "tokenizers.md"
+PAGE = ROOT / "docs" / "studies" / "image_tokenizers.md"
 PHOTOGRAPHS = {
     "skimage": ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "rocket.jpg"),
     "sklearn": ("china.jpg", "flower.jpg"),
