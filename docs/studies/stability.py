@@ -4,7 +4,8 @@ long before that the monitors say so.
     python docs/studies/stability.py --shards runs/demo/shards --out runs/stability
 
 trains a small mixed-modal decoder for each arm, learning rate and seed on the same batches, writes curves of loss and
-monitors to OUT with a picture of them, and prints a table. Killed, it resumes when it is given again.
+monitors to OUT with a picture of them, and prints a table. `--long` does so with two arms, LONG steps and no clipping
+of gradients. Killed, it resumes when it is given again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ from unimodal.training.objectives.base import Terms, total
 from unimodal.training.objectives.next_token import next_token_terms
 from unimodal.training.optimizers.build import AdamWConfig, build_optimizer
 
-STEPS, WARM_UP, WATCHED_EVERY = 250, 30, 10
+STEPS, LONG, WARM_UP, WATCHED_EVERY = 250, 1000, 30, 10
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2)
 ROWS, LENGTH = 4, 288
@@ -64,6 +65,8 @@ class StabilityArm:
     z_weight: float = 1e-5
     images: bool = True
     """Whether image codes are learnt; without, only text has a loss."""
+    clip: float = 1.0
+    """The norm above which gradients are clipped; 0 clips none."""
     dtype: str = "float32"
     """Of weights, gradients and products; or `autocast`: float32 weights whose products are in bfloat16."""
 
@@ -80,6 +83,11 @@ ARMS = (
     StabilityArm(name="neither, text alone", trunk=BARE, z_weight=0.0, images=False),
     StabilityArm(name="neither, bfloat16 weights", trunk=BARE, z_weight=0.0, dtype="bfloat16"),
 )
+LONG_RATES = (3e-2, 1e-1)
+LONG_ARMS = (
+    StabilityArm(name="QK-norm, z-loss, not clipped", clip=0.0),
+    StabilityArm(name="neither, not clipped", trunk=BARE, z_weight=0.0, clip=0.0),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,7 @@ class StabilityRun:
     arm: StabilityArm
     rate: float
     seed: int
+    steps: int
 
     @property
     def name(self) -> str:
@@ -96,8 +105,20 @@ class StabilityRun:
         return f"{self.arm.name.replace(', ', '-').replace(' ', '_')}-{self.rate:g}-{self.seed}"
 
 
+class StabilityPlan(NamedTuple):
+    """What is trained, three seeds of each."""
+
+    arms: Sequence[StabilityArm]
+    rates: Sequence[float]
+    steps: int
+
+    def run(self, arm: StabilityArm, rate: float, seed: int) -> StabilityRun:
+        """One of them."""
+        return StabilityRun(arm=arm, rate=rate, seed=seed, steps=self.steps)
+
+
 @cache
-def batches(shards: str) -> tuple[list[PackedBatch], Any]:
+def batches(shards: str, steps: int) -> tuple[list[PackedBatch], Any]:
     """The batches that all runs of a process train on, FIXED others behind them, and the token space."""
     data = TokenDataModule(
         shards=[shards],
@@ -105,14 +126,14 @@ def batches(shards: str) -> tuple[list[PackedBatch], Any]:
         templates=TemplateConfig(image_first=0.4, drawn_image_weight=1.0, max_branches=12),
     )
     data.setup("fit")
-    return list(itertools.islice(iter(data.train_dataloader()), STEPS + FIXED)), data.spec.space
+    return list(itertools.islice(iter(data.train_dataloader()), steps + FIXED)), data.spec.space
 
 
 def train(run: StabilityRun, shards: str) -> dict[str, Any]:
     """Losses of every step, figures of every tenth with that on the fixed batches, the first step of each warning."""
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
-    given, space = batches(shards)
+    given, space = batches(shards, run.steps)
     arm = run.arm
     model = UnifiedModel(ModelConfig(vocab_size=space.vocab_size, trunk=TransformerConfig(**{**SHAPE, **arm.trunk})))
     model = model.to(torch.bfloat16 if arm.dtype == "bfloat16" else torch.float32)
@@ -122,14 +143,14 @@ def train(run: StabilityRun, shards: str) -> dict[str, Any]:
     figures: list[dict[str, float]] = []
     alarms: dict[str, int] = {}
     history, limits = History(), Limits(after=2 * WARM_UP)
-    for step, batch in enumerate(given[:STEPS], 1):
+    for step, batch in enumerate(given[: run.steps], 1):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * min(1.0, step / WARM_UP)
         loss, norm = _step(model, optimizer, batch, arm)
         losses.append(loss)
         if step % WATCHED_EVERY == 0 or not math.isfinite(loss):
             found = {"step": step, "loss": loss, "grad_norm": norm, **_figures(model, batch, space.image_offset, arm)}
-            found["fixed_loss"] = fmean(_loss(model.eval(), each, arm)[0].item() for each in given[STEPS:])
+            found["fixed_loss"] = fmean(_loss(model.eval(), each, arm)[0].item() for each in given[run.steps :])
             figures.append(found)
             if step > limits.after:
                 for name, _ in warnings(found, history, limits, step):
@@ -137,7 +158,7 @@ def train(run: StabilityRun, shards: str) -> dict[str, Any]:
                 history.follow(found, step)
         if not math.isfinite(loss):
             break
-    return {"losses": losses, "figures": figures, "alarms": alarms}
+    return {"planned": run.steps, "losses": losses, "figures": figures, "alarms": alarms}
 
 
 def _autocast(arm: StabilityArm) -> Any:
@@ -161,7 +182,8 @@ def _step(model: UnifiedModel, optimizer: Any, batch: PackedBatch, arm: Stabilit
     loss, terms, weight = _loss(model.train(), batch, arm)
     total(terms).backward()
     norm = to_means(gradients_of(optimizer), weight)
-    clip(gradients_of(optimizer), 1.0, norm)
+    if arm.clip:
+        clip(gradients_of(optimizer), arm.clip, norm)
     optimizer.step()
     return float(loss), float(norm)
 
@@ -174,7 +196,7 @@ def _figures(model: UnifiedModel, batch: PackedBatch, image_offset: int, arm: St
 def diverged_at(run: Mapping[str, Any]) -> int | None:
     """The step from which on a run is worse than it was, for good; None for a run that is not."""
     losses, steps = fixed_losses(run), [each["step"] for each in run["figures"]]
-    if len(run["losses"]) < STEPS or not all(map(math.isfinite, losses)):
+    if len(run["losses"]) < run["planned"] or not all(map(math.isfinite, losses)):
         return len(run["losses"])
     if losses[-1] < min(losses) + ROSE:
         return None
@@ -193,14 +215,17 @@ def first_alarm(alarms: Mapping[str, int]) -> tuple[str, int] | None:
     return min(early.items(), key=lambda one: one[1]) if early else None
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def table(found: Mapping[str, Mapping[str, Any]], plan: StabilityPlan) -> str:
     """A row for each arm: of each learning rate how many seeds diverged, and where; how early the monitors were."""
-    head = " | ".join(f"{rate:g}" for rate in RATES)
-    lines = [f"| arm | {head} | loss at the best rate | warned before it diverged |", "|---" * (len(RATES) + 3) + "|"]
-    for arm in ARMS:
+    head = " | ".join(f"{rate:g}" for rate in plan.rates)
+    lines = [
+        f"| arm | {head} | loss at the best rate | warned before it diverged |",
+        "|---" * (len(plan.rates) + 3) + "|",
+    ]
+    for arm in plan.arms:
         columns, ends, early, diverged = [], {}, [], 0
-        for rate in RATES:
-            runs = [found[StabilityRun(arm=arm, rate=rate, seed=seed).name] for seed in SEEDS]
+        for rate in plan.rates:
+            runs = [found[plan.run(arm, rate, seed).name] for seed in SEEDS]
             at = [diverged_at(run) for run in runs]
             finals = [fixed_losses(run)[-1] for run in runs]
             ends[rate] = fmean(finals)
@@ -218,7 +243,7 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+def draw(found: Mapping[str, Mapping[str, Any]], plan: StabilityPlan, out: Path) -> None:
     """Curves of loss, output norm and largest score, for each arm at each rate, seed 0."""
     import matplotlib
 
@@ -226,10 +251,12 @@ def draw(found: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     from matplotlib import pyplot
 
     names = ("fixed_loss", "output_norm", "attention_logit")
-    figure, axes = pyplot.subplots(len(names), len(ARMS), figsize=(2.6 * len(ARMS), 7), sharex=True, sharey="row")
-    for column, arm in enumerate(ARMS):
-        for rate in RATES:
-            figures = found[StabilityRun(arm=arm, rate=rate, seed=SEEDS[0]).name]["figures"]
+    figure, axes = pyplot.subplots(
+        len(names), len(plan.arms), figsize=(2.6 * len(plan.arms), 7), sharex=True, sharey="row"
+    )
+    for column, arm in enumerate(plan.arms):
+        for rate in plan.rates:
+            figures = found[plan.run(arm, rate, SEEDS[0]).name]["figures"]
             for row, name in enumerate(names):
                 values = [(each["step"], each[name]) for each in figures if name in each]
                 axes[row, column].plot(*zip(*values, strict=True), label=f"{rate:g}", linewidth=1)
@@ -260,16 +287,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/stability"))
     parser.add_argument("--at-once", type=int, default=2, help="runs side by side, a core each (default 2)")
+    parser.add_argument("--long", action="store_true", help=f"two arms, {LONG} steps, gradients not clipped")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    runs = [StabilityRun(arm=arm, rate=rate, seed=seed) for seed in SEEDS for rate in RATES for arm in ARMS]
+    plan = StabilityPlan(LONG_ARMS, LONG_RATES, LONG) if given.long else StabilityPlan(ARMS, RATES, STEPS)
+    runs = [plan.run(arm, rate, seed) for seed in SEEDS for rate in plan.rates for arm in plan.arms]
     with ProcessPoolExecutor(given.at_once) as pool:
         jobs = [pool.submit(_train_one, run, given.shards, given.out) for run in runs]
         for number, job in enumerate(jobs, 1):
             print(f"{number}/{len(runs)} {job.result()}", flush=True)  # noqa: T201
     found = {run.name: json.loads((given.out / f"{run.name}.json").read_text()) for run in runs}
-    draw(found, given.out / "stability.png")
-    print(table(found))  # noqa: T201
+    draw(found, plan, given.out / "stability.png")
+    print(table(found, plan))  # noqa: T201
     return 0
 
 
