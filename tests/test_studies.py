@@ -7,10 +7,13 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from tests.oracles.tiny import tiny_shards
 from unimodal.training.curriculum import read_curriculum
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,3 +131,70 @@ def test_the_table_of_experts_has_the_mean_of_the_last_rows(tmp_path: Path) -> N
     assert "| held-out text loss, nats |" + " 0.2500 |" * len(experts.ARMS) in lines
     assert "| tokens a second |" + " 2 |" * len(experts.ARMS) in lines, "(1 + 2) / 2, rounded to even"
     assert "| largest load over mean |" + " - |" * len(experts.ARMS) in lines
+
+
+@pytest.fixture(scope="module")
+def stability() -> ModuleType:
+    return loaded("stability")
+
+
+def stable_run(losses: list[float], alarms: dict[str, int] | None = None, planned: int | None = None) -> dict[str, Any]:
+    """Losses on the fixed batches, every ten steps."""
+    figures = [{"step": 10 * number, "fixed_loss": loss} for number, loss in enumerate(losses, 1)]
+    steps = 10 * len(losses)
+    return {"planned": planned or steps, "losses": [0.0] * steps, "figures": figures, "alarms": alarms or {}}
+
+
+def test_a_run_has_diverged_from_where_its_loss_rises_for_good(stability: ModuleType) -> None:
+    assert stability.diverged_at(stable_run([5, 4, 3, 3.4, 3])) is None
+    assert stability.diverged_at(stable_run([5, 4, 3, 4, 3, 3.6, 9])) == 60
+    assert stability.diverged_at(stable_run([5, 4, float("nan")])) == 30
+    assert stability.diverged_at(stable_run([5, 4, 3], planned=100)) == 30
+    warned = {"loss_rise": 10, "output_growth": 40, "attention_logit": 30}
+    assert stability.first_alarm(warned) == ("attention_logit", 30)
+    assert stability.first_alarm({"grad_norm_rise": 10}) is None
+
+
+def test_the_table_of_stability_counts_what_diverged_and_how_early_it_was_warned(stability: ModuleType) -> None:
+    plan = stability.StabilityPlan(stability.LONG_ARMS, (0.1,), 50)
+    sound, broken = stable_run([5, 4, 3, 2, 1]), stable_run([5, 4, 3, 5, 6], {"attention_logit": 20})
+    found = {
+        plan.run(arm, 0.1, seed).name: broken if arm is plan.arms[1] and seed else sound
+        for arm in plan.arms
+        for seed in stability.SEEDS
+    }
+    lines = stability.table(found, plan).splitlines()
+    assert lines[2] == "| QK-norm, z-loss, not clipped | 1.00 | 1.000 at 0.1 | - |"
+    assert lines[3] == "| neither, not clipped | 4.33, 2 of 3 diverged | 4.333 at 0.1 | 2 of 2, by 20 steps |"
+
+
+def test_a_small_decoder_of_the_study_trains_and_is_measured(stability: ModuleType, tmp_path: Path) -> None:
+    shards = tiny_shards(tmp_path / "shards", 40)
+    run = stability.StabilityRun(arm=stability.ARMS[0], rate=1e-3, seed=0, steps=20)
+    found = stability.train(run, str(shards))
+    assert len(found["losses"]) == 20 == found["planned"] and stability.diverged_at(found) is None
+    assert len(stability.fixed_losses(found)) == 2 and found["figures"][0]["attention_logit"] > 0
+
+
+@pytest.fixture(scope="module")
+def image_tokenizers() -> ModuleType:
+    return loaded("image_tokenizers")
+
+
+def test_jpeg_takes_no_more_bits_than_it_is_given_and_is_better_with_more(image_tokenizers: ModuleType) -> None:
+    y, x = torch.meshgrid(torch.linspace(0, 9, 64), torch.linspace(0, 9, 64), indexing="ij")
+    picture = torch.stack([torch.sin(x), torch.cos(y), torch.sin(x * y / 9)])[None].repeat(2, 1, 1, 1)
+    few, many = (image_tokenizers.jpeg_at(picture, bits) for bits in (2000, 8000))
+    assert few[1] <= 2000 < many[1] <= 8000 and many[0] > few[0] > 10
+    least = image_tokenizers.jpeg_at(picture, 1)
+    assert least[1] > 1  # the worst quality, and what it takes
+
+
+def test_the_best_of_as_few_bits_are_bold(image_tokenizers: ModuleType) -> None:
+    def row(name: str, bits: float, psnr: float) -> Any:
+        others = dict.fromkeys(("ssim", "features", "photographs", "jpeg", "jpeg_bits", "seconds"), 1.0)
+        return image_tokenizers.Measured(name=name, codes=64, bits=bits, psnr=psnr, **others)
+
+    lines = image_tokenizers.table([row("large", 900, 20), row("best", 640, 22), row("larger", 2000, 25)]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| best", "| large", "| larger"]
+    assert ["**" in line for line in lines[2:]] == [True, False, True]
