@@ -52,6 +52,18 @@ def test_every_line_gets_its_answer_with_its_own_settings(bundle: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_drafts_change_no_file(bundle: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path, ROWS)
+    predict(bundle, prompts, tmp_path / "plain")
+    for drafts in ("3", "auto"):
+        predict(bundle, prompts, tmp_path / drafts, f"--model.drafts={drafts}")
+        assert files(tmp_path / drafts) == files(tmp_path / "plain")
+    with pytest.raises(SystemExit) as end:
+        predict(bundle, prompts, tmp_path / "wrong", "--model.drafts=-1")
+    assert end.value.code == 2
+
+
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_to_the_same_files(bundle: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path, ROWS)
     predict(bundle, prompts, tmp_path / "whole")

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         check_results_place(options.out)
     dtype = getattr(torch, options.dtype) if options.dtype else None
     with process_group():
-        model = load(options.model, dtype=dtype, device=rank_device(options.device))
+        model = load(options.model, dtype=dtype, device=rank_device(options.device), drafts=options.drafts)
         if rank:
             _help_out(model, config, options)
             return 0

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from unimodal.generation.drafts.usual import Drafts
 from unimodal.generation.pipeline import load
 from unimodal.generation.prompt_file import ANSWERS, AnswerFolder, PromptLine, read_prompts
 from unimodal.progress import progress_bar
@@ -47,17 +48,21 @@ class PromptFile(L.LightningDataModule):
 
 
 class Answerer(L.LightningModule):
-    """Answers prompts with a model bundle; `compile` pays for long files on CUDA."""
+    """Answers prompts with a model bundle; `compile` pays for long files on CUDA, `drafts` (`auto`, or a number of
+    later tokens that are guessed before each pass) for few rows of a model that memory bounds."""
 
-    def __init__(self, bundle: Path, batch_size: int = 64, compile: bool = False) -> None:
+    def __init__(self, bundle: Path, batch_size: int = 64, compile: bool = False, drafts: Drafts = 0) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"the batch size is at least 1, got {batch_size}")
+        if drafts != "auto" and drafts < 0:
+            raise ValueError(f"drafts are auto, or at least 0, got {drafts}")
         self.pipeline, self.batch_size, self.compile_steps = (
             load(bundle, device="cpu", packed=False),
             batch_size,
             compile,
         )
+        self.drafts: Drafts = drafts
         self.model = self.pipeline.model  # so that Lightning moves it to its device, and what goes with it
         self.image_tokenizer, self.autoencoder = self.pipeline.image_tokenizer, self.pipeline.autoencoder
         self._tell: Callable[[int], None] = lambda done: None
@@ -71,6 +76,8 @@ class Answerer(L.LightningModule):
             self.pipeline.use_compiled_steps()
         else:
             self.pipeline.use_prepacked_weights()
+        if self.drafts != 0:
+            self.pipeline.use_drafts(self.drafts)
         self._bar = progress_bar("answers", len(data.lines), unit="answers")
         self._tell = self._bar.__enter__()
 
