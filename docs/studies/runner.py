@@ -63,10 +63,10 @@ def scored(task: str, *options: str) -> tuple[str, ...]:
     return (*UNIMODAL, "evaluate", "--task", task, "--source", "easy_vqa", "--split", "test", *options)
 
 
-def fill_in(page: Path, table: str) -> None:
+def fill_in(page: Path, table: str, mark: str = TABLE) -> None:
     """The table between the marks of a page."""
-    before, _, after = page.read_text(encoding="utf-8").split(TABLE)
-    page.write_text(TABLE.join([before, f"\n{table}\n", after]), encoding="utf-8")
+    before, _, after = page.read_text(encoding="utf-8").split(mark)
+    page.write_text(mark.join([before, f"\n{table}\n", after]), encoding="utf-8")
 
 
 def mean_and_each(values: Sequence[float], digits: int) -> str:

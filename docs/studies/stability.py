@@ -4,8 +4,8 @@ long before that the monitors say so.
     python docs/studies/stability.py --shards runs/demo/shards --out runs/stability
 
 trains a small mixed-modal decoder for each arm, learning rate and seed on the same batches, writes curves of loss and
-monitors to OUT with a picture of them, and prints a table. `--long` does so with two arms, LONG steps and no clipping
-of gradients. Killed, it resumes when it is given again.
+monitors to OUT, and fills in docs/studies/stability.md with a table and a picture of them. `--long` does so with two
+arms, LONG steps and no clipping of gradients. Killed, it resumes when it is given again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
+from runner import ROOT, TABLE, fill_in
 from torch import Tensor
 
 from data_pipelines.batch import PackedBatch
@@ -49,6 +50,8 @@ RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2)
 ROWS, LENGTH = 4, 288
 SHAPE = {"dim": 64, "num_layers": 4, "num_heads": 4, "hidden_dim": 176, "max_length": 512}
+PAGE = ROOT / "docs" / "studies" / "stability.md"
+LONG_TABLE = "<!-- long -->"
 FIXED = 3
 """Batches that no run trains on, and on which the losses of all are compared: those of training hold more images or
 fewer."""
@@ -74,6 +77,7 @@ class StabilityArm:
 BARE: dict[str, Any] = {"qk_norm": None}
 ARMS = (
     StabilityArm(name="QK-norm, z-loss"),
+    StabilityArm(name="QK-norm, z-loss, norms reordered", trunk={"norm_placement": "swin"}),
     StabilityArm(name="no QK-norm", trunk=BARE),
     StabilityArm(name="no z-loss", z_weight=0.0),
     StabilityArm(name="neither", trunk=BARE, z_weight=0.0),
@@ -297,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, job in enumerate(jobs, 1):
             print(f"{number}/{len(runs)} {job.result()}", flush=True)  # noqa: T201
     found = {run.name: json.loads((given.out / f"{run.name}.json").read_text()) for run in runs}
-    draw(found, plan, given.out / "stability.png")
+    draw(found, plan, PAGE.with_name("stability_long.png" if given.long else "stability.png"))
+    fill_in(PAGE, table(found, plan), LONG_TABLE if given.long else TABLE)
     print(table(found, plan))  # noqa: T201
     return 0
 
