@@ -17,9 +17,9 @@ from unimodal.training.cli import run
 STEPS, HALF = 8, 4
 ADAMW: Options = {"model__optimizer": "AdamWConfig", "model__optimizer__learning_rate": 0.02}
 SCHEDULES: dict[str, Options] = {
-    decay: {**ADAMW, "model__schedule__decay": decay}
-    for decay in ("constant", "linear", "cosine", "exponential", "wsd")
+    decay: {**ADAMW, "model__schedule__decay": decay} for decay in ("constant", "linear", "cosine", "exponential")
 }
+SCHEDULES["stable, then decay"] = {**SCHEDULES["linear"], "model__schedule__decay_from": 0.6}
 STARTS: dict[str, Options] = {
     "frozen": {**ADAMW, "model__start__freeze": '["trunk.blocks.0.*", "trunk.embedding.weight"]'},
     "trainable": {**ADAMW, "model__start__trainable": '["trunk.blocks.1.*"]'},

@@ -26,6 +26,9 @@ GOLDEN_FIGURES = (*LOSSES, "monitor/separators")
 """What is compared: losses, and a figure of the documents, where a run has monitors."""
 MARGIN = 0.05
 """Of a loss: what other processors, libraries and orders of summing may change."""
+EXPECTED_RANGE = {2: 1.128, 3: 1.693, 4: 2.059, 5: 2.326}
+"""Of so many draws from a normal distribution, in standard deviations (Tippett, 1925): the range of few seeds is made
+as wide as that of five."""
 ALLOWED = 0.1
 """Share of the compared numbers that may lie outside: bands of few seeds are narrow now and then."""
 
@@ -39,6 +42,13 @@ class Band:
 
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], stretch: float) -> Band:
+        """The range of the values, that many times as wide about its middle, and never below 0."""
+        low, high = min(values), max(values)
+        more = (stretch - 1) * (high - low) / 2
+        return cls(low=max(low - more, 0.0), high=high + more)
 
     def holds(self, value: float) -> bool:
         """Whether a run's loss is normal."""
@@ -62,11 +72,12 @@ class Golden:
     def of(
         cls, curves: Sequence[LossCurve], recipe: str, steps: Sequence[int], planned_steps: int, device: str
     ) -> Golden:
-        """The range of all curves."""
+        """The range of all curves, as wide as that of five would be; two are needed."""
+        stretch = max(EXPECTED_RANGE.values()) / EXPECTED_RANGE.get(len(curves), max(EXPECTED_RANGE.values()))
         bands: dict[str, dict[int, Band]] = {}
         for name in curves[0]:
             values = {step: [curve[name][step] for curve in curves] for step in steps}
-            bands[name] = {step: Band(low=min(each), high=max(each)) for step, each in values.items()}
+            bands[name] = {step: Band.of(each, stretch) for step, each in values.items()}
         return cls(
             recipe=recipe,
             seeds=len(curves),
