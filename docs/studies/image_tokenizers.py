@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from tokenizers_vq.image_tokenizer import ImageTokenizer
 from tokenizers_vq.losses import PerceptualLoss
 from tokenizers_vq.metrics import psnr, ssim
 from unimodal.terminal import say
+from unimodal.training.callbacks.ceiling import bits_a_picture
 
 SIDE, STEPS, BATCH = 64, 1500, 32
 PAGE = ROOT / "docs" / "studies" / "image_tokenizers.md"
@@ -210,9 +210,7 @@ def measure(arm: TokenizerArm, root: Path, emoji: Tensor, tiles: Tensor, feature
     """All figures of a tokenizer that is trained."""
     tokenizer = ImageTokenizer.open(root / "image_tokenizer")
     copies = reconstructed(tokenizer, emoji)
-    quantizer = tokenizer.config.quantizer
-    each = math.log2(quantizer.codebook_size / quantizer.codes_of_a_place)
-    bits = tokenizer.layout.num_codes * each
+    bits = bits_a_picture(tokenizer)
     jpeg, jpeg_bits = jpeg_at(emoji, bits)
     return Measured(
         name=arm.name,

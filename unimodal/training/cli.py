@@ -31,6 +31,7 @@ from unimodal.training import predicting as _predicting
 from unimodal.training.callbacks.averaging import ExponentialAverage
 from unimodal.training.callbacks.balance import ModalityBalance
 from unimodal.training.callbacks.bundle import BundleWriter
+from unimodal.training.callbacks.ceiling import Ceiling
 from unimodal.training.callbacks.held_out import HeldOut
 from unimodal.training.callbacks.monitors import Monitors
 from unimodal.training.callbacks.parameters import ParameterTable
@@ -170,6 +171,7 @@ class TrainingCLI(LightningCLI):
             ModalityBalance(),
             ParameterTable(),
             ReconstructionPictures(),
+            Ceiling(),
             RolloutSamples(),
         ]
         return super().instantiate_trainer(**kwargs)
