@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from unimodal.commands.process import prepare
 from unimodal.generation.options import add_arguments as add_settings
-from unimodal.generation.options import drafts_option
+from unimodal.generation.options import add_drafts
 from unimodal.generation.settings import OPTIONS
 
 Handler = Callable[[argparse.Namespace], int]
@@ -130,7 +130,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     _device_arguments(parser)
     about = "compile the decoding steps: takes half a minute or two, for long answers of large models"
     parser.add_argument("--compile", action="store_true", help=about)
-    _drafts_argument(parser)
+    add_drafts(parser)
     parser.add_argument("--stream", action="store_true", help="print the answer as it comes; for a single one")
     parser.add_argument("--think", action="store_true", help="plan in words before the picture; with --mode image")
     parser.add_argument("--seed", type=int, default=0)
@@ -138,11 +138,6 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu, cuda or cuda:1; CUDA's first one where there is one")
-
-
-def _drafts_argument(parser: argparse.ArgumentParser) -> None:
-    about = "later tokens guessed before each pass, a number or 'auto'; answers stay the same"
-    parser.add_argument("--drafts", type=drafts_option, default=0, metavar="N", help=about)
 
 
 def _device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +157,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, help="vqa, caption, t2i, edit or reconstruction")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the results file")
     _device_arguments(parser)
-    _drafts_argument(parser)
+    add_drafts(parser)
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="only the first N items")
     parser.add_argument("--seed", type=int, default=None)
     add_settings(parser, EVALUATED, defaults=False)

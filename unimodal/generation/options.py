@@ -55,6 +55,12 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def add_drafts(parser: argparse.ArgumentParser) -> None:
+    """`--drafts`, of the commands that decode."""
+    about = "later tokens guessed before each pass, a number or 'auto'; answers stay the same"
+    parser.add_argument("--drafts", type=drafts_option, default=0, metavar="N", help=about)
+
+
 def drafts_option(text: str) -> int | str:
     """How many later tokens are guessed before each pass, or `auto`."""
     if text == "auto" or text.isdecimal():

@@ -1,4 +1,4 @@
-"""What an image tokenizer is worth, said when its training ends: no drawing is better than a reconstruction."""
+"""What an image tokenizer is worth, sentence when its training ends: no drawing is better than a reconstruction."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def bits_a_picture(tokenizer: ImageTokenizer) -> float:
 def ceiling(tokenizer: ImageTokenizer, psnr: float, ssim: float) -> str:
     """One or two sentences. psnr in dB and ssim are of held-out pictures."""
     codes, size = tokenizer.layout.num_codes, tokenizer.image_size
-    said = (
+    sentence = (
         f"{codes} codes, {bits_a_picture(tokenizer):,.0f} bits, for a picture of {size} x {size}: held-out pictures "
         f"come back with {psnr:.1f} dB and SSIM {ssim:.2f}, and no drawing will be better than that"
     )
     if ssim >= GOOD_SSIM:
-        return said
+        return sentence
     more = "a smaller patch_size, several codes a place (ResidualVQConfig), a larger codebook, or more steps"
-    return f"{said}. What is small in them is lost: take {more}"
+    return f"{sentence}. What is small in them is lost: take {more}"
