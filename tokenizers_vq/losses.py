@@ -54,8 +54,13 @@ class PerceptualLoss(nn.Module):
         network.load_state_dict(weights)
         self.network = network.eval().requires_grad_(False)
         self._features: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            del module, inputs
+            self._features.append(output)
+
         for block in network._blocks:
-            block.register_forward_hook(lambda _module, _inputs, output: self._features.append(output))
+            block.register_forward_hook(keep)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """images, targets (B, 3, S, S) in [-1, 1] -> scalar."""
