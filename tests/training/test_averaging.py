@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.oracles.tiny import tiny_shards
 from tests.oracles.tiny_training import Options, finish, fit_arguments, full_tensor, logged, losses, start_training
+from unimodal.commands.bundle import run as bundle_of
 from unimodal.training.averaging import average_decay
 from unimodal.training.cli import main, run
 
@@ -98,6 +99,9 @@ def test_the_average_is_bundled_and_validated_and_training_is_as_without(shards:
     for name, expected in slow_average(tmp_path / "with").items():
         torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-7, msg=name)
         assert not torch.equal(found[name], last[name]), name
+    bundle_of(tmp_path / "with" / "checkpoints" / "last.ckpt", shards, tmp_path / "of_checkpoint")
+    of_checkpoint = load_file(tmp_path / "of_checkpoint" / "model.safetensors")
+    assert all(torch.equal(of_checkpoint[name], found[name]) for name in found)
     bundle: Options = {**EMA, "model__start__bundle": str(tmp_path / "with" / "model")}
     still: Options = {"model__optimizer": "AdamWConfig", "model__optimizer__learning_rate": 0.0}
     run(fit_arguments(shards, tmp_path / "again", **{**bundle, **still, "ema__decay": 0.0}))
@@ -137,6 +141,9 @@ def test_two_ranks_keep_one_average_and_resume_it(strategy: str, shards: Path, t
     for name, expected in slow_average(tmp_path / "whole").items():
         torch.testing.assert_close(whole[name].double(), expected, rtol=1e-5, atol=1e-7, msg=name)
         assert torch.equal(whole[name], two[name]), name
+    bundle_of(tmp_path / "two" / "checkpoints" / "last.ckpt", shards, tmp_path / "of_checkpoint")
+    of_checkpoint = load_file(tmp_path / "of_checkpoint" / "model.safetensors")
+    assert all(torch.equal(of_checkpoint[name], two[name]) for name in two)
 
 
 @pytest.mark.parametrize(

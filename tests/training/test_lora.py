@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tests.oracles.passes import logits
 from tests.oracles.tiny import tiny_model, tiny_shards
 from tests.oracles.tiny_training import Options, finish, fit_arguments, losses, start_training
+from unimodal.commands.bundle import run as bundle_of
 from unimodal.model.checkpoint import open_model
 from unimodal.training.cli import main, run
 from unimodal.training.lora import LoraSettings, add_adapters, has_adapters, lora_targets, without_adapters
@@ -84,6 +85,9 @@ def test_a_run_trains_adapters_alone_and_its_bundle_opens_as_any_other(
         adapts = name.endswith((".q_proj.weight", ".down_proj.weight"))
         assert torch.equal(tensor, after[name]) is not adapts, name
     assert not has_adapters(open_model(tmp_path / "model")[0])
+    bundle_of(tmp_path / "checkpoints" / "last.ckpt", shards, tmp_path / "of_checkpoint")
+    of_checkpoint = load_file(tmp_path / "of_checkpoint" / "model.safetensors")
+    assert all(torch.equal(of_checkpoint[name], after[name]) for name in after)
     found = [float.fromhex(loss) for _, loss in losses(tmp_path / "losses")]
     assert found[-1] < found[0]
 

@@ -14,7 +14,9 @@ from unimodal.bundle import Bundle
 from unimodal.model.checkpoint import assembled
 from unimodal.model.config import ModelConfig
 from unimodal.terminal import say
+from unimodal.training.averaging import AVERAGE, AVERAGED
 from unimodal.training.checkpointing import AtomicCheckpointIO
+from unimodal.training.lora import LORA_SCALE, with_products
 from unimodal.training.parallel.checkpoint import WEIGHT_PREFIX, is_sharded, load_tensors, read_rest
 
 PREFIX = "model."
@@ -35,17 +37,25 @@ def run(checkpoint: Path, tokenizers: Path, out: Path) -> int:
 
 
 def opened(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a checkpoint holds beside tensors, and the model's weights, whole."""
+    """What a checkpoint holds beside tensors, and the model's weights, whole: their averages where it keeps any, and
+    with the products of adapters."""
     if is_sharded(checkpoint):
         values = read_rest(checkpoint)
-        whole = {WEIGHT_PREFIX + name: torch.empty(tensor.shape) for name, tensor in values["state_dict"].items()}
+        shapes = {name: tensor.shape for name, tensor in values["state_dict"].items()}
+        averages = {name: f"optimizer_0.{name}.{AVERAGE}" for name in values.get(AVERAGED, ()) if name}
+        whole = {WEIGHT_PREFIX + name: torch.empty(shape) for name, shape in shapes.items()}
+        whole |= {stored: torch.empty(shapes[name]) for name, stored in averages.items()}
         load_tensors(checkpoint, whole)
-        state = {name.removeprefix(WEIGHT_PREFIX): tensor for name, tensor in whole.items()}
+        state = {name: whole[WEIGHT_PREFIX + name] for name in shapes}
+        state |= {name: whole[stored] for name, stored in averages.items()}
     elif checkpoint.is_file():
         values = AtomicCheckpointIO().load_checkpoint(checkpoint)
-        state = values["state_dict"]
+        states = values["optimizer_states"][0]["state"] if AVERAGED in values else {}
+        numbered = [(name, number) for number, name in enumerate(values.get(AVERAGED, ())) if name]
+        state = {**values["state_dict"], **{name: states[number][AVERAGE] for name, number in numbered}}
     else:
         raise ValueError(f"{checkpoint} is not a checkpoint of train.py")
     if "model_config" not in values:
         raise ValueError(f"{checkpoint} holds no model config: an earlier version wrote it, or it is a tokenizer's")
-    return values, {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    return values, with_products(weights, values.get(LORA_SCALE, 1.0))

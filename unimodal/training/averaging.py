@@ -17,6 +17,8 @@ from unimodal.model.sharded import local_parts, reshard
 
 AVERAGE = "average"
 """Of the state of a parameter, beside its moments."""
+AVERAGED = "averaged"
+"""Of a checkpoint: the names of the first optimizer's parameters, in the order of its groups; "" without an average."""
 
 
 def average_decay(decay: float, updates: int) -> float:

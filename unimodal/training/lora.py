@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,6 +15,8 @@ from unimodal.model.model import UnifiedModel
 
 ADAPTER = "default"
 """peft's name of the one adapter that there is."""
+LORA_SCALE = "lora_scale"
+"""Of a checkpoint with adapters."""
 BASE, OURS = ".base_layer.", ".lora_"
 """In names of parameters: the weights that an adapter adds to, and its own."""
 
@@ -36,6 +39,11 @@ class LoraSettings:
             raise ValueError(f"start.lora: a rank of at least 1 and one pattern of targets, got {self}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"start.lora.dropout lies between 0 and 1, got {self.dropout}")
+
+    @property
+    def scale(self) -> float:
+        """What the products are multiplied with."""
+        return self.alpha / self.rank
 
 
 def lora_targets(model: nn.Module, settings: LoraSettings) -> list[str]:
@@ -77,14 +85,20 @@ def has_adapters(model: nn.Module) -> bool:
     return any(OURS in name for name, _ in model.named_parameters())
 
 
-@torch.no_grad()
 def without_adapters(model: UnifiedModel) -> UnifiedModel:
     """A model of the same answers without adapters: their products are added to copies of the weights."""
-    tensors: dict[str, Tensor] = {
-        name.replace(BASE, "."): tensor for name, tensor in model.state_dict().items() if OURS not in name
-    }
-    for name, part in model.named_modules():
-        if hasattr(part, "lora_A"):
-            layer: Any = part
-            tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + layer.get_delta_weight(ADAPTER)
-    return assembled(model.config, tensors)
+    layer: Any = next(part for part in model.modules() if hasattr(part, "lora_A"))
+    return assembled(model.config, with_products(model.state_dict(), layer.scaling[ADAPTER]))
+
+
+@torch.no_grad()
+def with_products(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The weights of a model with adapters by the names that it has without them, W + scale * B A where there are
+    any."""
+    found = {name.replace(BASE, "."): tensor for name, tensor in state.items() if OURS not in name}
+    for name in state:
+        layer, first, _ = name.partition(f"{OURS}A.")
+        if first:
+            a, b = state[name], state[name.replace(f"{OURS}A.", f"{OURS}B.")]
+            found[f"{layer}.weight"] = found[f"{layer}.weight"] + scale * b @ a
+    return found

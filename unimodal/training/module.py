@@ -22,6 +22,7 @@ from unimodal.model.model import UnifiedModel
 from unimodal.training.branches import FlowBranchConfig, VisionBranchConfig, check_branches
 from unimodal.training.checkpointing import SOUND
 from unimodal.training.gradients import clip, gradients_of, to_means
+from unimodal.training.lora import LORA_SCALE
 from unimodal.training.objectives.base import EXPERTS, Objective, Terms, check_objectives, total
 from unimodal.training.objectives.usual import usual_objectives
 from unimodal.training.old_names import upgrade_checkpoint
@@ -268,6 +269,8 @@ class TransformerModule(L.LightningModule):
         checkpoint["token_space"] = self.space.to_dict()
         checkpoint["media"] = {name: spec.source for name, spec in self.spec.media.items()}
         checkpoint[IDENTITY] = self._identity()
+        if self.start.lora is not None:
+            checkpoint[LORA_SCALE] = self.start.lora.scale
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume with the same random numbers; refuse another token space or another autoencoder's latents."""

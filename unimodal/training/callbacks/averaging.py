@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from unimodal.training.averaging import average_decay, averaged_weights, begin_average, update_average
+from unimodal.training.averaging import AVERAGED, average_decay, averaged_weights, begin_average, update_average
 from unimodal.training.module import TransformerModule
 
 
@@ -37,6 +37,13 @@ class ExponentialAverage(L.Callback):
         for optimizer in trainer.optimizers:
             begin_average(optimizer)
             optimizer.register_step_post_hook(update)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Which number of an optimizer's state is whose, so that a bundle of the checkpoint has the averages."""
+        if self.decay and isinstance(pl_module, TransformerModule):
+            names = {id(each): name for name, each in pl_module.named_parameters() if each.requires_grad}
+            groups = trainer.optimizers[0].param_groups
+            checkpoint[AVERAGED] = [names.get(id(each), "") for group in groups for each in group["params"]]
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.decay and isinstance(pl_module, TransformerModule) and pl_module.model is not None:
