@@ -69,7 +69,8 @@ def test_the_range_of_few_seeds_is_as_wide_as_that_of_five_would_be() -> None:
     assert Band.of([1.0, 2.0], 1.5) == Band(low=0.75, high=2.25)
     assert Band.of([0.1, 1.1], 2.0).low == 0.0
     curves = [{"train/loss_text": {2: value}} for value in (2.0, 1.0, 1.5, 1.2, 1.8)]
-    of_five, of_two = (Golden.of(curves[:count], "tiny", (2,), 10, "here").bands["train/loss_text"][2] for count in (5, 2))
+    made = [Golden.of(curves[:count], "tiny", (2,), 10, "here") for count in (5, 2)]
+    of_five, of_two = (one.bands["train/loss_text"][2] for one in made)
     assert (of_five.low, of_five.high) == (1.0, 2.0)
     assert of_two.high - of_two.low == pytest.approx(2.326 / 1.128) and of_two.high + of_two.low == pytest.approx(3)
 
