@@ -76,8 +76,10 @@ class Golden:
         stretch = max(EXPECTED_RANGE.values()) / EXPECTED_RANGE.get(len(curves), max(EXPECTED_RANGE.values()))
         bands: dict[str, dict[int, Band]] = {}
         for name in curves[0]:
-            values = {step: [curve[name][step] for curve in curves] for step in steps}
-            bands[name] = {step: Band.of(each, stretch) for step, each in values.items()}
+            found = [curve.get(name, {}) for curve in curves]
+            common = [step for step in steps if all(step in of_seed for of_seed in found)]
+            if common:
+                bands[name] = {step: Band.of([each[step] for each in found], stretch) for step in common}
         return cls(
             recipe=recipe,
             seeds=len(curves),
@@ -146,15 +148,16 @@ def curve(root: Path, steps: Sequence[int]) -> LossCurve:
                         found[name][int(row["step"]) + 1] = float(row[name])
     if not any(found[name] for name in LOSSES):
         raise ValueError(f"{root}: no logs/version_*/metrics.csv with the losses of training")
-    return {name: _means(values, steps) for name, values in found.items() if values}
+    reached = max(max(values) for values in found.values() if values)
+    return {name: _means(values, steps, reached) for name, values in found.items() if values}
 
 
-def _means(values: Mapping[int, float], steps: Sequence[int]) -> dict[int, float]:
-    """Means of what was logged after one step and up to the next."""
+def _means(values: Mapping[int, float], steps: Sequence[int], reached: int) -> dict[int, float]:
+    """Means of what was logged after one step and up to the next; a figure of monitors may miss some."""
     found: dict[int, float] = {}
     for before, step in zip((0, *steps), steps, strict=False):
         between = [value for at, value in values.items() if before < at <= step]
-        if between and max(values) >= step:
+        if between and reached >= step:
             found[step] = fmean(between)
     return found
 
@@ -166,9 +169,8 @@ def compare(found: LossCurve, golden: Golden) -> Comparison:
     rows = [
         (name, step, found.get(name, {}).get(step, math.nan), band)
         for name, of_loss in golden.bands.items()
-        if name in LOSSES or name in found
         for step, band in of_loss.items()
-        if step <= reached
+        if step <= reached and (name in LOSSES or step in found.get(name, {}))
     ]
     return Comparison(rows=tuple(rows))
 
