@@ -93,6 +93,9 @@ def test_separators_are_counted_by_answers_that_end() -> None:
         branches=zeros,
     )
     assert document_sums(batch, specials).over_ranks() == {"separators": 1.0}
+    batch.tokens = tokens.clone()
+    batch.tokens[0, 4] = specials.sep  # a drawing ends without <eos>
+    assert document_sums(batch, specials).over_ranks() == {"separators": 1.0}
     batch.tokens = tokens.masked_fill(tokens == specials.sep, 9)
     assert document_sums(batch, specials).over_ranks() == {"separators": 0.0}
     batch.tokens = torch.full_like(tokens, 9)

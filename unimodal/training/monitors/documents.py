@@ -11,7 +11,10 @@ SEPARATORS = "separators"
 
 
 def document_sums(batch: PackedBatch, specials: Specials) -> MonitorSums:
-    """`separators`: how many there are for each <eos>; 1 where every answer follows one (templates.py)."""
-    tokens = batch.tokens
-    counts = ((tokens == specials.sep).sum().double(), (tokens == specials.eos).sum().double())
-    return MonitorSums(means={SEPARATORS: counts})
+    """`separators`: how many there are for each <eos>, at most 1: that where every answer follows one (templates.py).
+
+    Noised drawings follow one and end without <eos>, so there may be more.
+    """
+    ends = (batch.tokens == specials.eos).sum().double()
+    separators = (batch.tokens == specials.sep).sum().double().minimum(ends)
+    return MonitorSums(means={SEPARATORS: (separators, ends)})
