@@ -78,7 +78,7 @@ class Golden:
         for name in curves[0]:
             found = [curve.get(name, {}) for curve in curves]
             common = [step for step in steps if all(step in of_seed for of_seed in found)]
-            if common:
+            if any(each[step] for each in found for step in common):  # a loss of nothing is 0
                 bands[name] = {step: Band.of([each[step] for each in found], stretch) for step in common}
         return cls(
             recipe=recipe,
