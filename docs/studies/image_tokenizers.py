@@ -14,7 +14,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from tokenizers_vq.metrics import psnr, ssim
 from unimodal.terminal import say
 from unimodal.training.callbacks.ceiling import bits_a_picture
 
-SIDE, STEPS, BATCH = 64, 1500, 32
+SIDE, STEPS, BATCH = 64, 800, 32
 PAGE = ROOT / "docs" / "studies" / "image_tokenizers.md"
 PHOTOGRAPHS = {
     "skimage": ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "rocket.jpg"),
@@ -55,8 +55,6 @@ class TokenizerArm:
     width: int
     quantizer: Mapping[str, Any]
     kind: str = "VQConfig"
-    more: Sequence[str] = field(default_factory=tuple)
-    """Options of the training."""
 
     @property
     def folder(self) -> str:
@@ -87,13 +85,6 @@ ARMS = (
     TokenizerArm(name="16 x 16, VQ 256", patch=4, width=128, quantizer={**VQ, "codebook_size": 256}),
     TokenizerArm(name="16 x 16, VQ 1,024", patch=4, width=128, quantizer={**VQ, "codebook_size": 1024}),
     TokenizerArm(name="16 x 16, FSQ 1,000", patch=4, width=128, kind="FSQConfig", quantizer={"levels": [8, 5, 5, 5]}),
-    TokenizerArm(
-        name="16 x 16, VQ 1,024, perceptual",
-        patch=4,
-        width=128,
-        quantizer={**VQ, "codebook_size": 1024},
-        more=("--model.init_args.perceptual", "{weight: 0.1}"),
-    ),
 )
 
 
@@ -141,7 +132,7 @@ class TokenizerRuns(Programs):
         }
         options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         config = ROOT / "configs" / "tokenizer" / "demo.yaml"
-        seconds = self.run("train.py", "fit", "--config", str(config), *options, *arm.more)
+        seconds = self.run("train.py", "fit", "--config", str(config), *options)
         (root / "seconds.json").write_text(json.dumps({"seconds": seconds, "threads": 2 // self.at_once}))
 
 
