@@ -34,7 +34,9 @@ class FakeCodec:
 
     image_size: int = SIZE
     codebook_size: int = 4
-    reduction: int = 1
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
 
     def encode(self, images: Tensor) -> Tensor:
         return ((images[:, 0] + 1) / 2 * 3).round().long().flatten(1)
