@@ -52,7 +52,10 @@ class PaintJudge:
 class Exact:
     """An image tokenizer that keeps all of a picture but for one step of blue."""
 
-    image_size, codebook_size, reduction = 64, 256, 1
+    image_size, codebook_size = 64, 256
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
 
     def encode(self, images: Tensor) -> Tensor:
         return ((images + 1) * 127.5).round().long().flatten(1)
